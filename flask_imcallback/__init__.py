@@ -1,0 +1,37 @@
+"""Records who removed whom on Tencent Cloud IM and OpenIM, from their callbacks."""
+
+from .errors import (
+    ConfigError,
+    HistoryQueryError,
+    ImCallbackError,
+    PacketError,
+    StorageError,
+    VerificationError,
+)
+from .events import Record, Relation, Removal, removals_recorded
+from .extension import ImCallback
+from .history import History, Page
+from .migration import upgrade
+from .providers import OpenIMProvider, Provider, TencentProvider
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "ConfigError",
+    "History",
+    "HistoryQueryError",
+    "ImCallback",
+    "ImCallbackError",
+    "OpenIMProvider",
+    "PacketError",
+    "Page",
+    "Provider",
+    "Record",
+    "Relation",
+    "Removal",
+    "StorageError",
+    "TencentProvider",
+    "VerificationError",
+    "removals_recorded",
+    "upgrade",
+]

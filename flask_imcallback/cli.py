@@ -1,0 +1,169 @@
+"""`flask imcallback …`, and `flask db …` for an app that has none."""
+
+from __future__ import annotations
+
+import csv
+import functools
+import json
+import sys
+from collections.abc import Callable
+from typing import Any
+
+import click
+from flask import Flask
+from flask.cli import with_appcontext
+
+from .errors import ImCallbackError
+from .migration import current_revision, run
+from .schemas import HISTORY_QUERY, REMOVAL, removal_json
+from .state import get_state
+
+
+def add_commands(app: Flask) -> None:
+    group = click.Group("imcallback", help="The removals that IM servers reported.")
+    group.add_command(history)
+    for command in migration_commands():
+        # `history` is the product's own word here.
+        name = "revisions" if command.name == "history" else command.name
+        group.add_command(command, name)
+    app.cli.add_command(group)
+    if "db" not in app.cli.commands:
+        help = "The migrations of flask-imcallback; the app has none of its own."
+        app.cli.add_command(click.Group("db", {c.name or "": c for c in bare_db_commands()}, help=help))
+
+
+def _reports_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Say errors that were raised on purpose in a line, with exit status 1."""
+
+    @functools.wraps(function)
+    def wrapper(*args: Any, **kwargs: Any) -> Any:
+        from alembic.util import CommandError
+
+        try:
+            return function(*args, **kwargs)
+        except (ImCallbackError, CommandError) as error:
+            raise click.ClickException(str(error)) from error
+
+    return wrapper
+
+
+def _changes(command: str) -> Callable[..., None]:
+    """A command of Alembic that moves the tables; says on stderr from where to where."""
+
+    def change(revision: str, sql: bool) -> None:
+        engine = get_state().engine()
+        if sql:
+            run(command, revision, sql=True)
+            return
+        before = current_revision(engine)
+        run(command, revision)
+        after = current_revision(engine)
+        if before != after:
+            click.echo(f"flask-imcallback: {before or '<empty>'} -> {after or '<empty>'}", err=True)
+
+    return change
+
+
+def _command(
+    name: str, help: str, callback: Callable[..., Any], *parameters: click.Parameter
+) -> click.Command:
+    callback = with_appcontext(_reports_errors(callback))
+    return click.Command(name, callback=callback, params=list(parameters), help=help)
+
+
+def migration_commands() -> list[click.Command]:
+    """The commands on our own tables."""
+    sql = click.Option(["--sql"], is_flag=True, help="Print the SQL and change nothing.")
+    to_head = click.Argument(["revision"], default="head")
+    verbose = click.Option(["-v", "--verbose"], is_flag=True)
+
+    def runs(command: str) -> Callable[..., None]:
+        return lambda **options: run(command, **options)
+
+    return [
+        _command("upgrade", "Create or upgrade the tables.", _changes("upgrade"), to_head, sql),
+        _command(
+            "downgrade",
+            "Go back, by one revision unless told otherwise.",
+            _changes("downgrade"),
+            click.Argument(["revision"], default="-1"),
+            sql,
+        ),
+        _command("stamp", "Set the revision without migrating.", _changes("stamp"), to_head, sql),
+        _command("current", "Show the revision of the tables.", runs("current"), verbose),
+        _command("history", "List the revisions.", runs("history"), verbose),
+        _command("heads", "Show the newest revision.", runs("heads"), verbose),
+        _command("show", "Show a revision.", lambda revision: run("show", revision), to_head),
+        _command("check", "Fail if the tables differ from the newest revision.", runs("check")),
+    ]
+
+
+def bare_db_commands() -> list[click.Command]:
+    """`flask db` for an app without migrations of its own."""
+
+    def explain(**_: Any) -> None:
+        raise click.ClickException(
+            "this app has no migrations of its own, only those of flask-imcallback; for some, "
+            "install Flask-Migrate and call Migrate(app, db)"
+        )
+
+    hidden = [
+        click.Command(
+            name,
+            callback=explain,
+            hidden=True,
+            context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
+        )
+        for name in ("init", "migrate", "revision", "merge", "edit")
+    ]
+    return migration_commands() + hidden
+
+
+@click.pass_context
+def _history(context: click.Context, format: str, **filters: Any) -> None:
+    given = {
+        name: list(value) if isinstance(value, tuple) else [value]
+        for name, value in filters.items()
+        if value
+    }
+    page = get_state().history.page(HISTORY_QUERY.read(given))
+    rows = [removal_json(record) for record in page.data]
+    if format == "ndjson":
+        for row in rows:
+            click.echo(json.dumps(row, ensure_ascii=False))
+    elif format == "csv":
+        writer = csv.DictWriter(sys.stdout, list(REMOVAL.fields), lineterminator="\r\n")
+        writer.writeheader()
+        writer.writerows(rows)
+    else:
+        _echo_table(rows)
+    if page.next_cursor:
+        click.echo(f"There are more: --cursor {page.next_cursor}", err=True)
+
+
+TABLE = ("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform")
+
+
+def _echo_table(rows: list[dict[str, Any]]) -> None:
+    """Aligned columns; control characters are shown escaped, since a terminal obeys them."""
+    lines = [TABLE] + [tuple(_visible(str(row[name])) for name in TABLE) for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(TABLE))]
+    for line in lines:
+        padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
+        click.echo("  ".join(padded).rstrip())
+
+
+def _visible(text: str) -> str:
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def _history_options() -> list[click.Parameter]:
+    options: list[click.Parameter] = []
+    for name, field in HISTORY_QUERY.fields.items():
+        flag = f"--{name.replace('_', '-')}"
+        options += [click.Option([flag], multiple=hasattr(field, "inner"), help=field.metadata.get("description"))]
+    formats = click.Choice(["table", "ndjson", "csv"])
+    return [*options, click.Option(["--format"], type=formats, default="table", show_default=True)]
+
+
+history = _command("history", "List the recorded removals, newest first.", _history, *_history_options())

@@ -1,0 +1,79 @@
+"""`ImCallback` wires one app."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flask import Flask
+from flask_sqlalchemy import SQLAlchemy
+
+from . import host_migrations
+from .cli import add_commands
+from .errors import ConfigError
+from .history import History
+from .providers import PROVIDERS, Provider
+from .state import EXTENSION, AppState, get_state
+from .web import callbacks
+from .web import history as history_pages
+
+logger = logging.getLogger("flask_imcallback")
+
+
+class ImCallback:
+    """Receives the callbacks of IM servers, records the removals, and lets one query them.
+
+    `db` is the Flask-SQLAlchemy object to use; without it, that of the app, else one of our own.
+    `providers` are classes that take the `Settings`, or ready objects. `history_decorators` guard
+    the history as the host guards its own views, the last one outermost.
+    """
+
+    def __init__(
+        self,
+        app: Flask | None = None,
+        *,
+        db: SQLAlchemy | None = None,
+        providers: Iterable[type[Provider] | Provider] = PROVIDERS,
+        history_decorators: Iterable[Callable[..., Any]] = (),
+    ) -> None:
+        self._db = db
+        self._providers = tuple(providers)
+        self._history_decorators = tuple(history_decorators)
+        if app is not None:
+            self.init_app(app)
+
+    def init_app(self, app: Flask, db: SQLAlchemy | None = None) -> None:
+        """Set up an app; one object may serve several.
+
+        Raises `ConfigError` for wrong settings, for a provider that they leave unguarded, and for
+        a second registration.
+        """
+        if EXTENSION in app.extensions:
+            raise ConfigError(
+                "this app has an ImCallback already: call ImCallback(app) or init_app(app), not both"
+            )
+        state = AppState(
+            app,
+            db=db or self._db,
+            providers=self._providers,
+            history_decorators=self._history_decorators,
+        )
+        app.extensions[EXTENSION] = state
+        prefix = state.settings.url_prefix or None
+        app.register_blueprint(callbacks.make_blueprint(state.providers), url_prefix=prefix)
+        pages = history_pages.make_blueprint(state.history_decorators)
+        app.register_blueprint(pages, url_prefix=prefix)
+        callbacks.wrap(app, state)
+        add_commands(app)
+        host_migrations.follow(app)
+        if not any(provider.is_on for provider in state.providers.values()):
+            logger.warning(
+                "No provider is on, so that no callback is accepted: set IMCALLBACK_TENCENT_APPS, "
+                "IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS"
+            )
+
+    @property
+    def history(self) -> History:
+        """The history of the current app."""
+        return get_state().history

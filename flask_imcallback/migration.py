@@ -1,0 +1,74 @@
+"""Our migrations: an Alembic environment and a version table of our own.
+
+The host's own history, if it has one, stays as it is; we take nothing but an engine from it.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from sqlalchemy import Engine
+from sqlalchemy.exc import SQLAlchemyError
+
+from .errors import ConfigError, StorageError
+from .state import get_state
+
+if TYPE_CHECKING:
+    from alembic.config import Config
+
+VERSION_TABLE = "alembic_version_imcallback"
+FIRST = "versions/0001_delivery_and_removal.py"
+
+
+def upgrade(revision: str = "head") -> None:
+    """Bring our tables of the current app up to a revision, the newest unless told otherwise.
+
+    Raises `ConfigError` for settings that name no database, `StorageError` if it does not answer.
+    """
+    run("upgrade", revision)
+
+
+def run(command: str, *arguments: Any, **options: Any) -> None:
+    """Run a command of Alembic on our tables of the current app.
+
+    Raises Alembic's `CommandError`, `ConfigError`, and `StorageError`.
+    """
+    from alembic import command as commands  # a tenth of a second that only migrations need
+
+    try:
+        getattr(commands, command)(make_config(get_state().engine()), *arguments, **options)
+    except SQLAlchemyError as error:
+        raise StorageError(f"the database does not answer: {error}") from error
+
+
+def current_revision(engine: Engine) -> str | None:
+    """The revision that the tables are at; None if there are none."""
+    from alembic.migration import MigrationContext
+
+    with engine.connect() as connection:
+        options = {"version_table": VERSION_TABLE}
+        return MigrationContext.configure(connection, opts=options).get_current_revision()
+
+
+def make_config(engine: Engine) -> Config:
+    """Alembic's configuration; an engine, because a URL as text loses the password or its `%`."""
+    from alembic.config import Config
+
+    config = Config()
+    config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
+    config.set_main_option("path_separator", "os")
+    config.attributes["engine"] = engine
+    return config
+
+
+def _folder() -> Path:
+    """The migrations: inside the package when installed, beside it in a checkout.
+
+    Looked for as files: no import finds them in every kind of editable install.
+    """
+    package = Path(__file__).resolve().parent
+    for folder in (package / "migrations", package.parent / "migrations"):
+        if (folder / FIRST).exists():
+            return folder
+    raise ConfigError("the migrations are missing: flask-imcallback is not installed as a whole")

@@ -1,0 +1,142 @@
+"""The two tables, on a MetaData of our own, so that a host's `create_all` does not reach them.
+
+Ids are times: a delivery's id is the microsecond at which it was received, counted from 1970 and
+moved up until it is free, and its removals have the ids that follow, so that removal `n` has the
+id of its delivery plus `n`. That orders the history by time and pages it by one number, makes
+`since` and `until` a range of the primary key, and needs no index on a time and no question to the
+database before a row is written. Such ids stay below 2^53 until the year 2255.
+
+No foreign key joins the tables: one transaction writes both, nothing deletes from one alone, and
+the check would cost a look-up for each removal.
+"""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from sqlalchemy import (
+    BigInteger,
+    Column,
+    DateTime,
+    Dialect,
+    Index,
+    Integer,
+    LargeBinary,
+    MetaData,
+    String,
+    Table,
+    Text,
+    TypeDecorator,
+    UniqueConstraint,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeEngine
+
+EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+MICROSECOND = timedelta(microseconds=1)
+MAX_REMOVALS = 1_000_000
+"""A delivery has fewer; ids of its removals are less than a second behind its own."""
+
+metadata = MetaData()
+
+
+def id_at(moment: datetime) -> int:
+    """The id of a delivery received at that moment, which is aware."""
+    return (moment - EPOCH) // MICROSECOND
+
+
+def moment_of(delivery_id: int) -> datetime:
+    """When the delivery was received."""
+    return EPOCH + delivery_id * MICROSECOND
+
+
+class ExactText(TypeDecorator[str]):
+    """Text that is equal only if its bytes are: no case, accent or trailing blank is passed over."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        length = self.impl_instance.length
+        if dialect.name in ("mysql", "mariadb"):
+            # utf8mb4_bin would find "a" for "a "; each of the two servers lacks the other's name.
+            is_mariadb = getattr(dialect, "is_mariadb", False)
+            collation = "utf8mb4_nopad_bin" if is_mariadb else "utf8mb4_0900_bin"
+            return dialect.type_descriptor(mysql.VARCHAR(length, collation=collation))
+        collation = "C" if dialect.name == "postgresql" else None
+        return dialect.type_descriptor(String(length, collation=collation))
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware moment with microseconds, stored in UTC."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or value.tzinfo is not None:
+            return value and value.astimezone(UTC)
+        return value.replace(tzinfo=UTC)
+
+
+LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+Fingerprint = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
+
+delivery = Table(
+    "imcallback_delivery",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("provider", ExactText(32), nullable=False),
+    Column("app_id", ExactText(32), nullable=False),
+    Column("command", ExactText(255), nullable=False),
+    Column("status", ExactText(16), nullable=False),
+    Column("duplicate_of", BigInteger),
+    Column("error", LongText, nullable=False),
+    Column("removal_count", Integer, nullable=False),
+    Column("remote_addr", ExactText(255), nullable=False),
+    Column("authenticated_by", ExactText(64), nullable=False),
+    Column("client_ip", ExactText(255), nullable=False),
+    Column("platform", ExactText(255), nullable=False),
+    Column("request_id", ExactText(255), nullable=False),
+    Column("query", LongText, nullable=False),
+    Column("headers", LongText, nullable=False),
+    Column("body", Bytes, nullable=False),
+    Column("fingerprint", Fingerprint),
+    # A callback that the provider repeats is kept once, under any number of workers and nodes;
+    # a delivery that cannot be a repetition, or is one, has no fingerprint.
+    UniqueConstraint("fingerprint", name="uq_imcallback_delivery_fingerprint"),
+)
+
+removal = Table(
+    "imcallback_removal",
+    metadata,
+    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("delivery_id", BigInteger, nullable=False),
+    Column("position", Integer, nullable=False),
+    Column("received_at", UtcDateTime, nullable=False),
+    Column("provider", ExactText(32), nullable=False),
+    Column("app_id", ExactText(32), nullable=False),
+    Column("command", ExactText(255), nullable=False),
+    Column("relation", ExactText(16), nullable=False),
+    Column("owner_id", ExactText(255), nullable=False),
+    Column("target_id", ExactText(255), nullable=False),
+    Column("client_ip", ExactText(255), nullable=False),
+    Column("platform", ExactText(255), nullable=False),
+    Column("request_id", ExactText(255), nullable=False),
+    # Each account's removals, in the order of the pages.
+    Index("ix_imcallback_removal_owner_id_id", "owner_id", "id"),
+    Index("ix_imcallback_removal_target_id_id", "target_id", "id"),
+)

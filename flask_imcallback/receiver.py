@@ -1,0 +1,98 @@
+"""The story of one callback."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from dataclasses import replace
+from urllib.parse import urlencode
+
+from .errors import BodyTooLargeError, PacketError, StorageError, VerificationError
+from .events import Record, Status, removals_recorded
+from .providers.base import CallbackRequest, Provider, Reply
+from .recorder import Delivery, Recorder
+from .settings import Settings
+
+logger = logging.getLogger("flask_imcallback")
+
+KEPT_HEADERS = ("host", "user-agent", "content-type", "content-length", "operationid")
+"""None of them ever holds a secret; the others are dropped."""
+
+
+def receive(
+    request: CallbackRequest,
+    read_body: Callable[[int], tuple[bytes, str]],
+    *,
+    provider: Provider,
+    settings: Settings,
+    recorder: Recorder,
+    sender: object,
+) -> Reply:
+    """Verify, read, parse, record and answer a callback.
+
+    `read_body` takes the most bytes to accept, and gives those that came and what is wrong with
+    them, if anything; it is called for authentic callbacks only. `sender` is that of the signal.
+    """
+    try:
+        if not settings.allows(request.remote_addr):
+            raise VerificationError("the address is not in IMCALLBACK_ALLOWED_NETWORKS")
+        authenticated_by = provider.verify(request)
+    except VerificationError as error:
+        logger.warning("Refused a callback of %s: %s", provider.name, error)
+        return provider.refuse(403, "not authentic")
+
+    try:
+        body, problem = read_body(settings.max_body)
+    except BodyTooLargeError as error:
+        logger.warning("Refused a callback of %s: %s", provider.name, error)
+        return provider.refuse(413, str(error))
+
+    delivery = Delivery(
+        provider=provider.name,
+        repeats_callbacks=provider.repeats_callbacks,
+        origin=provider.origin(request),
+        received_at=request.received_at,
+        remote_addr=request.remote_addr,
+        authenticated_by=authenticated_by,
+        query=_kept_query(request, provider),
+        headers={name: request.headers[name] for name in KEPT_HEADERS if name in request.headers},
+        body=body,
+    )
+    try:
+        if problem:
+            raise PacketError(problem)
+        callback = provider.parse(request, body)
+    except PacketError as error:
+        reply = provider.refuse(400, str(error))
+        delivery = replace(delivery, status=Status.UNREADABLE, error=str(error))
+    else:
+        reply = provider.accept(callback)
+        delivery = replace(
+            delivery,
+            status=Status.IGNORED if callback.removals is None else Status.RECORDED,
+            origin=replace(delivery.origin, command=callback.command),
+            removals=callback.removals or (),
+        )
+
+    try:
+        records = recorder.record(delivery)
+    except StorageError as error:
+        logger.exception("A callback of %s is lost: %s. It was %r", provider.name, error, delivery)
+        return provider.refuse(503, "it could not be stored")
+    if records:
+        _announce(sender, records)
+    return reply
+
+
+def _kept_query(request: CallbackRequest, provider: Provider) -> str:
+    kept = {name: values for name, values in request.query.items() if name in provider.kept_query}
+    return urlencode(kept, doseq=True, errors="replace")
+
+
+def _announce(sender: object, records: list[Record]) -> None:
+    """Tell each receiver, whatever the others do."""
+    for hear in removals_recorded.receivers_for(sender):
+        try:
+            hear(sender, removals=list(records))
+        except Exception:
+            logger.exception("A receiver of removals_recorded failed; the removals are stored")

@@ -1,0 +1,98 @@
+"""What one app owns: its settings, providers, database, recorder and history."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from typing import Any
+
+from flask import Flask, current_app
+from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Engine, event
+
+from .errors import ConfigError
+from .history import History
+from .providers.base import Provider
+from .recorder import Recorder
+from .settings import Settings
+
+EXTENSION = "imcallback"
+
+
+class AppState:
+    """Kept in `app.extensions`; it knows its app only as `current_app`."""
+
+    def __init__(
+        self,
+        app: Flask,
+        *,
+        db: SQLAlchemy | None,
+        providers: Iterable[type[Provider] | Provider],
+        history_decorators: Iterable[Callable[..., Any]],
+    ) -> None:
+        self.settings = Settings.from_config(app.config)
+        made = [self._make(provider) for provider in providers]
+        self.providers = {provider.name: provider for provider in made}
+        self.history_decorators = tuple(history_decorators)
+        self.recorder = Recorder(self.engine)
+        # Like Flask's sessions, the newest key last: it signs, and all of them verify.
+        keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.config.get("SECRET_KEY")]
+        self.history = History(self.engine, [key for key in keys if key])
+        self._db = db
+        self._lock = threading.Lock()
+
+    def _make(self, provider: Any) -> Provider:
+        made: Provider = provider(self.settings) if isinstance(provider, type) else provider
+        return made
+
+    def database(self) -> SQLAlchemy:
+        """The host's `SQLAlchemy`, or one of our own if the app has none by its first use.
+
+        Ours is made late because a host may set up its own after us, and only one fits an app.
+        """
+        db = self._db or current_app.extensions.get("sqlalchemy")
+        if db is None:
+            with self._lock:
+                db = current_app.extensions.get("sqlalchemy") or _make_database()
+        return db  # type: ignore[no-any-return]
+
+    def engine(self) -> Engine:
+        """The engine of the database that holds our tables. Needs an app context.
+
+        Raises `ConfigError` if `IMCALLBACK_BIND_KEY` names none.
+        """
+        engines = self.database().engines
+        key = self.settings.bind_key
+        if key not in engines:
+            there = ", ".join(repr(bind) for bind in engines) or "none"
+            raise ConfigError(
+                f"IMCALLBACK_BIND_KEY is {key!r}, but the binds of Flask-SQLAlchemy are: {there}"
+            )
+        return engines[key]
+
+
+def get_state() -> AppState:
+    """The state of the current app. Raises `ConfigError` if it has no `ImCallback`."""
+    state = current_app.extensions.get(EXTENSION)
+    if state is None:
+        raise ConfigError("this app has no ImCallback: call ImCallback(app) or init_app(app)")
+    return state  # type: ignore[no-any-return]
+
+
+def _make_database() -> SQLAlchemy:
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    if not app.config.get("SQLALCHEMY_BINDS"):
+        app.config.setdefault("SQLALCHEMY_DATABASE_URI", "sqlite:///imcallback.db")
+    db = SQLAlchemy(app)
+    for engine in db.engines.values():
+        if engine.dialect.name == "sqlite":
+            event.listen(engine, "connect", _be_durable)
+    return db
+
+
+def _be_durable(connection: Any, _: object) -> None:
+    """Writers and readers side by side; a commit is on disk when it returns."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()

@@ -1,0 +1,1 @@
+"""The addresses: callbacks in, history out."""

@@ -1,0 +1,130 @@
+"""Receives a POST: HTTP in, the provider's answer out."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
+from typing import Any
+
+from flask import Blueprint, Flask, Response, current_app, json, request
+
+from ..errors import BodyTooLargeError
+from ..providers.base import CallbackRequest, Reply
+from ..receiver import receive
+from ..state import AppState, get_state
+
+logger = logging.getLogger("flask_imcallback")
+
+METHODS = ["POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
+"""All are routed here, so that each gets the provider's answer: another body can stop users."""
+CHUNK = 64 * 1024
+
+
+def make_blueprint(providers: Iterable[str]) -> Blueprint:
+    blueprint = Blueprint("imcallback_callbacks", __name__)
+    for name in providers:
+        for rule in (f"/{name}", f"/{name}/<path:rest>"):
+            blueprint.add_url_rule(
+                rule,
+                endpoint=name,
+                view_func=_callback,
+                defaults={"name": name},
+                methods=METHODS,
+                provide_automatic_options=False,
+                strict_slashes=False,
+            )
+    return blueprint
+
+
+def _callback(name: str, rest: str = "") -> Response:
+    """A stranger never sees a traceback, and no log a path: it may hold a secret."""
+    state = get_state()
+    provider = state.providers[name]
+    try:
+        if not provider.is_on:
+            reply = provider.refuse(404, f"{name} is off")
+        elif request.method != "POST":
+            reply = provider.refuse(405, "callbacks are sent by POST")
+        else:
+            reply = receive(
+                _callback_request(rest),
+                _read_body,
+                provider=provider,
+                settings=state.settings,
+                recorder=state.recorder,
+                sender=current_app._get_current_object(),  # type: ignore[attr-defined]
+            )
+    except Exception:
+        logger.exception("A callback of %s is lost. It was %r", name, request.get_data())
+        reply = provider.refuse(503, "it could not be stored")
+    return _response(reply)
+
+
+def _callback_request(rest: str) -> CallbackRequest:
+    return CallbackRequest(
+        segments=tuple(segment for segment in rest.split("/") if segment),
+        query={name: tuple(values) for name, values in request.args.lists()},
+        headers={name.lower(): value for name, value in request.headers.items()},
+        remote_addr=request.remote_addr or "",
+        received_at=datetime.now(UTC),
+    )
+
+
+def _read_body(maximum: int) -> tuple[bytes, str]:
+    """The bytes that came, and what is wrong with them; raises `BodyTooLargeError`.
+
+    Read from the server itself: Werkzeug drops what came of a body that is cut off.
+    """
+    length = request.content_length
+    if length is not None and length > maximum:
+        raise BodyTooLargeError
+    if length is None and not request.environ.get("wsgi.input_terminated"):
+        return b"", ""
+    stream, body, problem = request.environ["wsgi.input"], bytearray(), ""
+    wanted = maximum + 1 if length is None else length
+    try:
+        while chunk := stream.read(min(CHUNK, wanted - len(body))):
+            body += chunk
+    except OSError as error:
+        problem = f"the body was cut off: {type(error).__name__}"
+    if len(body) > maximum:
+        raise BodyTooLargeError
+    if length is not None and len(body) < length:
+        if not body and (read_before := request.get_data()):
+            return read_before, ""  # by the host's own before_request
+        problem = f"the body has {len(body)} bytes, but its Content-Length is {length}"
+    return bytes(body), problem
+
+
+def _response(reply: Reply) -> Response:
+    response = Response(json.dumps(reply.body), reply.status, mimetype="application/json")
+    if reply.status == 405:
+        response.headers["Allow"] = "POST"
+    return response
+
+
+def wrap(app: Flask, state: AppState) -> None:
+    """Do what must be done before routing.
+
+    A callback with doubled slashes is served as one without: Werkzeug would redirect it, and
+    OpenIM's client loses its event then. And an app without a database gets ours at its first
+    request, because Flask takes no extension any more while it handles one.
+    """
+    names = "|".join(re.escape(name) for name in state.providers)
+    address = re.compile(f"{re.escape(state.settings.url_prefix)}/({names})(/|$)")
+    inner = app.wsgi_app
+
+    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
+        if "sqlalchemy" not in app.extensions:
+            with app.app_context():
+                state.database()
+        path = environ.get("PATH_INFO", "")
+        if "//" in path:
+            single = re.sub("//+", "/", path)
+            if address.match(single):
+                environ["PATH_INFO"] = single
+        return inner(environ, start_response)
+
+    app.wsgi_app = serve  # type: ignore[method-assign]

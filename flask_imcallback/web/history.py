@@ -1,0 +1,120 @@
+"""The history as JSON."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from flask import Blueprint, Response, json, request
+from werkzeug.datastructures import WWWAuthenticate
+
+from ..errors import HistoryQueryError, StorageError
+from ..providers.base import is_one_of
+from ..schemas import DELIVERY, HISTORY_QUERY, removal_json
+from ..state import get_state
+
+
+class Refusal(Exception):
+    """A problem to answer with, as RFC 9457 has it."""
+
+    def __init__(self, status: int, title: str, detail: str, **members: object) -> None:
+        super().__init__(detail)
+        self.status = status
+        self.body = {"title": title, "status": status, "detail": detail, **members}
+
+
+def make_blueprint(decorators: tuple[Callable[..., Any], ...]) -> Blueprint:
+    blueprint = Blueprint("imcallback_history", __name__)
+    for rule, view in (("/history", _history), ("/history/<removal_id>", _removal)):
+        blueprint.add_url_rule(
+            rule, endpoint=view.__name__[1:], view_func=_guarded(view, decorators)
+        )
+    blueprint.register_error_handler(Refusal, _problem)
+    blueprint.register_error_handler(HistoryQueryError, _bad_parameter)
+    blueprint.register_error_handler(StorageError, _no_database)
+    blueprint.after_request(_no_store)
+    return blueprint
+
+
+def _guarded(
+    view: Callable[..., Any], decorators: tuple[Callable[..., Any], ...]
+) -> Callable[..., Any]:
+    """Open the view to a bearer token, or to whom the host's decorators let in."""
+    decorated = view
+    for decorator in decorators:
+        decorated = decorator(decorated)
+
+    def guard(**arguments: Any) -> Any:
+        tokens = get_state().settings.history_tokens
+        given = request.authorization
+        if tokens and given is not None and given.type == "bearer":
+            if is_one_of(given.token or "", tokens):
+                return view(**arguments)
+            raise Refusal(401, "Unauthorized", "The bearer token is not known.")
+        if decorators:
+            return decorated(**arguments)
+        if tokens:
+            raise Refusal(401, "Unauthorized", "Send a bearer token: Authorization: Bearer …")
+        raise Refusal(
+            403,
+            "Forbidden",
+            "The history is closed. Set IMCALLBACK_HISTORY_TOKENS, or pass history_decorators to "
+            "ImCallback, to open it.",
+        )
+
+    return guard
+
+
+def _history() -> Response:
+    parameters = request.args.to_dict(flat=False)
+    page = get_state().history.page(HISTORY_QUERY.read(parameters))
+    response = _json({"data": [removal_json(r) for r in page.data], "next_cursor": page.next_cursor})
+    if page.next_cursor is not None:
+        response.headers["Link"] = f'<{_next_url(page.next_cursor)}>; rel="next"'
+    return response
+
+
+def _next_url(cursor: str) -> str:
+    from urllib.parse import urlencode
+
+    parameters = [
+        (name, value) for name, value in request.args.items(multi=True) if name != "cursor"
+    ]
+    return f"{request.base_url}?{urlencode([*parameters, ('cursor', cursor)])}"
+
+
+def _removal(removal_id: str) -> Response:
+    is_id = removal_id.isascii() and removal_id.isdecimal() and len(removal_id) <= 16
+    found = get_state().history.get(int(removal_id)) if is_id else None
+    if found is None:
+        raise Refusal(404, "Not Found", "There is no such removal.")
+    record, delivery = found
+    return _json(removal_json(record) | {"delivery": DELIVERY.dump(delivery)})
+
+
+def _json(body: Any) -> Response:
+    text = json.dumps(body, ensure_ascii=False, sort_keys=False)
+    return Response(text + "\n", mimetype="application/json")
+
+
+def _problem(refusal: Refusal) -> Response:
+    response = _json({"type": "about:blank", **refusal.body})
+    response.status_code = refusal.status
+    response.mimetype = "application/problem+json"
+    if refusal.status == 401:
+        response.www_authenticate = WWWAuthenticate("bearer", {"realm": "imcallback"})
+    return response
+
+
+def _bad_parameter(error: HistoryQueryError) -> Response:
+    detail = f"{error.parameter} {error}"
+    return _problem(Refusal(400, "Bad Request", detail, parameter=error.parameter))
+
+
+def _no_database(error: StorageError) -> Response:
+    return _problem(Refusal(503, "Service Unavailable", str(error)))
+
+
+def _no_store(response: Response) -> Response:
+    response.headers["Cache-Control"] = "no-store"
+    return response

@@ -1,0 +1,1 @@
+"""One file a revision, numbered; none imports anything of the package."""
