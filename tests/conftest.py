@@ -1,0 +1,66 @@
+"""Databases of every kind, and apps on them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+
+import servers
+from flask_imcallback import ImCallback, upgrade
+from flask_imcallback.state import get_state
+
+DATABASES = ("sqlite", "postgresql", "mariadb")
+MakeApp = Callable[..., Flask]
+
+
+@pytest.fixture(scope="session")
+def database_servers() -> Iterator[dict[str, servers.Server]]:
+    """One private PostgreSQL and MariaDB for all tests of this process."""
+    with ExitStack() as stack:
+        yield {
+            "postgresql": stack.enter_context(servers.postgresql()),
+            "mariadb": stack.enter_context(servers.mariadb()),
+        }
+
+
+@pytest.fixture(params=DATABASES)
+def database_url(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[URL]:
+    """An empty database of each kind."""
+    if request.param == "sqlite":
+        yield URL.create("sqlite", database=str(tmp_path / "test.db"))
+        return
+    server = request.getfixturevalue("database_servers")[request.param]
+    with servers.database(server) as url:
+        yield url
+
+
+@pytest.fixture
+def make_app(tmp_path: Path) -> Iterator[MakeApp]:
+    """Make apps with settings; the tables are there, in a SQLite file unless told otherwise."""
+
+    apps: list[Flask] = []
+
+    def make(url: URL | None = None, *, migrate: bool = True, **arguments: Any) -> Flask:
+        app = Flask("host", instance_path=str(tmp_path / "instance"))
+        app.config["SECRET_KEY"] = "a secret key of the tests"
+        if url is not None:
+            app.config["SQLALCHEMY_DATABASE_URI"] = url
+        app.config.update({name: arguments.pop(name) for name in list(arguments) if name.isupper()})
+        ImCallback(app, **arguments)
+        apps.append(app)
+        if migrate:
+            with app.app_context():
+                upgrade()
+        return app
+
+    yield make
+    for app in apps:
+        with app.app_context():
+            for engine in get_state().database().engines.values():
+                engine.dispose()
