@@ -15,7 +15,7 @@ from flask.cli import with_appcontext
 
 from .errors import ImCallbackError
 from .migration import current_revision, run
-from .schemas import HISTORY_QUERY, REMOVAL, removal_json
+from .schemas import HISTORY_QUERY, REMOVAL, read_query, removal_json
 from .state import get_state
 
 
@@ -29,7 +29,9 @@ def add_commands(app: Flask) -> None:
     app.cli.add_command(group)
     if "db" not in app.cli.commands:
         help = "The migrations of flask-imcallback; the app has none of its own."
-        app.cli.add_command(click.Group("db", {c.name or "": c for c in bare_db_commands()}, help=help))
+        app.cli.add_command(
+            click.Group("db", {c.name or "": c for c in bare_db_commands()}, help=help)
+        )
 
 
 def _reports_errors(function: Callable[..., Any]) -> Callable[..., Any]:
@@ -119,14 +121,13 @@ def bare_db_commands() -> list[click.Command]:
     return migration_commands() + hidden
 
 
-@click.pass_context
-def _history(context: click.Context, format: str, **filters: Any) -> None:
+def _history(format: str, **filters: Any) -> None:
     given = {
         name: list(value) if isinstance(value, tuple) else [value]
         for name, value in filters.items()
         if value
     }
-    page = get_state().history.page(HISTORY_QUERY.read(given))
+    page = get_state().history.page(read_query(given))
     rows = [removal_json(record) for record in page.data]
     if format == "ndjson":
         for row in rows:
@@ -161,9 +162,15 @@ def _history_options() -> list[click.Parameter]:
     options: list[click.Parameter] = []
     for name, field in HISTORY_QUERY.fields.items():
         flag = f"--{name.replace('_', '-')}"
-        options += [click.Option([flag], multiple=hasattr(field, "inner"), help=field.metadata.get("description"))]
+        options += [
+            click.Option(
+                [flag], multiple=hasattr(field, "inner"), help=field.metadata.get("description")
+            )
+        ]
     formats = click.Choice(["table", "ndjson", "csv"])
     return [*options, click.Option(["--format"], type=formats, default="table", show_default=True)]
 
 
-history = _command("history", "List the recorded removals, newest first.", _history, *_history_options())
+history = _command(
+    "history", "List the recorded removals, newest first.", _history, *_history_options()
+)

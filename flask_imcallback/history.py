@@ -73,8 +73,8 @@ class HistoryQuery:
         for name, values in self.texts.items():
             for value in values:
                 _check_text(name, value)
-        for value in self.delivery_id:
-            _check_number("delivery_id", value, NEXT_ID)
+        for number in self.delivery_id:
+            _check_number("delivery_id", number, NEXT_ID)
         for name, moment in (("since", self.since), ("until", self.until)):
             if moment is not None and (not isinstance(moment, datetime) or not moment.tzinfo):
                 raise HistoryQueryError(name, "must be a time with its offset from UTC")
@@ -129,10 +129,10 @@ class Page:
 class History:
     """The removals in the database of one app."""
 
-    def __init__(self, engine: Callable[[], Engine], secret_keys: Sequence[str | bytes]) -> None:
+    def __init__(self, engine: Callable[[], Engine], secret_keys: Sequence[str]) -> None:
         self._engine = engine
         # Without a secret key the signature only guards against mistakes, and no secret is in it.
-        self._cursors = URLSafeSerializer(list(secret_keys) or "", salt="flask-imcallback-cursor")
+        self._cursors = URLSafeSerializer(secret_keys or "", salt="flask-imcallback-cursor")
 
     def find(self, **filters: Any) -> Page:
         """The removals that meet all filters, which are those of the HTTP address.

@@ -13,7 +13,7 @@ the check would cost a look-up for each removal.
 from __future__ import annotations
 
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, cast
 
 from sqlalchemy import (
     BigInteger,
@@ -58,14 +58,14 @@ class ExactText(TypeDecorator[str]):
     cache_ok = True
 
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
-        length = self.impl_instance.length
+        length: int = cast(String, self.impl_instance).length or 0
         if dialect.name in ("mysql", "mariadb"):
             # utf8mb4_bin would find "a" for "a "; each of the two servers lacks the other's name.
             is_mariadb = getattr(dialect, "is_mariadb", False)
             collation = "utf8mb4_nopad_bin" if is_mariadb else "utf8mb4_0900_bin"
             return dialect.type_descriptor(mysql.VARCHAR(length, collation=collation))
-        collation = "C" if dialect.name == "postgresql" else None
-        return dialect.type_descriptor(String(length, collation=collation))
+        exact = "C" if dialect.name == "postgresql" else None
+        return dialect.type_descriptor(String(length, collation=exact))
 
 
 class UtcDateTime(TypeDecorator[datetime]):

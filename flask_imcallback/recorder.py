@@ -103,8 +103,10 @@ class Recorder:
 
     def _rows(self, delivery: Delivery) -> tuple[dict[str, Any], list[Record]]:
         delivery_id = self._take_ids(id_at(delivery.received_at), len(delivery.removals))
-        origin = {name: _storable(text) for name, text in asdict(delivery.origin).items()}
-        row = origin | {
+        origin: dict[str, Any] = {
+            name: _storable(text) for name, text in asdict(delivery.origin).items()
+        }
+        row: dict[str, Any] = origin | {
             "id": delivery_id,
             "received_at": moment_of(delivery_id),
             "provider": delivery.provider,

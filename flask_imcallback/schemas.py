@@ -6,19 +6,16 @@ import json
 import re
 from base64 import b64encode
 from collections.abc import Mapping
-from dataclasses import asdict
 from datetime import UTC, datetime
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields, validate
+from marshmallow import RAISE, Schema, ValidationError, fields
 
 from .errors import HistoryQueryError
 from .events import Record, Relation
-from .history import DEFAULT_LIMIT, MAX_LIMIT, TEXT_FILTERS, HistoryQuery
+from .history import DEFAULT_LIMIT, MAX_LIMIT, HistoryQuery
 
-RFC_3339 = re.compile(
-    r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII
-)
+RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
 
 class Moment(fields.Field[datetime]):
@@ -42,48 +39,63 @@ class Moment(fields.Field[datetime]):
             raise self.make_error("invalid") from error
 
 
-class Number(fields.Integer):
+class WholeNumber(fields.Integer):
     """Digits, and nothing else that Python would take for a number."""
 
-    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int | None:
+    def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
         if not re.fullmatch(r"\d{1,16}", str(value), re.ASCII):
             raise self.make_error("invalid")
-        return super()._deserialize(value, attr, data, **kwargs)
+        return int(value)
 
 
-class _HistoryQuerySchema(Schema):
-    """The parameters of the history, from strings; lists for those that may be repeated."""
+def _texts(description: str) -> fields.List[Any]:
+    return fields.List(fields.String(), metadata={"description": description})
+
+
+class HistoryQuerySchema(Schema):
+    """The parameters of the history, from strings. A list may be repeated: one of its values."""
 
     class Meta:
         unknown = RAISE
 
-    delivery_id = fields.List(Number())
-    since = Moment(metadata={"description": "inclusive, RFC 3339 with offset"})
-    until = Moment(metadata={"description": "exclusive, RFC 3339 with offset"})
-    order = fields.String(validate=validate.OneOf(["asc", "desc"]), dump_default="desc")
-    limit = Number(validate=validate.Range(1, MAX_LIMIT), dump_default=DEFAULT_LIMIT)
-    cursor = fields.String()
-
-    def read(self, parameters: Mapping[str, list[str]]) -> HistoryQuery:
-        """Make a query of all values of each parameter; raises `HistoryQueryError`."""
-        values: dict[str, Any] = {}
-        for name, given in parameters.items():
-            repeatable = isinstance(self.fields.get(name), fields.List)
-            if not repeatable and len(given) > 1:
-                raise HistoryQueryError(name, "is given more than once")
-            values[name] = given if repeatable else given[0]
-        try:
-            return HistoryQuery.from_filters(**self.load(values))
-        except ValidationError as error:
-            name, messages = next(iter(error.normalized_messages().items()))
-            while isinstance(messages, dict):
-                messages = next(iter(messages.values()))
-            raise HistoryQueryError(name, messages[0]) from error
+    provider = _texts("tencent or openim")
+    app_id = _texts("Tencent's SDKAppID")
+    command = _texts("the provider's name of the callback")
+    relation = _texts("friend or blacklist")
+    owner_id = _texts("whose list changed")
+    target_id = _texts("who left the list")
+    account_id = _texts("on either side")
+    platform = _texts("as the provider tells it, such as iOS")
+    client_ip = _texts("of the user who removed, as the provider tells it")
+    request_id = _texts("Tencent's RequestId, OpenIM's operationID")
+    delivery_id = fields.List(WholeNumber(), metadata={"description": "of one delivery"})
+    since = Moment(metadata={"description": "inclusive, such as 2026-11-20T18:05:00Z"})
+    until = Moment(metadata={"description": "exclusive, such as 2026-11-20T18:05:00Z"})
+    order = fields.String(metadata={"description": "desc, newest first, or asc"})
+    limit = WholeNumber(metadata={"description": f"1 to {MAX_LIMIT}, else {DEFAULT_LIMIT}"})
+    cursor = fields.String(metadata={"description": "next_cursor of the page before"})
 
 
-HistoryQuerySchema = _HistoryQuerySchema.from_dict(
-    {name: fields.List(fields.String()) for name in TEXT_FILTERS}, name="HistoryQuerySchema"
-)
+def read_query(parameters: Mapping[str, list[str]]) -> HistoryQuery:
+    """Make a query of all values of each parameter. Raises `HistoryQueryError`."""
+    values: dict[str, Any] = {}
+    for name, given in parameters.items():
+        repeatable = isinstance(HISTORY_QUERY.fields.get(name), fields.List)
+        if not repeatable and len(given) > 1:
+            raise HistoryQueryError(name, "is given more than once")
+        values[name] = given if repeatable else given[0]
+    try:
+        return HistoryQuery.from_filters(**HISTORY_QUERY.load(values))
+    except ValidationError as error:
+        problem: Any = error.messages
+        name, problem = next(iter(problem.items()))
+        while isinstance(problem, dict):
+            problem = next(iter(problem.values()))
+        raise HistoryQueryError(name, _lower(problem[0])) from error
+
+
+def _lower(message: str) -> str:
+    return message[:1].lower() + message[1:].rstrip(".")
 
 
 class RemovalSchema(Schema):

@@ -54,7 +54,7 @@ class AppState:
         if db is None:
             with self._lock:
                 db = current_app.extensions.get("sqlalchemy") or _make_database()
-        return db  # type: ignore[no-any-return]
+        return db
 
     def engine(self) -> Engine:
         """The engine of the database that holds our tables. Needs an app context.

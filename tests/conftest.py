@@ -8,10 +8,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from flask import Flask
 from sqlalchemy import URL
 
-import servers
 from flask_imcallback import ImCallback, upgrade
 from flask_imcallback.state import get_state
 

@@ -7,8 +7,8 @@ from typing import Any, ClassVar
 from urllib.parse import parse_qsl
 
 import pytest
-
 import samples
+
 from flask_imcallback import PacketError, Provider, VerificationError
 from flask_imcallback.providers import CallbackRequest
 from flask_imcallback.settings import Settings

@@ -6,13 +6,13 @@ from collections import defaultdict
 from typing import Any
 
 import pytest
+import samples
 import time_machine
+from conftest import MakeApp
 from flask import Flask
 from flask.testing import FlaskClient
 from sqlalchemy import URL, select
 
-import samples
-from conftest import MakeApp
 from flask_imcallback.models import delivery, removal
 from flask_imcallback.state import get_state
 
@@ -80,4 +80,6 @@ def test_another_method_is_405(make_app: MakeApp, method: str, path: str) -> Non
     response = app.test_client().open(f"/imcallback{path}", method=method)
     assert response.status_code == 405
     assert response.headers["Allow"] == "POST"
-    assert method == "HEAD" or set(response.get_json()) >= {"errCode"} or "ErrorCode" in response.text
+    assert (
+        method == "HEAD" or set(response.get_json()) >= {"errCode"} or "ErrorCode" in response.text
+    )

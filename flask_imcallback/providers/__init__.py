@@ -10,6 +10,7 @@ from .base import (
     Reply,
     is_one_of,
     load_object,
+    read_packet,
     the_command,
 )
 from .openim import OpenIMProvider
@@ -30,5 +31,6 @@ __all__ = [
     "TencentProvider",
     "is_one_of",
     "load_object",
+    "read_packet",
     "the_command",
 ]

@@ -189,13 +189,15 @@ class PacketSchema(Schema):
     class Meta:
         unknown = EXCLUDE
 
-    def read(self, packet: Mapping[str, Any]) -> dict[str, Any]:
-        """Load the packet, or raise a `PacketError` that names the first member that is wrong."""
-        try:
-            return dict(self.load(packet))
-        except ValidationError as error:
-            where, messages = [], error.normalized_messages()
-            while isinstance(messages, dict):
-                name, messages = next(iter(messages.items()))
-                where += [str(name)]
-            raise PacketError(f"{'.'.join(where)}: {messages[0]}") from error
+
+def read_packet(schema: Schema, packet: Mapping[str, Any]) -> dict[str, Any]:
+    """Load the packet, or raise a `PacketError` that names the first member that is wrong."""
+    try:
+        return dict(schema.load(packet))
+    except ValidationError as error:
+        where: list[str] = []
+        problem: Any = error.messages
+        while isinstance(problem, dict):
+            name, problem = next(iter(problem.items()))
+            where += [] if name == "_schema" else [str(name)]
+        raise PacketError(f"{'.'.join(where)}: {problem[0]}") from error

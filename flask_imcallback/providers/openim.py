@@ -25,6 +25,7 @@ from .base import (
     Reply,
     is_one_of,
     load_object,
+    read_packet,
     the_command,
 )
 
@@ -116,7 +117,7 @@ class OpenIMProvider(Provider):
         removals = None
         if command in REMOVALS:
             relation, schema = REMOVALS[command]
-            pair = schema.read(packet)
+            pair = read_packet(schema, packet)
             removals = (Removal(relation, pair["ownerUserID"], pair["target_id"]),)
         return Callback(command=command, removals=removals, packet=packet)
 

@@ -26,6 +26,7 @@ from .base import (
     Reply,
     is_one_of,
     load_object,
+    read_packet,
     the_command,
 )
 
@@ -62,7 +63,9 @@ class AskedSchema(PacketSchema):
 
 REMOVAL = RemovalSchema()
 ASKED = {
-    command: PacketSchema.from_dict({member: fields.Nested(AskedSchema, many=True, required=True)})()
+    command: PacketSchema.from_dict(
+        {member: fields.Nested(AskedSchema, many=True, required=True)}
+    )()
     for command, member in ASKS_WHOM.items()
 }
 
@@ -77,8 +80,7 @@ class TencentProvider(Provider):
     repeats_callbacks = True  # The console has a switch to repeat a callback after a time-out.
     # Sign and RequestTime are left out: together they are good for a minute.
     kept_query = frozenset(
-        ["SdkAppid", "CallbackCommand", "contenttype", "ClientIP", "OptPlatform"]
-        + ["RequestId", "RequestID"]
+        ["SdkAppid", "CallbackCommand", "contenttype", "ClientIP", "OptPlatform", "RequestId", "RequestID"]
     )
 
     def __init__(self, settings: Settings) -> None:
@@ -159,12 +161,12 @@ class TencentProvider(Provider):
         command = the_command([*in_query, packet.get("CallbackCommand")])
         removals = None
         if relation := RELATIONS.get(command):
-            pairs = REMOVAL.read(packet)["PairList"]
+            pairs = read_packet(REMOVAL, packet)["PairList"]
             removals = tuple(
                 Removal(relation, pair["From_Account"], pair["To_Account"]) for pair in pairs
             )
         elif command in ASKED:
-            packet = ASKED[command].read(packet)
+            packet = read_packet(ASKED[command], packet)
         return Callback(command=command, removals=removals, packet=packet)
 
     def accept(self, callback: Callback) -> Reply:

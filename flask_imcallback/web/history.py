@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from typing import Any
+from urllib.parse import urlencode
 
 from flask import Blueprint, Response, json, request
 from werkzeug.datastructures import WWWAuthenticate
 
 from ..errors import HistoryQueryError, StorageError
 from ..providers.base import is_one_of
-from ..schemas import DELIVERY, HISTORY_QUERY, removal_json
+from ..schemas import DELIVERY, read_query, removal_json
 from ..state import get_state
 
 
@@ -67,16 +68,16 @@ def _guarded(
 
 def _history() -> Response:
     parameters = request.args.to_dict(flat=False)
-    page = get_state().history.page(HISTORY_QUERY.read(parameters))
-    response = _json({"data": [removal_json(r) for r in page.data], "next_cursor": page.next_cursor})
+    page = get_state().history.page(read_query(parameters))
+    response = _json(
+        {"data": [removal_json(r) for r in page.data], "next_cursor": page.next_cursor}
+    )
     if page.next_cursor is not None:
         response.headers["Link"] = f'<{_next_url(page.next_cursor)}>; rel="next"'
     return response
 
 
 def _next_url(cursor: str) -> str:
-    from urllib.parse import urlencode
-
     parameters = [
         (name, value) for name, value in request.args.items(multi=True) if name != "cursor"
     ]

@@ -10,7 +10,7 @@ branch_labels = None
 depends_on = None
 
 
-def _text(length: int) -> sa.types.TypeEngine:
+def _text(length: int) -> sa.types.TypeEngine[str]:
     """Text that is equal only if its bytes are."""
     dialect = op.get_context().dialect
     if dialect.name in ("mysql", "mariadb"):
