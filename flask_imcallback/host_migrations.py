@@ -111,7 +111,7 @@ def _drop_our_operations(context: Any, operations: Any, _: Any) -> None:
     version_table = context.migration_context.version_table
     if not current_app or EXTENSION not in current_app.extensions or version_table == VERSION_TABLE:
         return
-    host_tables = (context.sorted_tables and {table.name for table in context.sorted_tables}) or ()
+    host_tables = {table.name for table in context.sorted_tables}
     operations.ops[:] = [
         operation
         for operation in operations.ops

@@ -80,7 +80,15 @@ class TencentProvider(Provider):
     repeats_callbacks = True  # The console has a switch to repeat a callback after a time-out.
     # Sign and RequestTime are left out: together they are good for a minute.
     kept_query = frozenset(
-        ["SdkAppid", "CallbackCommand", "contenttype", "ClientIP", "OptPlatform", "RequestId", "RequestID"]
+        [
+            "SdkAppid",
+            "CallbackCommand",
+            "contenttype",
+            "ClientIP",
+            "OptPlatform",
+            "RequestId",
+            "RequestID",
+        ]
     )
 
     def __init__(self, settings: Settings) -> None:
