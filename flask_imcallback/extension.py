@@ -51,7 +51,7 @@ class ImCallback:
         """
         if EXTENSION in app.extensions:
             raise ConfigError(
-                "this app has an ImCallback already: call ImCallback(app) or init_app(app), not both"
+                "this app has an ImCallback: call ImCallback(app) or init_app(app), not both"
             )
         state = AppState(
             app,

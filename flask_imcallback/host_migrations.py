@@ -6,6 +6,7 @@ does not see them. All of its other commands are about the host's history alone.
 
 from __future__ import annotations
 
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +14,8 @@ import click
 from flask import Flask, appcontext_pushed, current_app
 
 from . import models
-from .migration import VERSION_TABLE, upgrade
+from .migration import VERSION_TABLE, run
 from .state import EXTENSION, get_state
-
-_is_in_comparators = False
 
 
 def follow(app: Flask) -> None:
@@ -47,9 +46,9 @@ def _before_command(config: Any) -> Any:
     _hide_from_comparators()
     _hide_from_names(config)
     context = click.get_current_context(silent=True)
-    if context is not None and _is_upgrade_to_head(context):
-        if get_state().settings.upgrade_with_host:
-            _upgrade(as_sql=context.params["sql"])
+    is_wanted = get_state().settings.upgrade_with_host
+    if is_wanted and context is not None and _is_upgrade_to_head(context):
+        run("upgrade", "head", sql=context.params["sql"])
     return config
 
 
@@ -57,15 +56,6 @@ def _is_upgrade_to_head(context: click.Context) -> bool:
     from flask_migrate.cli import upgrade as command
 
     return context.command is command and context.params["revision"] in ("head", "heads")
-
-
-def _upgrade(*, as_sql: bool) -> None:
-    from .migration import run
-
-    if as_sql:
-        run("upgrade", "head", sql=True)
-    else:
-        upgrade()
 
 
 def _is_ours(name: str | None, host_tables: Any = ()) -> bool:
@@ -95,16 +85,13 @@ def _hide_from_names(config: Any) -> None:
     arguments["include_name"] = include_name
 
 
+@cache
 def _hide_from_comparators() -> None:
     """Keep our tables out of what autogenerate writes, whatever the host's env.py says."""
-    global _is_in_comparators
-    if _is_in_comparators:
-        return
     from alembic.autogenerate import comparators
     from alembic.util import DispatchPriority
 
     comparators.dispatch_for("schema", priority=DispatchPriority.LAST)(_drop_our_operations)
-    _is_in_comparators = True
 
 
 def _drop_our_operations(context: Any, operations: Any, _: Any) -> None:

@@ -52,7 +52,7 @@ def moment_of(delivery_id: int) -> datetime:
 
 
 class ExactText(TypeDecorator[str]):
-    """Text that is equal only if its bytes are: no case, accent or trailing blank is passed over."""
+    """Text that is equal only if its bytes are, with case, accents and trailing blanks."""
 
     impl = String
     cache_ok = True
@@ -90,6 +90,8 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC)
 
 
+# SQLite keeps a table in the order of an INTEGER key, and any other beside an index of its own.
+Id = BigInteger().with_variant(Integer(), "sqlite")
 LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 Fingerprint = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
@@ -97,13 +99,13 @@ Fingerprint = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
 delivery = Table(
     "imcallback_delivery",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
+    Column("id", Id, primary_key=True, autoincrement=False),
     Column("received_at", UtcDateTime, nullable=False),
     Column("provider", ExactText(32), nullable=False),
     Column("app_id", ExactText(32), nullable=False),
     Column("command", ExactText(255), nullable=False),
     Column("status", ExactText(16), nullable=False),
-    Column("duplicate_of", BigInteger),
+    Column("duplicate_of", Id),
     Column("error", LongText, nullable=False),
     Column("removal_count", Integer, nullable=False),
     Column("remote_addr", ExactText(255), nullable=False),
@@ -123,8 +125,8 @@ delivery = Table(
 removal = Table(
     "imcallback_removal",
     metadata,
-    Column("id", BigInteger, primary_key=True, autoincrement=False),
-    Column("delivery_id", BigInteger, nullable=False),
+    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("delivery_id", Id, nullable=False),
     Column("position", Integer, nullable=False),
     Column("received_at", UtcDateTime, nullable=False),
     Column("provider", ExactText(32), nullable=False),

@@ -77,7 +77,7 @@ class Provider(ABC):
     repeats_callbacks: ClassVar[bool] = False
     """Whether the same non-empty request id and body mean the same callback, sent again."""
     kept_query: ClassVar[frozenset[str]] = frozenset()
-    """The query parameters that a delivery keeps. None may hold a secret; the others are dropped."""
+    """The query parameters that a delivery keeps: none that may hold a secret."""
 
     @property
     @abstractmethod

@@ -39,6 +39,8 @@ RELATIONS = {
     # https://www.tencentcloud.com/document/product/1047/34360
     "Sns.CallbackFriendDelete": Relation.FRIEND,
 }
+REQUEST_ID = ("RequestId", "RequestID")
+"""Both spellings were captured, in 2021 and 2022; no page has either."""
 ASKS_WHOM = {
     # Sent before somebody is added, and answered for each account: 0 allows, 38000-39000 refuses.
     # https://www.tencentcloud.com/document/product/1047/43468 and 43467
@@ -80,15 +82,7 @@ class TencentProvider(Provider):
     repeats_callbacks = True  # The console has a switch to repeat a callback after a time-out.
     # Sign and RequestTime are left out: together they are good for a minute.
     kept_query = frozenset(
-        [
-            "SdkAppid",
-            "CallbackCommand",
-            "contenttype",
-            "ClientIP",
-            "OptPlatform",
-            "RequestId",
-            "RequestID",
-        ]
+        ["SdkAppid", "CallbackCommand", "contenttype", "ClientIP", "OptPlatform", *REQUEST_ID]
     )
 
     def __init__(self, settings: Settings) -> None:
@@ -157,8 +151,7 @@ class TencentProvider(Provider):
         return Origin(
             command=first("CallbackCommand"),
             app_id=first("SdkAppid"),
-            # Both spellings were captured, in 2021 and 2022; no page has either.
-            request_id=first("RequestId", "RequestID"),
+            request_id=first(*REQUEST_ID),
             client_ip=first("ClientIP"),
             platform=first("OptPlatform"),
         )

@@ -15,8 +15,8 @@ from ..schemas import DELIVERY, read_query, removal_json
 from ..state import get_state
 
 
-class Refusal(Exception):
-    """A problem to answer with, as RFC 9457 has it."""
+class ProblemError(Exception):
+    """A problem to answer with, as RFC 9457 describes it."""
 
     def __init__(self, status: int, title: str, detail: str, **members: object) -> None:
         super().__init__(detail)
@@ -30,7 +30,7 @@ def make_blueprint(decorators: tuple[Callable[..., Any], ...]) -> Blueprint:
         blueprint.add_url_rule(
             rule, endpoint=view.__name__[1:], view_func=_guarded(view, decorators)
         )
-    blueprint.register_error_handler(Refusal, _problem)
+    blueprint.register_error_handler(ProblemError, _problem)
     blueprint.register_error_handler(HistoryQueryError, _bad_parameter)
     blueprint.register_error_handler(StorageError, _no_database)
     blueprint.after_request(_no_store)
@@ -51,12 +51,12 @@ def _guarded(
         if tokens and given is not None and given.type == "bearer":
             if is_one_of(given.token or "", tokens):
                 return view(**arguments)
-            raise Refusal(401, "Unauthorized", "The bearer token is not known.")
+            raise ProblemError(401, "Unauthorized", "The bearer token is not known.")
         if decorators:
             return decorated(**arguments)
         if tokens:
-            raise Refusal(401, "Unauthorized", "Send a bearer token: Authorization: Bearer …")
-        raise Refusal(
+            raise ProblemError(401, "Unauthorized", "Send a bearer token: Authorization: Bearer …")
+        raise ProblemError(
             403,
             "Forbidden",
             "The history is closed. Set IMCALLBACK_HISTORY_TOKENS, or pass history_decorators to "
@@ -88,7 +88,7 @@ def _removal(removal_id: str) -> Response:
     is_id = removal_id.isascii() and removal_id.isdecimal() and len(removal_id) <= 16
     found = get_state().history.get(int(removal_id)) if is_id else None
     if found is None:
-        raise Refusal(404, "Not Found", "There is no such removal.")
+        raise ProblemError(404, "Not Found", "There is no such removal.")
     record, delivery = found
     return _json(removal_json(record) | {"delivery": DELIVERY.dump(delivery)})
 
@@ -98,7 +98,7 @@ def _json(body: Any) -> Response:
     return Response(text + "\n", mimetype="application/json")
 
 
-def _problem(refusal: Refusal) -> Response:
+def _problem(refusal: ProblemError) -> Response:
     response = _json({"type": "about:blank", **refusal.body})
     response.status_code = refusal.status
     response.mimetype = "application/problem+json"
@@ -109,11 +109,11 @@ def _problem(refusal: Refusal) -> Response:
 
 def _bad_parameter(error: HistoryQueryError) -> Response:
     detail = f"{error.parameter} {error}"
-    return _problem(Refusal(400, "Bad Request", detail, parameter=error.parameter))
+    return _problem(ProblemError(400, "Bad Request", detail, parameter=error.parameter))
 
 
 def _no_database(error: StorageError) -> Response:
-    return _problem(Refusal(503, "Service Unavailable", str(error)))
+    return _problem(ProblemError(503, "Service Unavailable", str(error)))
 
 
 def _no_store(response: Response) -> Response:

@@ -22,19 +22,20 @@ def _text(length: int) -> sa.types.TypeEngine[str]:
 
 def upgrade() -> None:
     moment = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+    key = sa.BigInteger().with_variant(sa.Integer(), "sqlite")
     long_text = sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
     long_bytes = sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
     digest = sa.LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
     # MySQL and MariaDB commit each step, so that each must bear being repeated.
     op.create_table(
         "imcallback_delivery",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
+        sa.Column("id", key, autoincrement=False, nullable=False),
         sa.Column("received_at", moment, nullable=False),
         sa.Column("provider", _text(32), nullable=False),
         sa.Column("app_id", _text(32), nullable=False),
         sa.Column("command", _text(255), nullable=False),
         sa.Column("status", _text(16), nullable=False),
-        sa.Column("duplicate_of", sa.BigInteger(), nullable=True),
+        sa.Column("duplicate_of", key, nullable=True),
         sa.Column("error", long_text, nullable=False),
         sa.Column("removal_count", sa.Integer(), nullable=False),
         sa.Column("remote_addr", _text(255), nullable=False),
@@ -52,8 +53,8 @@ def upgrade() -> None:
     )
     op.create_table(
         "imcallback_removal",
-        sa.Column("id", sa.BigInteger(), autoincrement=False, nullable=False),
-        sa.Column("delivery_id", sa.BigInteger(), nullable=False),
+        sa.Column("id", key, autoincrement=False, nullable=False),
+        sa.Column("delivery_id", key, nullable=False),
         sa.Column("position", sa.Integer(), nullable=False),
         sa.Column("received_at", moment, nullable=False),
         sa.Column("provider", _text(32), nullable=False),
