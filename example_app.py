@@ -36,16 +36,18 @@ imcallback = ImCallback(app)
 def print_commands() -> None:
     """Print a curl for each callback, and one for the history."""
     here, secret = "http://127.0.0.1:8000/imcallback", demo["secret"]
-    pair = {"From_Account": "alice", "To_Account": "bob"}
+    pairs = [{"From_Account": "id", "To_Account": target} for target in ("id1", "id2", "id3")]
     for command in ("Sns.CallbackBlackListDelete", "Sns.CallbackFriendDelete"):
         query = f"SdkAppid={APP_ID}&CallbackCommand={command}&contenttype=json&OptPlatform=iOS"
-        packet = json.dumps({"CallbackCommand": command, "PairList": [pair]})
+        packet = json.dumps({"CallbackCommand": command, "PairList": pairs})
         print(f"curl '{here}/tencent/{secret}?{query}' -d '{packet}'\n")
     for command, target in (
         ("callbackAfterRemoveBlackCommand", "blackUserID"),
         ("callbackAfterDeleteFriendCommand", "friendUserID"),
     ):
-        packet = json.dumps({"callbackCommand": command, "ownerUserID": "alice", target: "bob"})
+        packet = json.dumps(
+            {"callbackCommand": command, "ownerUserID": "user123", target: "user456"}
+        )
         print(f"curl '{here}/openim/{secret}/{command}' -d '{packet}'\n")
     print(f"curl '{here}/history' -H 'Authorization: Bearer {demo['token']}'\n", flush=True)
 

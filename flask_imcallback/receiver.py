@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from urllib.parse import urlencode
 
-from .errors import BodyTooLargeError, PacketError, StorageError, VerificationError
+from .errors import BodyTooLargeError, PacketError, VerificationError
 from .events import Record, Status, removals_recorded
 from .providers.base import CallbackRequest, Provider, Reply
 from .recorder import Delivery, Recorder
@@ -62,11 +62,14 @@ def receive(
         if problem:
             raise PacketError(problem)
         callback = provider.parse(request, body)
-    except PacketError as error:
-        reply = provider.refuse(400, str(error))
-        delivery = replace(delivery, status=Status.UNREADABLE, error=str(error))
-    else:
         reply = provider.accept(callback)
+    except Exception as error:
+        if not isinstance(error, PacketError):  # a provider's own fault must not lose the packet
+            logger.exception("The provider %s cannot read a packet", provider.name)
+        problem = str(error) if isinstance(error, PacketError) else "the packet cannot be read"
+        reply = provider.refuse(400, problem)
+        delivery = replace(delivery, status=Status.UNREADABLE, error=problem)
+    else:
         delivery = replace(
             delivery,
             status=Status.IGNORED if callback.removals is None else Status.RECORDED,
@@ -76,7 +79,7 @@ def receive(
 
     try:
         records = recorder.record(delivery)
-    except StorageError as error:
+    except Exception as error:
         logger.exception("A callback of %s is lost: %s. It was %r", provider.name, error, delivery)
         return provider.refuse(503, "it could not be stored")
     if records:

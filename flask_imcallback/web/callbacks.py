@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import json
 import logging
 import re
 from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from typing import Any
 
-from flask import Blueprint, Flask, Response, current_app, json, request
+from flask import Blueprint, Flask, Response, current_app, request
 
 from ..errors import BodyTooLargeError
 from ..providers.base import CallbackRequest, Reply
@@ -39,7 +40,10 @@ def make_blueprint(providers: Iterable[str]) -> Blueprint:
 
 
 def _callback(name: str, rest: str = "") -> Response:
-    """A stranger never sees a traceback, and no log a path: it may hold a secret."""
+    """Answer in the provider's words, come what may.
+
+    Flask would log the path of a request that fails, and the path may hold a secret.
+    """
     state = get_state()
     provider = state.providers[name]
     try:
@@ -57,7 +61,7 @@ def _callback(name: str, rest: str = "") -> Response:
                 sender=current_app._get_current_object(),  # type: ignore[attr-defined]
             )
     except Exception:
-        logger.exception("A callback of %s is lost. It was %r", name, request.get_data())
+        logger.exception("A callback of %s is lost: it could not be verified and read", name)
         reply = provider.refuse(503, "it could not be stored")
     return _response(reply)
 

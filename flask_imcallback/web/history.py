@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
 
-from flask import Blueprint, Response, json, request
+from flask import Blueprint, Response, request
 from werkzeug.datastructures import WWWAuthenticate
 
 from ..errors import HistoryQueryError, StorageError
@@ -94,7 +95,7 @@ def _removal(removal_id: str) -> Response:
 
 
 def _json(body: Any) -> Response:
-    text = json.dumps(body, ensure_ascii=False, sort_keys=False)
+    text = json.dumps(body, ensure_ascii=False)
     return Response(text + "\n", mimetype="application/json")
 
 

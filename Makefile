@@ -1,0 +1,41 @@
+# `make run` serves the example, `make test` runs everything that guards a change.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+
+.PHONY: run test lint test-oldest clean
+
+# One install for both; made anew when what is asked for changes.
+$(VENV)/installed: setup.cfg pyproject.toml
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[serve]'
+	touch $@
+
+$(VENV)/tested: $(VENV)/installed
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
+	touch $@
+
+run: $(VENV)/installed
+	$(BIN)/flask --app example_app db upgrade
+	$(BIN)/python example_app.py
+
+lint: $(VENV)/tested
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: lint
+	$(BIN)/python tests/servers.py
+	$(BIN)/python -m pytest -n 2
+
+# The oldest dependencies that setup.cfg admits, in an environment of their own.
+test-oldest:
+	$(PYTHON) -m venv .venv-oldest
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' \
+		--constraint tests/oldest.txt
+	.venv-oldest/bin/python -m pytest -n 2
+
+clean:
+	rm -rf $(VENV) .venv-oldest build dist *.egg-info
