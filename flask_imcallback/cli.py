@@ -13,7 +13,7 @@ import click
 from flask import Flask
 from flask.cli import with_appcontext
 
-from .errors import ImCallbackError
+from .errors import HistoryQueryError, ImCallbackError
 from .migration import current_revision, run
 from .schemas import HISTORY_QUERY, REMOVAL, read_query, removal_json
 from .state import get_state
@@ -125,9 +125,12 @@ def _history(format: str, **filters: Any) -> None:
     given = {
         name: list(value) if isinstance(value, tuple) else [value]
         for name, value in filters.items()
-        if value
+        if value not in (None, ())
     }
-    page = get_state().history.page(read_query(given))
+    try:
+        page = get_state().history.page(read_query(given))
+    except HistoryQueryError as error:
+        raise click.BadParameter(str(error), param_hint=_flag(error.parameter)) from error
     rows = [removal_json(record) for record in page.data]
     if format == "ndjson":
         for row in rows:
@@ -158,15 +161,15 @@ def _visible(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
+def _flag(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _history_options() -> list[click.Parameter]:
     options: list[click.Parameter] = []
     for name, field in HISTORY_QUERY.fields.items():
-        flag = f"--{name.replace('_', '-')}"
-        options += [
-            click.Option(
-                [flag], multiple=hasattr(field, "inner"), help=field.metadata.get("description")
-            )
-        ]
+        help = field.metadata.get("description")
+        options += [click.Option([_flag(name)], multiple=hasattr(field, "inner"), help=help)]
     formats = click.Choice(["table", "ndjson", "csv"])
     return [*options, click.Option(["--format"], type=formats, default="table", show_default=True)]
 

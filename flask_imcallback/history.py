@@ -38,6 +38,8 @@ DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 T = TypeVar("T")
 NEXT_ID = 2**53
 """Above all ids."""
+MAX_SPANS = 500
+"""SQLite refuses an OR of a thousand."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,7 +48,7 @@ class HistoryQuery:
 
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The values by filter, for each of `TEXT_FILTERS` that is asked for."""
-    delivery_id: tuple[int, ...] = ()
+    delivery_id: tuple[int, ...] | None = None
     since: datetime | None = None
     """Inclusive, aware."""
     until: datetime | None = None
@@ -73,10 +75,12 @@ class HistoryQuery:
         for name, values in self.texts.items():
             for value in values:
                 _check_text(name, value)
-        for number in self.delivery_id:
+        for number in self.delivery_id or ():
             _check_number("delivery_id", number, NEXT_ID)
         for name, moment in (("since", self.since), ("until", self.until)):
-            if moment is not None and (not isinstance(moment, datetime) or not moment.tzinfo):
+            if moment is None:
+                continue
+            if not isinstance(moment, datetime) or moment.utcoffset() is None:
                 raise HistoryQueryError(name, "must be a time with its offset from UTC")
         if self.order not in ("asc", "desc"):
             raise HistoryQueryError("order", "must be asc or desc")
@@ -88,7 +92,7 @@ class HistoryQuery:
     def digest(self) -> str:
         """Equal for queries that list the same removals in the same order."""
         filters = {name: sorted(set(values)) for name, values in self.texts.items()}
-        ids = sorted(set(self.delivery_id))
+        ids = self.delivery_id if self.delivery_id is None else sorted(set(self.delivery_id))
         times = [moment and id_at(moment) for moment in (self.since, self.until)]
         text = json.dumps([filters, ids, times, self.order], sort_keys=True)
         return hashlib.sha256(text.encode()).hexdigest()[:16]
@@ -103,10 +107,14 @@ class HistoryQuery:
                 conditions += [or_(column.owner_id.in_(values), column.target_id.in_(values))]
             else:
                 conditions += [column[name].in_(values)]
-        if self.delivery_id:
+        if self.delivery_id is not None:
             conditions += [column.delivery_id.in_(self.delivery_id)]
-            spans = [(number, number + MAX_REMOVALS) for number in self.delivery_id]
-            conditions += [or_(*(column.id.between(first, last) for first, last in spans))]
+            ids = sorted(set(self.delivery_id))
+            spans = [(number, number) for number in ids]
+            if len(ids) > MAX_SPANS:
+                spans = [(ids[0], ids[-1])]
+            near = (column.id.between(first, last + MAX_REMOVALS) for first, last in spans)
+            conditions += [or_(False, *near)]
         # The id is near the delivery's and in the key; the delivery's is exactly the time.
         if self.since is not None:
             first = id_at(self.since)

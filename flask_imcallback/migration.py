@@ -5,6 +5,7 @@ The host's own history, if it has one, stays as it is; we take nothing but an en
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -55,7 +56,7 @@ def make_config(engine: Engine) -> Config:
     """Alembic's configuration; an engine, because a URL as text loses the password or its `%`."""
     from alembic.config import Config
 
-    config = Config()
+    config = Config(stdout=sys.stdout)  # not that of Alembic's import, which tests may have closed
     config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["engine"] = engine

@@ -69,7 +69,7 @@ class ProviderContract:
 
     def test_it_says_what_it_cannot_read(self, unreadable: samples.Sample) -> None:
         """`parse` raises an error with a text."""
-        with pytest.raises(PacketError, match="."):
+        with pytest.raises(PacketError, match=r"."):
             self.provider(unreadable).parse(request_of(unreadable), unreadable.body)
 
     def test_its_refusal_is_in_its_own_words(self) -> None:

@@ -1,0 +1,258 @@
+"""What is stored, on every database: whole, exactly, and once."""
+
+from __future__ import annotations
+
+import hashlib
+import logging
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import pytest
+from conftest import MakeApp
+from flask import Flask
+from sqlalchemy import URL
+from test_callbacks import rows
+
+from flask_imcallback import (
+    ImCallbackError,
+    Record,
+    Relation,
+    Removal,
+    StorageError,
+    removals_recorded,
+)
+from flask_imcallback.events import Status
+from flask_imcallback.models import id_at
+from flask_imcallback.models import removal as removal_table
+from flask_imcallback.providers import Origin
+from flask_imcallback.recorder import Delivery
+from flask_imcallback.state import get_state
+
+MOMENT = datetime(2026, 11, 20, 18, 5, 0, 123456, UTC)
+DELIVERY = Delivery(
+    provider="tencent",
+    repeats_callbacks=True,
+    origin=Origin(
+        command="Sns.CallbackFriendDelete",
+        app_id="1400000000",
+        request_id="2ea4e023",
+        client_ip="203.0.113.7",
+        platform="iOS",
+    ),
+    received_at=MOMENT,
+    remote_addr="192.0.2.1",
+    authenticated_by="signature",
+    query="SdkAppid=1400000000",
+    headers={"content-type": "application/json"},
+    body=b'{"CallbackCommand": "\xff"}',
+    removals=(
+        Removal(Relation.FRIEND, "alice", "bob"),
+        Removal(Relation.FRIEND, "bob", "alice"),
+    ),
+)
+
+
+def record(app: Flask, delivery: Delivery) -> list[Record]:
+    with app.app_context():
+        return get_state().recorder.record(delivery)
+
+
+def test_a_delivery_is_stored_as_it_came(database_url: URL, make_app: MakeApp) -> None:
+    """Every column, bytes and microseconds included; its removals follow it."""
+    app = make_app(database_url)
+    records = record(app, DELIVERY)
+    (delivery,), removals = rows(app)
+    assert delivery["id"] == id_at(MOMENT) == records[0].id
+    assert delivery["received_at"] == MOMENT
+    assert delivery["body"] == DELIVERY.body
+    assert delivery["removal_count"] == 2
+    assert delivery["authenticated_by"] == "signature"
+    assert [dict(row) for row in removals] == [
+        {
+            "id": id_at(MOMENT) + position,
+            "delivery_id": id_at(MOMENT),
+            "position": position,
+            "received_at": MOMENT,
+            "provider": "tencent",
+            "app_id": "1400000000",
+            "command": "Sns.CallbackFriendDelete",
+            "relation": "friend",
+            "owner_id": pair.owner_id,
+            "target_id": pair.target_id,
+            "client_ip": "203.0.113.7",
+            "platform": "iOS",
+            "request_id": "2ea4e023",
+        }
+        for position, pair in enumerate(DELIVERY.removals)
+    ]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        {"provider": "mine"},
+        {"repeats_callbacks": False},
+        {"body": b"{}"},
+        *({"origin": {name: "x"}} for name in ("command", "app_id", "request_id")),
+        {"origin": {"request_id": ""}},
+    ],
+    ids=str,
+)
+def test_only_the_same_callback_is_a_duplicate(make_app: MakeApp, change: dict[str, Any]) -> None:
+    """The same provider, app, command, request id and body; never without a request id."""
+    app = make_app()
+    other = change | {"origin": replace(DELIVERY.origin, **change.get("origin", {}))}
+    for delivery in (DELIVERY, replace(DELIVERY, **other), replace(DELIVERY, **other)):
+        record(app, delivery)
+    deliveries, removals = rows(app)
+    folds = change.get("repeats_callbacks", True) and other["origin"].request_id
+    third = Status.DUPLICATE if folds else Status.RECORDED
+    assert [row["status"] for row in deliveries] == [Status.RECORDED, Status.RECORDED, third]
+    assert len(removals) == (4 if folds else 6)
+
+
+def test_where_it_came_from_makes_no_new_callback(make_app: MakeApp) -> None:
+    """A repetition may come from another address and in another query."""
+    app = make_app()
+    again = replace(DELIVERY, query="other", remote_addr="192.0.2.2", authenticated_by="secret")
+    assert len(record(app, DELIVERY)) == 2
+    assert record(app, again) == []
+    (first, second), removals = rows(app)
+    assert second["duplicate_of"] == first["id"]
+    assert second["removal_count"] == 0
+    assert len(removals) == 2
+
+
+def test_a_refused_callback_may_come_again(make_app: MakeApp) -> None:
+    """An unreadable packet is unreadable each time, so that each time is answered alike."""
+    app = make_app()
+    unreadable = replace(DELIVERY, status=Status.UNREADABLE, removals=(), error="no PairList")
+    record(app, unreadable)
+    record(app, unreadable)
+    assert [row["status"] for row in rows(app)[0]] == ["unreadable", "unreadable"]
+
+
+def test_many_at_once_record_a_callback_once(database_url: URL, make_app: MakeApp) -> None:
+    """Sixteen threads, each with the same ten callbacks, all received in one microsecond."""
+    app = make_app(database_url)
+    callbacks = [
+        replace(DELIVERY, origin=replace(DELIVERY.origin, request_id=str(number)))
+        for number in range(10)
+    ]
+    with ThreadPoolExecutor(16) as pool:
+        stored = list(pool.map(lambda delivery: record(app, delivery), callbacks * 16))
+    deliveries, removals = rows(app)
+    assert len(deliveries) == 160
+    assert sum(row["status"] == "recorded" for row in deliveries) == 10
+    assert len(removals) == sum(len(records) for records in stored) == 20
+    firsts = {row["id"] for row in deliveries if row["status"] == "recorded"}
+    assert {row["duplicate_of"] for row in deliveries if row["status"] == "duplicate"} == firsts
+
+
+def test_an_id_that_another_process_took_is_passed_over(
+    database_url: URL, make_app: MakeApp
+) -> None:
+    """Whether a delivery has the id, or one of the removals; nothing is stored by halves."""
+    app, other = make_app(database_url), make_app(database_url, migrate=False)
+    different = replace(DELIVERY, origin=replace(DELIVERY.origin, request_id="other"))
+    record(app, DELIVERY)
+    moved = record(other, replace(different, received_at=MOMENT - timedelta(microseconds=1)))
+    deliveries, removals = rows(app)
+    assert [row["status"] for row in deliveries] == ["recorded", "recorded"]
+    assert len(removals) == 4
+    assert moved[0].id > id_at(MOMENT) + 1
+
+
+def test_a_clock_that_jumps_back_loses_nothing(make_app: MakeApp) -> None:
+    """Ids follow the clock back, and pass over those that are taken."""
+    app = make_app()
+    anonymous = replace(DELIVERY, repeats_callbacks=False)
+    for seconds in (0, 0, 3600, 0, -3600, 0):
+        record(app, replace(anonymous, received_at=MOMENT + timedelta(seconds=seconds)))
+    deliveries, removals = rows(app)
+    assert (len(deliveries), len(removals)) == (6, 12)
+
+
+def test_what_a_database_cannot_keep_is_replaced(database_url: URL, make_app: MakeApp) -> None:
+    """U+0000 and lone surrogates in what accompanies a packet; a text too long is cut."""
+    odd = "a\0\ud800" + "𠮷" * 300
+    app = make_app(database_url)
+    origin = Origin(command="c", request_id=odd, client_ip=odd, platform=odd)
+    record(app, replace(DELIVERY, origin=origin, query=odd, error=odd, remote_addr=odd))
+    (delivery,), _ = rows(app)
+    assert delivery["platform"] == ("a\ufffd\ufffd" + "𠮷" * 252)
+    assert delivery["query"] == "a\ufffd\ufffd" + "𠮷" * 300
+
+
+def test_a_large_body_is_kept_whole(database_url: URL, make_app: MakeApp) -> None:
+    """As large as IMCALLBACK_MAX_BODY is unless told otherwise."""
+    app = make_app(database_url)
+    body = bytes(range(256)) * 4096
+    record(app, replace(DELIVERY, body=body))
+    (delivery,), _ = rows(app)
+    assert hashlib.sha256(delivery["body"]).digest() == hashlib.sha256(body).digest()
+
+
+def test_a_failure_stores_nothing_by_halves(database_url: URL, make_app: MakeApp) -> None:
+    """Without the table of removals there is no delivery either."""
+    app = make_app(database_url)
+    with app.app_context():
+        removal_table.drop(get_state().engine())
+    with pytest.raises(StorageError, match="flask db upgrade"):
+        record(app, DELIVERY)
+    with app.app_context():
+        removal_table.create(get_state().engine())
+    assert rows(app) == ([], [])
+
+
+def test_the_signal_comes_after_the_commit(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A receiver finds what it is told; one that raises harms neither others nor the answer."""
+    app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True)
+    seen: list[Any] = []
+
+    def fail(sender: Flask, removals: list[Record]) -> None:
+        raise ImCallbackError("on purpose")
+
+    def hear(sender: Flask, removals: list[Record]) -> None:
+        seen.append((sender, removals, [row["id"] for row in rows(app)[1]]))
+
+    url = "/imcallback/openim/callbackAfterRemoveBlackCommand"
+    packet = {"callbackCommand": url.rpartition("/")[2], "ownerUserID": "a", "blackUserID": "b"}
+    with (
+        removals_recorded.connected_to(fail, app),
+        removals_recorded.connected_to(hear, app),
+        caplog.at_level(logging.ERROR),
+    ):
+        assert app.test_client().post(url, json=packet).status_code == 200
+        assert (
+            app.test_client().post("/imcallback/openim/callbackOther", json={}).status_code == 200
+        )
+    ((sender, removals, ids),) = seen
+    assert sender is app
+    assert [(r.owner_id, r.target_id) for r in removals] == [("a", "b")]
+    assert ids == [removals[0].id]
+    assert "on purpose" in caplog.text
+
+
+def test_ids_stay_readable_for_javascript() -> None:
+    """Below 2^53 for two centuries."""
+    assert id_at(datetime(2255, 1, 1, tzinfo=UTC)) < 2**53
+
+
+def test_the_packet_is_in_the_log_if_it_cannot_be_stored(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """Nobody will ever send it again; the answer is 503, and tells a stranger nothing."""
+    secret = "a-secret-of-16-characters"
+    app = make_app(migrate=False, IMCALLBACK_SECRETS=[secret])
+    packet = {"callbackCommand": "callbackX", "ownerUserID": "needle"}
+    response = app.test_client().post(f"/imcallback/openim/{secret}/callbackX", json=packet)
+    assert response.status_code == 503
+    assert response.get_json()["actionCode"] == 0
+    assert "needle" in caplog.text
+    assert "flask db upgrade" in caplog.text
+    assert secret not in caplog.text
