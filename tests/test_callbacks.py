@@ -9,11 +9,14 @@ import pytest
 import samples
 import time_machine
 from conftest import MakeApp
-from flask import Flask
+from flask import Flask, request
 from flask.testing import FlaskClient
 from sqlalchemy import URL, select
 
+from flask_imcallback import OpenIMProvider
 from flask_imcallback.models import delivery, removal
+from flask_imcallback.providers import Callback, CallbackRequest
+from flask_imcallback.settings import Settings
 from flask_imcallback.state import get_state
 
 SAMPLES = samples.samples("tencent") + samples.samples("openim")
@@ -80,6 +83,134 @@ def test_another_method_is_405(make_app: MakeApp, method: str, path: str) -> Non
     response = app.test_client().open(f"/imcallback{path}", method=method)
     assert response.status_code == 405
     assert response.headers["Allow"] == "POST"
-    assert (
-        method == "HEAD" or set(response.get_json()) >= {"errCode"} or "ErrorCode" in response.text
+    words = "errCode" if "openim" in path else "ErrorCode"
+    assert method == "HEAD" or words in response.get_json()
+
+
+SECRET = "a-secret-of-16-characters"
+OTHER = "another-secret-of-enough-length"
+BODY = {
+    "callbackCommand": "callbackAfterRemoveBlackCommand",
+    "ownerUserID": "a",
+    "blackUserID": "b",
+}
+
+
+@pytest.mark.parametrize(
+    ("url", "headers"),
+    [
+        ("/imcallback/openim/callbackAfterRemoveBlackCommand", {}),
+        (f"/imcallback/openim/{OTHER}/callbackAfterRemoveBlackCommand", {}),
+        (f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand/more", {}),
+        (f"/imcallback/openim/{SECRET}/x", {"Authorization": "Basic !"}),
+        (f"/imcallback/openim/{SECRET}/x", {"Authorization": f"Bearer {OTHER}"}),
+        (f"/imcallback/tencent?SdkAppid=1&Sign={OTHER}", {}),
+        (f"/imcallback/tencent/{OTHER}?SdkAppid=1400000000", {}),
+        (f"/imcallback/tencent/{SECRET}/{SECRET}?SdkAppid=1400000000", {}),
+    ],
+)
+def test_refusals_are_alike_and_tell_no_secret(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, url: str, headers: dict[str, str]
+) -> None:
+    """One text for every reason; the reason is in the log, but nothing that was presented."""
+    app = make_app(
+        IMCALLBACK_TENCENT_APPS={"1400000000": [OTHER]},
+        IMCALLBACK_SECRETS=[SECRET],
+        IMCALLBACK_OPENIM_CREDENTIALS={"openim": OTHER},
     )
+    response = app.test_client().post(url, json=BODY, headers=headers)
+    assert response.status_code == 403
+    tencent = {"ActionStatus": "FAIL", "ErrorCode": 1, "ErrorInfo": "not authentic"}
+    openim = {"actionCode": 0, "errCode": 0, "errMsg": "", "errDlt": "", "nextCode": 0}
+    assert response.get_json() == (tencent if "tencent" in url else openim)
+    assert rows(app) == ([], [])
+    assert "Refused a callback" in caplog.text
+    assert SECRET not in caplog.text
+    assert OTHER not in caplog.text
+
+
+def test_no_secret_is_stored(make_app: MakeApp) -> None:
+    """A delivery keeps what is known to be harmless of query and headers."""
+    password = "Basic b3BlbmltOm15LXBhc3N3b3Jk"
+    app = make_app(
+        IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_OPENIM_CREDENTIALS={"openim": "my-password"}
+    )
+    response = app.test_client().post(
+        f"/imcallback/openim/{SECRET}?command=callbackAfterRemoveBlackCommand&token={OTHER}",
+        json=BODY,
+        headers={"Authorization": password, "Cookie": OTHER, "Operationid": "op-1"},
+    )
+    assert response.status_code == 200
+    (delivery,), _ = rows(app)
+    assert delivery["query"] == "command=callbackAfterRemoveBlackCommand"
+    assert '"operationid": "op-1"' in delivery["headers"]
+    assert delivery["request_id"] == "op-1"
+    assert delivery["authenticated_by"] == "secret+password"
+    for secret in (SECRET, OTHER, password, "my-password"):
+        assert secret not in repr(delivery)
+
+
+def test_what_a_host_does_with_requests_harms_no_callback(make_app: MakeApp) -> None:
+    """A hook that reads every body, and a lower limit for the host's own uploads."""
+    app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True, MAX_CONTENT_LENGTH=10_000)
+
+    @app.before_request
+    def read() -> None:
+        if request.args.get("read"):
+            request.get_data()
+
+    client, url = app.test_client(), "/imcallback/openim/callbackAfterRemoveBlackCommand"
+    assert client.post(f"{url}?read=1", json=BODY).status_code == 200
+    assert client.post(url, json={**BODY, "ex": "x" * 20_000}).status_code == 200
+    assert len(rows(app)[1]) == 2
+
+
+def test_another_prefix(make_app: MakeApp) -> None:
+    """All addresses move, those with doubled slashes too; the old ones are gone."""
+    app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True, IMCALLBACK_URL_PREFIX="/a/b/")
+    client = app.test_client()
+    command = BODY["callbackCommand"]
+    assert client.post(f"/a/b/openim//{command}", json=BODY).status_code == 200
+    assert client.post(f"/imcallback/openim/{command}", json=BODY).status_code == 404
+    assert client.get("/a/b/history").status_code == 403
+
+
+def test_networks_are_a_guard(make_app: MakeApp) -> None:
+    """An address outside is refused, whatever else it presents."""
+    app = make_app(
+        IMCALLBACK_ALLOW_UNAUTHENTICATED=True, IMCALLBACK_ALLOWED_NETWORKS=["203.0.113.0/24"]
+    )
+    url = "/imcallback/openim/callbackAfterRemoveBlackCommand"
+    for address, status in (("203.0.113.9", 200), ("192.0.2.1", 403)):
+        environ = {"REMOTE_ADDR": address}
+        assert app.test_client().post(url, json=BODY, environ_base=environ).status_code == status
+    (delivery,), _ = rows(app)
+    assert delivery["remote_addr"] == "203.0.113.9"
+
+
+class MineProvider(OpenIMProvider):
+    """A provider of the host's own, and one whose author made a mistake."""
+
+    name = "mine"
+
+    def parse(self, request: CallbackRequest, body: bytes) -> Callback:
+        if body == b'{"fail": 1}':
+            raise KeyError("on purpose")
+        return super().parse(request, body)
+
+
+@pytest.mark.parametrize("as_object", [False, True])
+def test_a_host_adds_a_provider(make_app: MakeApp, *, as_object: bool) -> None:
+    """As a class that takes the settings, or as a ready object; its mistakes lose no packet."""
+    config = {"IMCALLBACK_ALLOW_UNAUTHENTICATED": True}
+    mine = MineProvider(Settings.from_config(config)) if as_object else MineProvider
+    app = make_app(**config, providers=[OpenIMProvider, mine])
+    client = app.test_client()
+    assert client.post("/imcallback/mine/callbackAfterRemoveBlackCommand", json=BODY).json
+    assert client.post("/imcallback/mine/callbackX", data=b'{"fail": 1}').status_code == 400
+    deliveries, removals = rows(app)
+    assert [(row["provider"], row["status"]) for row in deliveries] == [
+        ("mine", "recorded"),
+        ("mine", "unreadable"),
+    ]
+    assert [row["provider"] for row in removals] == ["mine"]
