@@ -50,11 +50,15 @@ class AppState:
 
         Ours is made late because a host may set up its own after us, and only one fits an app.
         """
-        db = self._db or current_app.extensions.get("sqlalchemy")
-        if db is None:
-            with self._lock:
-                db = current_app.extensions.get("sqlalchemy") or _make_database()
-        return db
+        if self._db is None:
+            with self._lock:  # others wait until it is whole
+                self._db = self._db or current_app.extensions.get("sqlalchemy") or _make_database()
+        return self._db
+
+    @property
+    def has_database(self) -> bool:
+        """Whether `database` has been asked for before."""
+        return self._db is not None
 
     def engine(self) -> Engine:
         """The engine of the database that holds our tables. Needs an app context.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import pytest
@@ -173,6 +175,19 @@ def test_another_prefix(make_app: MakeApp) -> None:
     assert client.post(f"/a/b/openim//{command}", json=BODY).status_code == 200
     assert client.post(f"/imcallback/openim/{command}", json=BODY).status_code == 404
     assert client.get("/a/b/history").status_code == 403
+
+
+def test_the_first_requests_may_come_at_once(make_app: MakeApp) -> None:
+    """The database of an app that has none is made by the first; the others wait until it is."""
+    app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True)
+    url = "/imcallback/openim/callbackAfterRemoveBlackCommand"
+    with ThreadPoolExecutor(8) as pool:
+        for _ in range(20):
+            fresh = make_app(migrate=False, IMCALLBACK_ALLOW_UNAUTHENTICATED=True)
+            post = partial(fresh.test_client().post, url, json=BODY)
+            answers = list(pool.map(lambda _, post=post: post().status_code, range(8)))
+            assert answers == [200] * 8
+    assert len(rows(app)[1]) == 160
 
 
 def test_networks_are_a_guard(make_app: MakeApp) -> None:

@@ -165,6 +165,14 @@ def test_an_id_that_another_process_took_is_passed_over(
     assert moved[0].id > id_at(MOMENT) + 1
 
 
+def test_two_in_one_microsecond_stay_side_by_side(make_app: MakeApp) -> None:
+    """The second has the first id that is free, and is not stored twice to find it."""
+    app = make_app()
+    anonymous = replace(DELIVERY, repeats_callbacks=False)
+    record(app, anonymous)
+    assert record(app, anonymous)[0].id == id_at(MOMENT) + len(DELIVERY.removals)
+
+
 def test_a_clock_that_jumps_back_loses_nothing(make_app: MakeApp) -> None:
     """Ids follow the clock back, and pass over those that are taken."""
     app = make_app()

@@ -6,6 +6,7 @@ import json
 import logging
 import re
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
 
@@ -121,9 +122,9 @@ def wrap(app: Flask, state: AppState) -> None:
     inner = app.wsgi_app
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if "sqlalchemy" not in app.extensions:
-            with app.app_context():
-                state.database()
+        if not state.has_database:
+            with suppress(Exception), app.app_context():
+                state.database()  # what is wrong with it is told when it is used
         path = environ.get("PATH_INFO", "")
         if "//" in path:
             single = re.sub("//+", "/", path)
