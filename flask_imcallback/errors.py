@@ -26,7 +26,7 @@ class BodyTooLargeError(ImCallbackError):
     """The body is larger than IMCALLBACK_MAX_BODY."""
 
 
-class StorageError(ImCallbackError):
+class StorageError(ImCallbackError, RuntimeError):
     """The database is away, or its tables are not at the newest migration (flask db upgrade)."""
 
 

@@ -65,6 +65,13 @@ def _is_ours(name: str | None, host_tables: Any = ()) -> bool:
     return name is not None and name.startswith("imcallback_") and name not in host_tables
 
 
+def _host_tables() -> set[str]:
+    """The names in the host's models, of all its databases and without their schemas."""
+    db = current_app.extensions["migrate"].db
+    metadatas = getattr(db, "metadatas", None) or {None: db.metadata}
+    return {table.name for metadata in metadatas.values() for table in metadata.tables.values()}
+
+
 def _hide_from_names(config: Any) -> None:
     """Keep our tables out of the log of autogenerate, where the host's env.py leaves a way."""
     arguments = current_app.extensions["migrate"].configure_args
@@ -77,7 +84,7 @@ def _hide_from_names(config: Any) -> None:
         return
 
     def include_name(name: str | None, kind: str, parents: Any) -> bool:
-        if kind == "table" and _is_ours(name, current_app.extensions["migrate"].db.metadata.tables):
+        if kind == "table" and _is_ours(name, _host_tables()):
             return False
         return theirs is None or bool(theirs(name, kind, parents))
 

@@ -6,6 +6,8 @@ The host's own history, if it has one, stays as it is; we take nothing but an en
 from __future__ import annotations
 
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -37,19 +39,25 @@ def run(command: str, *arguments: Any, **options: Any) -> None:
     """
     from alembic import command as commands  # a tenth of a second that only migrations need
 
-    try:
+    with _storage_errors():
         getattr(commands, command)(make_config(get_state().engine()), *arguments, **options)
-    except SQLAlchemyError as error:
-        raise StorageError(f"the database does not answer: {error}") from error
 
 
 def current_revision(engine: Engine) -> str | None:
-    """The revision that the tables are at; None if there are none."""
+    """The revision that the tables are at; None if there are none. Raises `StorageError`."""
     from alembic.migration import MigrationContext
 
-    with engine.connect() as connection:
+    with _storage_errors(), engine.connect() as connection:
         options = {"version_table": VERSION_TABLE}
         return MigrationContext.configure(connection, opts=options).get_current_revision()
+
+
+@contextmanager
+def _storage_errors() -> Iterator[None]:
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StorageError(f"the database is away, or refuses: {error}") from error
 
 
 def make_config(engine: Engine) -> Config:

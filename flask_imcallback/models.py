@@ -24,6 +24,7 @@ from sqlalchemy import (
     Integer,
     LargeBinary,
     MetaData,
+    PrimaryKeyConstraint,
     String,
     Table,
     Text,
@@ -99,7 +100,7 @@ Fingerprint = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
 delivery = Table(
     "imcallback_delivery",
     metadata,
-    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("id", Id, autoincrement=False),
     Column("received_at", UtcDateTime, nullable=False),
     Column("provider", ExactText(32), nullable=False),
     Column("app_id", ExactText(32), nullable=False),
@@ -117,6 +118,7 @@ delivery = Table(
     Column("headers", LongText, nullable=False),
     Column("body", Bytes, nullable=False),
     Column("fingerprint", Fingerprint),
+    PrimaryKeyConstraint("id", name="pk_imcallback_delivery"),
     # A callback that the provider repeats is kept once, under any number of workers and nodes;
     # a delivery that cannot be a repetition, or is one, has no fingerprint.
     UniqueConstraint("fingerprint", name="uq_imcallback_delivery_fingerprint"),
@@ -125,7 +127,7 @@ delivery = Table(
 removal = Table(
     "imcallback_removal",
     metadata,
-    Column("id", Id, primary_key=True, autoincrement=False),
+    Column("id", Id, autoincrement=False),
     Column("delivery_id", Id, nullable=False),
     Column("position", Integer, nullable=False),
     Column("received_at", UtcDateTime, nullable=False),
@@ -138,6 +140,7 @@ removal = Table(
     Column("client_ip", ExactText(255), nullable=False),
     Column("platform", ExactText(255), nullable=False),
     Column("request_id", ExactText(255), nullable=False),
+    PrimaryKeyConstraint("id", name="pk_imcallback_removal"),
     # Each account's removals, in the order of the pages.
     Index("ix_imcallback_removal_owner_id_id", "owner_id", "id"),
     Index("ix_imcallback_removal_target_id_id", "target_id", "id"),

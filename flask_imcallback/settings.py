@@ -45,7 +45,11 @@ def _strings(key: str, value: object, example: str) -> tuple[str, ...]:
 
 
 def _tokens(key: str, value: object) -> tuple[str, ...]:
-    return _strings(key, value, "a long random token")
+    tokens = _strings(key, value, "a-long-random-token")
+    if not all(re.fullmatch(r"[\w.~+/-]+=*", token, re.ASCII) for token in tokens):
+        # RFC 6750, section 2.1: no other can be sent as a bearer token.
+        _refuse(key, "must hold tokens of letters, digits and '-', '.', '_', '~', '+', '/'")
+    return tokens
 
 
 def _secrets(key: str, value: object) -> tuple[str, ...]:

@@ -88,10 +88,18 @@ def _locked(connection: Connection) -> Iterator[None]:
         connection.commit()
 
 
+def _dialect_name(engine: Engine) -> str:
+    """Of an address that begins with mysql, only the server can tell that it is MariaDB."""
+    if engine.dialect.name == "mysql":
+        with engine.connect() as connection:
+            return "mariadb" if getattr(connection.dialect, "is_mariadb", False) else "mysql"
+    return engine.dialect.name
+
+
 def _run() -> None:
     engine = _engine()
     if context.is_offline_mode():
-        context.configure(dialect_name=engine.dialect.name, literal_binds=True, **OPTIONS)
+        context.configure(dialect_name=_dialect_name(engine), literal_binds=True, **OPTIONS)
         with context.begin_transaction():
             context.run_migrations()
         return

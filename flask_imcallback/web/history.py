@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Callable
 from typing import Any
 from urllib.parse import urlencode
@@ -14,6 +15,9 @@ from ..errors import HistoryQueryError, StorageError
 from ..providers.base import is_one_of
 from ..schemas import DELIVERY, read_query, removal_json
 from ..state import get_state
+
+
+logger = logging.getLogger("flask_imcallback")
 
 
 class ProblemError(Exception):
@@ -86,6 +90,8 @@ def _next_url(cursor: str) -> str:
 
 
 def _removal(removal_id: str) -> Response:
+    for name in request.args:
+        raise HistoryQueryError(name, "is not a parameter of one removal")
     is_id = removal_id.isascii() and removal_id.isdecimal() and len(removal_id) <= 16
     found = get_state().history.get(int(removal_id)) if is_id else None
     if found is None:
@@ -114,6 +120,7 @@ def _bad_parameter(error: HistoryQueryError) -> Response:
 
 
 def _no_database(error: StorageError) -> Response:
+    logger.error("The history cannot be read: %s", error, exc_info=error)
     return _problem(ProblemError(503, "Service Unavailable", str(error)))
 
 
