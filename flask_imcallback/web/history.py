@@ -16,7 +16,6 @@ from ..providers.base import is_one_of
 from ..schemas import DELIVERY, read_query, removal_json
 from ..state import get_state
 
-
 logger = logging.getLogger("flask_imcallback")
 
 
