@@ -9,6 +9,7 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
 from typing import Any
+from urllib.parse import parse_qs
 
 from flask import Blueprint, Flask, Response, current_app, request
 
@@ -68,9 +69,11 @@ def _callback(name: str, rest: str = "") -> Response:
 
 
 def _callback_request(rest: str) -> CallbackRequest:
+    # Werkzeug's `args` raises where a byte is not UTF-8.
+    query = parse_qs(request.query_string.decode(errors="replace"), keep_blank_values=True)
     return CallbackRequest(
         segments=tuple(segment for segment in rest.split("/") if segment),
-        query={name: tuple(values) for name, values in request.args.lists()},
+        query={name: tuple(values) for name, values in query.items()},
         headers={name.lower(): value for name, value in request.headers.items()},
         remote_addr=request.remote_addr or "",
         received_at=datetime.now(UTC),

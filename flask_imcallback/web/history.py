@@ -6,7 +6,7 @@ import json
 import logging
 from collections.abc import Callable
 from typing import Any
-from urllib.parse import urlencode
+from urllib.parse import parse_qs, urlencode
 
 from flask import Blueprint, Response, request
 from werkzeug.datastructures import WWWAuthenticate
@@ -71,8 +71,7 @@ def _guarded(
 
 
 def _history() -> Response:
-    parameters = request.args.to_dict(flat=False)
-    page = get_state().history.page(read_query(parameters))
+    page = get_state().history.page(read_query(_parameters()))
     response = _json(
         {"data": [removal_json(r) for r in page.data], "next_cursor": page.next_cursor}
     )
@@ -81,15 +80,21 @@ def _history() -> Response:
     return response
 
 
+def _parameters() -> dict[str, list[str]]:
+    try:
+        query = request.query_string.decode()
+        return parse_qs(query, keep_blank_values=True, errors="strict")
+    except UnicodeDecodeError as error:
+        raise ProblemError(400, "Bad Request", "The query is not UTF-8.") from error
+
+
 def _next_url(cursor: str) -> str:
-    parameters = [
-        (name, value) for name, value in request.args.items(multi=True) if name != "cursor"
-    ]
-    return f"{request.base_url}?{urlencode([*parameters, ('cursor', cursor)])}"
+    parameters = {**_parameters(), "cursor": [cursor]}
+    return f"{request.base_url}?{urlencode(parameters, doseq=True)}"
 
 
 def _removal(removal_id: str) -> Response:
-    for name in request.args:
+    for name in _parameters():
         raise HistoryQueryError(name, "is not a parameter of one removal")
     is_id = removal_id.isascii() and removal_id.isdecimal() and len(removal_id) <= 16
     found = get_state().history.get(int(removal_id)) if is_id else None
