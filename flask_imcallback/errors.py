@@ -15,7 +15,15 @@ class ConfigError(ImCallbackError, RuntimeError):
 
 
 class VerificationError(ImCallbackError):
-    """A stranger called: the request is not authentic. The message never leaves this server."""
+    """A stranger called: the request is not authentic. The message never leaves this server.
+
+    `reason` is one of a few texts, by which refusals are counted; `detail` is that of the case.
+    """
+
+    def __init__(self, reason: str, detail: str = "") -> None:
+        super().__init__(reason)
+        self.reason = reason
+        self.detail = detail
 
 
 class PacketError(ImCallbackError, ValueError):

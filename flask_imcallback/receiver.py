@@ -11,6 +11,7 @@ from .errors import BodyTooLargeError, PacketError, VerificationError
 from .events import Record, Status, removals_recorded
 from .providers.base import CallbackRequest, Provider, Reply
 from .recorder import Delivery, Recorder
+from .refusals import Refusals
 from .settings import Settings
 
 logger = logging.getLogger("flask_imcallback")
@@ -26,6 +27,7 @@ def receive(
     provider: Provider,
     settings: Settings,
     recorder: Recorder,
+    refusals: Refusals,
     sender: object,
 ) -> Reply:
     """Verify, read, parse, record and answer a callback.
@@ -38,13 +40,13 @@ def receive(
             raise VerificationError("the address is not in IMCALLBACK_ALLOWED_NETWORKS")
         authenticated_by = provider.verify(request)
     except VerificationError as error:
-        logger.warning("Refused a callback of %s: %s", provider.name, error)
+        refusals.add(provider.name, error.reason, error.detail)
         return provider.refuse(403, "not authentic")
 
     try:
         body, problem = read_body(settings.max_body)
     except BodyTooLargeError as error:
-        logger.warning("Refused a callback of %s: %s", provider.name, error)
+        refusals.add(provider.name, str(error))
         return provider.refuse(413, str(error))
 
     delivery = Delivery(

@@ -14,6 +14,7 @@ from .errors import ConfigError
 from .history import History
 from .providers.base import Provider
 from .recorder import Recorder
+from .refusals import Refusals
 from .settings import Settings
 
 EXTENSION = "imcallback"
@@ -35,6 +36,7 @@ class AppState:
         self.providers = {provider.name: provider for provider in made}
         self.history_decorators = tuple(history_decorators)
         self.recorder = Recorder(self.engine)
+        self.refusals = Refusals()
         # Like Flask's sessions, the newest key last: it signs, and all of them verify.
         keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.config.get("SECRET_KEY")]
         self.history = History(self.engine, [key for key in keys if key])

@@ -131,6 +131,24 @@ def test_refusals_are_alike_and_tell_no_secret(
     assert OTHER not in caplog.text
 
 
+def test_a_flood_of_refusals_costs_no_disk(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """One line a minute for each reason, which tells how many there were; all are counted."""
+    app = make_app(IMCALLBACK_SECRETS=[SECRET])
+    refusals = app.extensions["imcallback"].refusals
+    with time_machine.travel(1_700_000_000, tick=False) as clock:
+        for _ in range(2):
+            for number in range(500):
+                app.test_client().post(f"/imcallback/openim/{number}/callbackX", json=BODY)
+            clock.shift(61)
+        app.test_client().post("/imcallback/openim/0/callbackX", json=BODY)
+        app.test_client().post("/imcallback/openim/callbackX", json=BODY)
+    assert len(caplog.records) == 4
+    assert "499 more" in caplog.messages[1]
+    assert sorted(refusals.counts()["openim"].values()) == [1, 1001]
+
+
 def test_no_secret_is_stored(make_app: MakeApp) -> None:
     """A delivery keeps what is known to be harmless of query and headers."""
     password = "Basic b3BlbmltOm15LXBhc3N3b3Jk"

@@ -140,8 +140,8 @@ class TencentProvider(Provider):
         away = abs(int(request.received_at.timestamp()) - int(time))
         if away > self.sign_window:
             raise VerificationError(
-                f"RequestTime is {away} seconds away from our clock, more than "
-                "IMCALLBACK_SIGN_WINDOW"
+                "RequestTime is farther from our clock than IMCALLBACK_SIGN_WINDOW",
+                f"{away} seconds",
             )
 
     def origin(self, request: CallbackRequest) -> Origin:

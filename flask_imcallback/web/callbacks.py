@@ -60,6 +60,7 @@ def _callback(name: str, rest: str = "") -> Response:
                 provider=provider,
                 settings=state.settings,
                 recorder=state.recorder,
+                refusals=state.refusals,
                 sender=current_app._get_current_object(),  # type: ignore[attr-defined]
             )
     except Exception:
