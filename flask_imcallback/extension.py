@@ -15,7 +15,7 @@ from .errors import ConfigError
 from .history import History
 from .providers import PROVIDERS, Provider
 from .state import EXTENSION, AppState, get_state
-from .web import callbacks
+from .web import callbacks, health
 from .web import history as history_pages
 
 logger = logging.getLogger("flask_imcallback")
@@ -64,6 +64,7 @@ class ImCallback:
         app.register_blueprint(callbacks.make_blueprint(state.providers), url_prefix=prefix)
         pages = history_pages.make_blueprint(state.history_decorators)
         app.register_blueprint(pages, url_prefix=prefix)
+        app.register_blueprint(health.make_blueprint(), url_prefix=prefix)
         callbacks.wrap(app, state)
         add_commands(app)
         host_migrations.follow(app)

@@ -8,6 +8,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +51,21 @@ def current_revision(engine: Engine) -> str | None:
     with _storage_errors(), engine.connect() as connection:
         options = {"version_table": VERSION_TABLE}
         return MigrationContext.configure(connection, opts=options).get_current_revision()
+
+
+def is_at_head(engine: Engine) -> bool:
+    """Whether the tables are at the newest revision that this release knows. Raises `StorageError`.
+
+    So they are also when a newer release has upgraded them: it is this one that is behind then.
+    """
+    current = current_revision(engine)
+    return current is not None and current not in _older_revisions()
+
+
+@cache
+def _older_revisions() -> frozenset[str]:
+    names = sorted(path.stem for path in (_folder() / "versions").glob("[0-9]*.py"))
+    return frozenset(names[:-1])
 
 
 @contextmanager
