@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import functools
 import json
+import secrets
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -13,15 +14,19 @@ import click
 from flask import Flask
 from flask.cli import with_appcontext
 
+from . import sender
+from .doctor import examine
 from .errors import HistoryQueryError, ImCallbackError
 from .migration import current_revision, run
+from .providers import openim, tencent
 from .schemas import HISTORY_QUERY, REMOVAL, read_query, removal_json
 from .state import get_state
 
 
 def add_commands(app: Flask) -> None:
     group = click.Group("imcallback", help="The removals that IM servers reported.")
-    group.add_command(history)
+    for command in (history, doctor, send):
+        group.add_command(command)
     for command in migration_commands():
         # `history` is the product's own word here.
         name = "revisions" if command.name == "history" else command.name
@@ -176,4 +181,77 @@ def _history_options() -> list[click.Parameter]:
 
 history = _command(
     "history", "List the recorded removals, newest first.", _history, *_history_options()
+)
+
+
+def _doctor(url: str | None, idle: float) -> None:
+    failed = 0
+    for finding in examine(get_state(), url, idle):
+        failed += finding.level == "failure"
+        mark = {"ok": "ok     ", "warning": "WARNING", "failure": "FAILURE"}[finding.level]
+        click.echo(f"{mark} {finding.title}")
+        for line in (finding.why, finding.remedy):
+            if line:
+                click.echo(f"        {line}")
+    if failed:
+        raise click.ClickException(f"{failed} of the findings lose callbacks")
+
+
+doctor = _command(
+    "doctor",
+    "Find out why callbacks do not arrive, or would be lost. Exit status 1 if anything is wrong.",
+    _doctor,
+    click.Option(["--url"], help="The live address, such as https://your.host/imcallback."),
+    click.Option(
+        ["--idle"],
+        type=float,
+        default=60,
+        show_default=True,
+        help="Seconds that a connection must survive between two events.",
+    ),
+)
+
+
+def _send(url: str, command: str, owner: str, targets: tuple[str, ...], app_id: str | None) -> None:
+    settings = get_state().settings
+    if command in tencent.RELATIONS or "." in command:
+        app_id = app_id or next(iter(settings.tencent_apps), "")
+        pairs = [{"From_Account": owner, "To_Account": target} for target in targets]
+        packet = {"CallbackCommand": command, "PairList": pairs}
+        callbacks = [sender.tencent(settings, packet, app_id)]
+    else:
+        members = openim.MEMBERS.get(command, ("ownerUserID", "targetUserID"))
+        callbacks = [
+            sender.openim(
+                settings,
+                {"callbackCommand": command, members[0]: owner, members[1]: target},
+                secrets.token_hex(8),
+            )
+            for target in targets
+        ]
+    connection = sender.Sender(url)
+    answers = [connection.send(callback) for callback in callbacks]
+    connection.close()
+    for answer in answers:
+        click.echo(answer.body.decode(errors="replace"))
+        click.echo(f"{answer.status} after {answer.seconds * 1000:.1f} ms", err=True)
+    if any(answer.status != 200 for answer in answers):
+        raise click.ClickException("not every callback was accepted")
+
+
+send = _command(
+    "send",
+    "Send a callback as the IM server would, with this app's secrets. Its removals are recorded.",
+    _send,
+    click.Option(["--url"], default="http://127.0.0.1:8000/imcallback", show_default=True),
+    click.Argument(["command"]),
+    click.Option(["--owner"], default="alice", show_default=True, help="Whose list changed."),
+    click.Option(
+        ["--target", "targets"],
+        multiple=True,
+        default=["bob"],
+        show_default=True,
+        help="Who left it; may be repeated.",
+    ),
+    click.Option(["--app-id"], help="Tencent's SDKAppID; the first of the settings otherwise."),
 )

@@ -47,3 +47,7 @@ class HistoryQueryError(ImCallbackError, ValueError):
     def __init__(self, parameter: str, message: str) -> None:
         super().__init__(message)
         self.parameter = parameter
+
+
+class SendError(ImCallbackError):
+    """A callback could not be sent, or was not answered."""

@@ -11,6 +11,7 @@ import sys
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -60,6 +61,13 @@ class Running:
 
 @pytest.fixture
 def server(tmp_path: Path) -> Iterator[Running]:
+    """The example app under gunicorn."""
+    with serving(tmp_path) as running:
+        yield running
+
+
+@contextmanager
+def serving(tmp_path: Path, *options: str) -> Iterator[Running]:
     """`gunicorn -c gunicorn.conf.py example_app:app`, on a port of its own choice."""
     env = os.environ | {
         "HOME": str(tmp_path),
@@ -73,7 +81,7 @@ def server(tmp_path: Path) -> Iterator[Running]:
         command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "example_app:app"]
         fd = listening.fileno()
         process = subprocess.Popen(
-            [*command, "--bind", f"fd://{fd}"],
+            [*command, "--bind", f"fd://{fd}", *options],
             cwd=ROOT,
             env=env,
             pass_fds=[fd],

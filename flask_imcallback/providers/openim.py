@@ -50,6 +50,11 @@ REMOVALS = {
     "callbackAfterRemoveBlackCommand": (Relation.BLACKLIST, RemoveBlackSchema()),
     "callbackAfterDeleteFriendCommand": (Relation.FRIEND, DeleteFriendSchema()),
 }
+MEMBERS = {
+    command: ("ownerUserID", str(schema.fields["target_id"].data_key))
+    for command, (_, schema) in REMOVALS.items()
+}
+"""The members that name owner and target."""
 CONTINUE = {"actionCode": 0, "errCode": 0, "errMsg": "", "errDlt": "", "nextCode": 0}
 """The one answer that the client code of every version takes as "go on"; it never looks at the
 status, and another body can stop users (`callbackstruct/common.go`: the codes are int32)."""
