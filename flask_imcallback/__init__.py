@@ -13,11 +13,14 @@ from .extension import ImCallback
 from .history import History, Page
 from .migration import upgrade
 from .providers import OpenIMProvider, Provider, TencentProvider
+from .settings import Settings
+from .tally import Count
 
 __version__ = "0.1.0"
 
 __all__ = [
     "ConfigError",
+    "Count",
     "History",
     "HistoryQueryError",
     "ImCallback",
@@ -29,6 +32,7 @@ __all__ = [
     "Record",
     "Relation",
     "Removal",
+    "Settings",
     "StorageError",
     "TencentProvider",
     "VerificationError",

@@ -19,13 +19,13 @@ from .doctor import examine
 from .errors import HistoryQueryError, ImCallbackError
 from .migration import current_revision, run
 from .providers import openim, tencent
-from .schemas import HISTORY_QUERY, REMOVAL, read_query, removal_json
+from .schemas import COUNT, HISTORY_QUERY, REMOVAL, read_query, removal_json
 from .state import get_state
 
 
 def add_commands(app: Flask) -> None:
     group = click.Group("imcallback", help="The removals that IM servers reported.")
-    for command in (history, doctor, send):
+    for command in (history, status, doctor, send):
         group.add_command(command)
     for command in migration_commands():
         # `history` is the product's own word here.
@@ -145,7 +145,7 @@ def _history(format: str, **filters: Any) -> None:
         writer.writeheader()
         writer.writerows(rows)
     else:
-        _echo_table(rows)
+        _echo_table(rows, TABLE)
     if page.next_cursor:
         click.echo(f"There are more: --cursor {page.next_cursor}", err=True)
 
@@ -153,10 +153,10 @@ def _history(format: str, **filters: Any) -> None:
 TABLE = ("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform")
 
 
-def _echo_table(rows: list[dict[str, Any]]) -> None:
+def _echo_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
     """Aligned columns; control characters are shown escaped, since a terminal obeys them."""
-    lines = [TABLE] + [tuple(_visible(str(row[name])) for name in TABLE) for row in rows]
-    widths = [max(len(line[column]) for line in lines) for column in range(len(TABLE))]
+    lines = [columns] + [tuple(_visible(str(row[name])) for name in columns) for row in rows]
+    widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
     for line in lines:
         padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(padded).rstrip())
@@ -181,6 +181,18 @@ def _history_options() -> list[click.Parameter]:
 
 history = _command(
     "history", "List the recorded removals, newest first.", _history, *_history_options()
+)
+
+
+def _status() -> None:
+    rows = [COUNT.dump(count) for count in get_state().tally.counts()]
+    _echo_table(rows, tuple(COUNT.fields))
+
+
+status = _command(
+    "status",
+    "How many callbacks were accepted, by command, and refused, by reason; and the last of each.",
+    _status,
 )
 
 

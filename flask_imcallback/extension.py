@@ -15,6 +15,7 @@ from .errors import ConfigError
 from .history import History
 from .providers import PROVIDERS, Provider
 from .state import EXTENSION, AppState, get_state
+from .tally import Count
 from .web import callbacks, health
 from .web import history as history_pages
 
@@ -70,9 +71,16 @@ class ImCallback:
         host_migrations.follow(app)
         if not any(provider.is_on for provider in state.providers.values()):
             logger.warning(
-                "No provider is on, so that no callback is accepted: set IMCALLBACK_TENCENT_APPS, "
-                "IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS"
+                "No provider is on, so that no callback is accepted: set IMCALLBACK_TENCENT_APPS "
+                "for Tencent, IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS for OpenIM"
             )
+
+    def counts(self) -> list[Count]:
+        """How many callbacks of the current app were accepted and refused, and the last of each.
+
+        Of all processes, ten seconds late at the most. Raises `StorageError`.
+        """
+        return get_state().tally.counts()
 
     @property
     def history(self) -> History:

@@ -1,4 +1,4 @@
-"""The two tables, on a MetaData of our own, so that a host's `create_all` does not reach them.
+"""The tables, on a MetaData of our own, so that a host's `create_all` does not reach them.
 
 Ids are times: a delivery's id is the microsecond at which it was received, counted from 1970 and
 moved up until it is free, and its removals have the ids that follow, so that removal `n` has the
@@ -144,4 +144,15 @@ removal = Table(
     # Each account's removals, in the order of the pages.
     Index("ix_imcallback_removal_owner_id_id", "owner_id", "id"),
     Index("ix_imcallback_removal_target_id_id", "target_id", "id"),
+)
+
+tally = Table(
+    "imcallback_tally",
+    metadata,
+    Column("provider", ExactText(32), nullable=False),
+    Column("outcome", ExactText(16), nullable=False),
+    Column("what", ExactText(255), nullable=False),
+    Column("count", BigInteger, nullable=False),
+    Column("last_at", UtcDateTime, nullable=False),
+    PrimaryKeyConstraint("provider", "outcome", "what", name="pk_imcallback_tally"),
 )

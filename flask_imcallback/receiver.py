@@ -11,8 +11,8 @@ from .errors import BodyTooLargeError, PacketError, VerificationError
 from .events import Record, Status, removals_recorded
 from .providers.base import CallbackRequest, Provider, Reply
 from .recorder import Delivery, Recorder
-from .refusals import Refusals
 from .settings import Settings
+from .tally import Tally
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -27,7 +27,7 @@ def receive(
     provider: Provider,
     settings: Settings,
     recorder: Recorder,
-    refusals: Refusals,
+    tally: Tally,
     sender: object,
 ) -> Reply:
     """Verify, read, parse, record and answer a callback.
@@ -40,13 +40,13 @@ def receive(
             raise VerificationError("the address is not in IMCALLBACK_ALLOWED_NETWORKS")
         authenticated_by = provider.verify(request)
     except VerificationError as error:
-        refusals.add(provider.name, error.reason, error.detail)
+        tally.refuse(provider.name, error.reason, error.detail)
         return provider.refuse(403, "not authentic")
 
     try:
         body, problem = read_body(settings.max_body)
     except BodyTooLargeError as error:
-        refusals.add(provider.name, str(error))
+        tally.refuse(provider.name, str(error))
         return provider.refuse(413, str(error))
 
     delivery = Delivery(
@@ -84,6 +84,8 @@ def receive(
     except Exception as error:
         logger.exception("A callback of %s is lost: %s. It was %r", provider.name, error, delivery)
         return provider.refuse(503, "it could not be stored")
+    if delivery.status is not Status.UNREADABLE:
+        tally.accept(provider.name, delivery.origin.command)
     if records:
         _announce(sender, records)
     return reply

@@ -18,7 +18,7 @@ from .events import Record, Removal, Status
 from .models import delivery as delivery_table
 from .models import id_at, moment_of
 from .models import removal as removal_table
-from .providers.base import MAX_TEXT, UNSTORABLE, Origin
+from .providers.base import UNSTORABLE, Origin
 
 ATTEMPTS = 20
 """Ids to try; another process must have taken the very same microseconds each time."""
@@ -104,7 +104,7 @@ class Recorder:
     def _rows(self, delivery: Delivery) -> tuple[dict[str, Any], list[Record]]:
         delivery_id = self._take_ids(id_at(delivery.received_at), len(delivery.removals))
         origin: dict[str, Any] = {
-            name: _storable(text) for name, text in asdict(delivery.origin).items()
+            name: _storable(name, text) for name, text in asdict(delivery.origin).items()
         }
         row: dict[str, Any] = origin | {
             "id": delivery_id,
@@ -114,8 +114,8 @@ class Recorder:
             "duplicate_of": delivery.duplicate_of,
             "error": UNSTORABLE.sub("\ufffd", delivery.error),
             "removal_count": len(delivery.removals),
-            "remote_addr": _storable(delivery.remote_addr),
-            "authenticated_by": delivery.authenticated_by,
+            "remote_addr": _storable("remote_addr", delivery.remote_addr),
+            "authenticated_by": _storable("authenticated_by", delivery.authenticated_by),
             "query": UNSTORABLE.sub("\ufffd", delivery.query),
             "headers": json.dumps(dict(delivery.headers)),
             "body": delivery.body,
@@ -149,5 +149,7 @@ class Recorder:
             return first
 
 
-def _storable(text: str) -> str:
-    return UNSTORABLE.sub("\ufffd", text[:MAX_TEXT])
+def _storable(name: str, text: str) -> str:
+    """What the column of that name can hold of a text that only accompanies the removals."""
+    column: Any = delivery_table.c[name].type
+    return UNSTORABLE.sub("\ufffd", text[: column.length])

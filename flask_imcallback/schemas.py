@@ -139,6 +139,14 @@ class DeliverySchema(Schema):
     received_at = Moment()
 
 
+class CountSchema(Schema):
+    provider = fields.String()
+    outcome = fields.String()
+    what = fields.String()
+    count = fields.Integer()
+    last_at = Moment()
+
+
 def _text(body: bytes) -> str | None:
     try:
         return body.decode()
@@ -149,6 +157,7 @@ def _text(body: bytes) -> str | None:
 HISTORY_QUERY = HistoryQuerySchema()
 REMOVAL = RemovalSchema()
 DELIVERY = DeliverySchema()
+COUNT = CountSchema()
 
 
 def removal_json(record: Record) -> dict[str, Any]:

@@ -1,7 +1,8 @@
-"""What one app owns: its settings, providers, database, recorder and history."""
+"""What one app owns: its settings, providers, database, recorder, tally and history."""
 
 from __future__ import annotations
 
+import re
 import threading
 from collections.abc import Callable, Iterable
 from typing import Any
@@ -14,10 +15,12 @@ from .errors import ConfigError
 from .history import History
 from .providers.base import Provider
 from .recorder import Recorder
-from .refusals import Refusals
 from .settings import Settings
+from .tally import Tally
 
 EXTENSION = "imcallback"
+RESERVED = ("deliveries", "health", "history")
+"""Addresses of our own, which a provider's would hide."""
 
 
 class AppState:
@@ -32,20 +35,28 @@ class AppState:
         history_decorators: Iterable[Callable[..., Any]],
     ) -> None:
         self.settings = Settings.from_config(app.config)
-        made = [self._make(provider) for provider in providers]
-        self.providers = {provider.name: provider for provider in made}
+        self.providers: dict[str, Provider] = {}
+        for provider in providers:
+            self._add(provider)
         self.history_decorators = tuple(history_decorators)
         self.recorder = Recorder(self.engine)
-        self.refusals = Refusals()
+        self.tally = Tally(self.engine)
         # Like Flask's sessions, the newest key last: it signs, and all of them verify.
         keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.config.get("SECRET_KEY")]
         self.history = History(self.engine, [key for key in keys if key])
         self._db = db
         self._lock = threading.Lock()
 
-    def _make(self, provider: Any) -> Provider:
+    def _add(self, provider: Any) -> None:
         made: Provider = provider(self.settings) if isinstance(provider, type) else provider
-        return made
+        if not re.fullmatch("[a-z][a-z0-9_]{0,31}", made.name) or made.name in RESERVED:
+            raise ConfigError(
+                f"a provider cannot have the name {made.name!r}: take up to 32 small letters, "
+                f"digits and '_', but none of {', '.join(RESERVED)}"
+            )
+        if made.name in self.providers:
+            raise ConfigError(f"two providers have the name {made.name!r}")
+        self.providers[made.name] = made
 
     def database(self) -> SQLAlchemy:
         """The host's `SQLAlchemy`, or one of our own if the app has none by its first use.

@@ -10,12 +10,15 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
+import time_machine
 from click.testing import Result
 from conftest import MakeApp
 from flask import Flask
 from sqlalchemy import URL
 from test_callbacks import rows
 from test_server import SECRET, serving
+from werkzeug.http import http_date
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Response
 
@@ -87,6 +90,17 @@ def without_authorization(app: Wsgi) -> Wsgi:
     return serve
 
 
+def an_hour_late(app: Wsgi) -> Wsgi:
+    def serve(environ: dict[str, Any], start_response: Any) -> Any:
+        def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
+            date = http_date(time.time() - 3600)
+            return start_response(status, [*headers, ("Date", date)], *more)
+
+        return app(environ, start)
+
+    return serve
+
+
 def slowly(app: Wsgi) -> Wsgi:
     def serve(environ: dict[str, Any], start_response: Any) -> Any:
         time.sleep(1.1)
@@ -110,6 +124,7 @@ def slowly(app: Wsgi) -> Wsgi:
         (answers(200, '{"ActionStatus": "OK", "ErrorCode": "0", "ErrorInfo": ""}'), "not the one"),
         (answers(200, '{"actionCode": 0, "nextCode": "0"}'), "not the one that the server wants"),
         (without_authorization, "a proxy drops the Authorization header"),
+        (an_hour_late, "clock is 3600 seconds from this one's"),
         (slowly, "the answer took 1."),
     ],
 )
@@ -179,6 +194,19 @@ def test_a_wrong_app_is_named(
     result = run(make_app(**settings), "doctor", *arguments)
     assert said in result.output
     assert "pass-word" not in result.output
+    assert result.exit_code == 1
+
+
+def test_a_clock_apart_from_the_databases_is_named(
+    make_app: MakeApp, database_servers: dict[str, servers.Server]
+) -> None:
+    """A signature is refused by a wrong clock."""
+    with servers.database(database_servers["postgresql"]) as url:
+        app = make_app(url, **SETTINGS)
+        assert run(app, "doctor").exit_code == 0
+        with time_machine.travel(time.time() + 3600, tick=True):
+            result = run(app, "doctor")
+    assert "3600 seconds apart" in result.output
     assert result.exit_code == 1
 
 

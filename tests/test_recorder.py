@@ -187,8 +187,9 @@ def test_what_a_database_cannot_keep_is_replaced(database_url: URL, make_app: Ma
     """U+0000 and lone surrogates in what accompanies a packet; a text too long is cut."""
     odd = "a\0\ud800" + "𠮷" * 300
     app = make_app(database_url)
-    origin = Origin(command="c", request_id=odd, client_ip=odd, platform=odd)
-    record(app, replace(DELIVERY, origin=origin, query=odd, error=odd, remote_addr=odd))
+    origin = Origin(command="c", request_id=odd, client_ip=odd, platform=odd, app_id=odd)
+    more: dict[str, Any] = {"query": odd, "error": odd, "remote_addr": odd, "authenticated_by": odd}
+    record(app, replace(DELIVERY, origin=origin, **more))
     (delivery,), _ = rows(app)
     assert delivery["platform"] == ("a\ufffd\ufffd" + "𠮷" * 252)
     assert delivery["query"] == "a\ufffd\ufffd" + "𠮷" * 300

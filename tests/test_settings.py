@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_imcallback import ConfigError, ImCallback
+from flask_imcallback import ConfigError, ImCallback, OpenIMProvider, TencentProvider
 from flask_imcallback.settings import Settings
 
 SECRET = "a-secret-of-16-characters"
@@ -129,3 +129,15 @@ def test_networks(address: str, is_allowed: bool) -> None:
     settings = Settings.from_config({"IMCALLBACK_ALLOWED_NETWORKS": blocks})
     assert settings.allows(address) == is_allowed
     assert Settings.from_config({}).allows(address)
+
+
+@pytest.mark.parametrize("name", ["history", "health", "Mine", "my/own", "", "x" * 33, "tencent"])
+def test_a_provider_cannot_have_any_name(name: str) -> None:
+    """It is an address, and must hide none of ours or of another provider's."""
+
+    class Named(OpenIMProvider):
+        pass
+
+    Named.name = name
+    with pytest.raises(ConfigError, match="name"):
+        ImCallback(Flask("host"), providers=[TencentProvider, Named])

@@ -8,6 +8,7 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -60,13 +61,22 @@ def _callback(name: str, rest: str = "") -> Response:
                 provider=provider,
                 settings=state.settings,
                 recorder=state.recorder,
-                refusals=state.refusals,
+                tally=state.tally,
                 sender=current_app._get_current_object(),  # type: ignore[attr-defined]
             )
     except Exception:
         logger.exception("A callback of %s is lost: it could not be verified and read", name)
         reply = provider.refuse(503, "it could not be stored")
-    return _response(reply)
+    response = _response(reply)
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    response.call_on_close(partial(_save_tally, app))
+    return response
+
+
+def _save_tally(app: Flask) -> None:
+    """After the answer is sent."""
+    with suppress(Exception), app.app_context():
+        get_state().tally.save_when_due()
 
 
 def _callback_request(rest: str) -> CallbackRequest:

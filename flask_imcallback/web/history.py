@@ -12,9 +12,9 @@ from flask import Blueprint, Response, request
 from werkzeug.datastructures import WWWAuthenticate
 
 from ..errors import HistoryQueryError, StorageError
-from ..providers.base import is_one_of
 from ..schemas import DELIVERY, read_query, removal_json
 from ..state import get_state
+from .readers import token_is_known
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -50,15 +50,14 @@ def _guarded(
         decorated = decorator(decorated)
 
     def guard(**arguments: Any) -> Any:
-        tokens = get_state().settings.history_tokens
-        given = request.authorization
-        if tokens and given is not None and given.type == "bearer":
-            if is_one_of(given.token or "", tokens):
-                return view(**arguments)
+        is_known = token_is_known()
+        if is_known:
+            return view(**arguments)
+        if is_known is False:
             raise ProblemError(401, "Unauthorized", "The bearer token is not known.")
         if decorators:
             return decorated(**arguments)
-        if tokens:
+        if get_state().settings.history_tokens:
             raise ProblemError(401, "Unauthorized", "Send a bearer token: Authorization: Bearer …")
         raise ProblemError(
             403,
