@@ -14,8 +14,13 @@ import pytest
 from sqlalchemy import NullPool, create_engine, inspect, text
 
 HOSTS = Path(__file__).parent / "hosts"
-HEAD = "0001_delivery_and_removal"
-OURS = {"imcallback_delivery", "imcallback_removal", "alembic_version_imcallback"}
+HEAD, BEFORE = "0002_tally", "0001_delivery_and_removal"
+OURS = {
+    "imcallback_delivery",
+    "imcallback_removal",
+    "imcallback_tally",
+    "alembic_version_imcallback",
+}
 HOSTS_OWN = {"thing", "alembic_version"}
 
 
@@ -116,7 +121,8 @@ def test_bare_upgrade_and_back(bare: Site, group: str) -> None:
     assert bare.files() == {"bare.py", "instance/imcallback.db"}
     assert bare.tables("imcallback.db") == OURS
     assert bare.flask(group, "upgrade") == Done(0, "", "")
-    assert bare.flask(group, "downgrade").err == f"flask-imcallback: {HEAD} -> <empty>\n"
+    assert bare.flask(group, "downgrade").err == f"flask-imcallback: {HEAD} -> {BEFORE}\n"
+    assert bare.flask(group, "downgrade", "base").err == f"flask-imcallback: {BEFORE} -> <empty>\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
     assert bare.flask(group, "stamp").err == f"flask-imcallback: <empty> -> {HEAD}\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
@@ -126,7 +132,7 @@ def test_bare_upgrade_and_back(bare: Site, group: str) -> None:
 
 
 def test_bare_app_shows_our_history(bare: Site) -> None:
-    """The commands that only show tell of the one revision there is."""
+    """The commands that only show tell of our revisions."""
     assert bare.flask("db", "current") == Done(0, "", "")
     assert "not up to date" in bare.flask("db", "check", status=1).err
     bare.flask("db", "upgrade")
@@ -135,7 +141,10 @@ def test_bare_app_shows_our_history(bare: Site) -> None:
     assert bare.flask("db", "heads").out == f"{HEAD} (head)\n"
     assert HEAD in bare.flask("db", "show").out
     history = bare.flask("db", "history").out
-    assert history.startswith(f"<base> -> {HEAD} (head)")
+    assert [line.partition(",")[0] for line in history.splitlines()] == [
+        f"{BEFORE} -> {HEAD} (head)",
+        f"<base> -> {BEFORE}",
+    ]
     assert bare.flask("imcallback", "revisions").out == history
     assert bare.flask("imcallback", "history").out.startswith("id ")
     done = bare.flask("imcallback", "check")
