@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
+import time
+from base64 import b64encode
 from collections import defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from functools import partial
@@ -251,3 +254,110 @@ def test_a_host_adds_a_provider(make_app: MakeApp, *, as_object: bool) -> None:
         ("mine", "unreadable"),
     ]
     assert [row["provider"] for row in removals] == ["mine"]
+
+
+TOKEN, OLD = "the-token", "the-old-token"
+GUARDS: dict[str, dict[str, Any]] = {
+    "tencent": {
+        "nothing": {"IMCALLBACK_ALLOW_UNAUTHENTICATED": True},
+        "token": {"IMCALLBACK_TENCENT_APPS": {"1400000000": [TOKEN, OLD]}},
+        "secret": {"IMCALLBACK_SECRETS": [SECRET, OTHER]},
+    },
+    "openim": {
+        "nothing": {"IMCALLBACK_ALLOW_UNAUTHENTICATED": True},
+        "password": {"IMCALLBACK_OPENIM_CREDENTIALS": {"new": TOKEN, "old": OLD}},
+        "secret": {"IMCALLBACK_SECRETS": [SECRET, OTHER]},
+    },
+}
+# settings, what is presented, and whether that is let in
+TENCENT = [
+    ("nothing", "", True),
+    ("nothing", "sign", True),  # no token, so that nobody can tell whether it is right
+    ("nothing", "secret", False),  # none is accepted
+    ("token", "", False),
+    ("token", "sign", True),
+    ("token", "old sign", True),
+    ("token", "wrong sign", False),
+    ("token", "late sign", False),
+    ("token", "sign secret", False),
+    ("token nothing", "", False),
+    ("token nothing", "sign", True),
+    ("secret", "", False),
+    ("secret", "secret", True),
+    ("secret", "other secret", True),
+    ("secret", "wrong secret", False),
+    ("secret", "sign", False),
+    ("token secret", "secret", False),  # an app with tokens must always sign
+    ("token secret", "sign", True),
+    ("token secret", "sign secret", True),
+    ("token secret", "sign wrong secret", False),
+    ("token secret", "wrong sign secret", False),
+]
+OPENIM = [
+    ("nothing", "", True),
+    ("nothing", "password", True),  # there are none to compare it with
+    ("nothing", "secret", False),
+    ("password", "", False),
+    ("password", "password", True),
+    ("password", "old password", True),
+    ("password", "wrong password", False),
+    ("password", "password secret", False),
+    ("secret", "", False),
+    ("secret", "secret", True),
+    ("secret", "other secret", True),
+    ("secret", "wrong secret", False),
+    ("secret", "password", False),
+    ("password secret", "password", True),
+    ("password secret", "secret", True),
+    ("password secret", "password secret", True),
+    ("password secret", "wrong password secret", False),
+    ("password secret", "password wrong secret", False),
+]
+
+
+@pytest.mark.parametrize(
+    ("provider", "configured", "presented", "is_let_in"),
+    [("tencent", *row) for row in TENCENT] + [("openim", *row) for row in OPENIM],
+)
+def test_guards(
+    make_app: MakeApp, provider: str, configured: str, presented: str, is_let_in: bool
+) -> None:
+    """Settings and request give the answer; a row is stored for whom is let in."""
+    apps = {"IMCALLBACK_TENCENT_APPS": {"1400000000": []}}
+    config: dict[str, Any] = apps if provider == "tencent" else {}
+    for guard in configured.split():
+        config |= GUARDS[provider][guard]
+    app = make_app(**config)
+    now = int(time.time())
+    secrets = {"wrong secret": "x" * 20, "other secret": OTHER, "secret": SECRET}
+    secret = next((f"/{secrets[name]}" for name in secrets if name in presented), "")
+    headers, query = {}, ""
+    if "password" in presented:
+        user, password = ("old", OLD) if "old password" in presented else ("new", TOKEN)
+        password += "x" if "wrong password" in presented else ""
+        headers["Authorization"] = f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
+    if "sign" in presented:
+        now -= 100 if "late" in presented else 0
+        token = OLD if "old sign" in presented else TOKEN
+        sign = hashlib.sha256(f"{token}{now}".encode()).hexdigest()
+        sign = sign[:-1] + "x" if "wrong sign" in presented else sign
+        query = f"&Sign={sign}&RequestTime={now}"
+    if provider == "tencent":
+        url = f"/imcallback/tencent{secret}?SdkAppid=1400000000&CallbackCommand=X.Y{query}"
+    else:
+        url = f"/imcallback/openim{secret}/callbackX"
+    response = app.test_client().post(url, json={}, headers=headers)
+    assert response.status_code == (200 if is_let_in else 403)
+    assert len(rows(app)[0]) == int(is_let_in)
+
+
+def test_of_duplicate_members_the_last_counts(make_app: MakeApp) -> None:
+    """As for the servers' own JSON readers; nothing is stored by halves."""
+    app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True)
+    command = BODY["callbackCommand"]
+    body = (
+        f'{{"callbackCommand":"{command}","ownerUserID":"a","ownerUserID":"c","blackUserID":"b"}}'
+    )
+    url = f"/imcallback/openim/{command}"
+    assert app.test_client().post(url, data=body).status_code == 200
+    assert [row["owner_id"] for row in rows(app)[1]] == ["c"]
