@@ -87,13 +87,15 @@ class Tally:
         self._unsaved[key] = count + 1, datetime.now(UTC)
         return key
 
-    def save_when_due(self) -> None:
-        """Add to the table what was counted, unless that was done a moment ago. Raises nothing."""
-        now = time.time()
+    @property
+    def is_due(self) -> bool:
+        """Whether something was counted, and the last was not saved a moment ago."""
+        return bool(self._unsaved) and abs(time.time() - self._saved_at) >= SAVE_SECONDS
+
+    def save(self) -> None:
+        """Add to the table what was counted. Needs an app context; raises nothing foreseen."""
         with self._lock:
-            if not self._unsaved or abs(now - self._saved_at) < SAVE_SECONDS:
-                return
-            self._saved_at = now
+            self._saved_at = time.time()
             unsaved, self._unsaved = self._unsaved, {}
         try:
             with self._engine().begin() as connection:

@@ -323,8 +323,8 @@ def test_guards(
     make_app: MakeApp, provider: str, configured: str, presented: str, is_let_in: bool
 ) -> None:
     """Settings and request give the answer; a row is stored for whom is let in."""
-    apps = {"IMCALLBACK_TENCENT_APPS": {"1400000000": []}}
-    config: dict[str, Any] = apps if provider == "tencent" else {}
+    apps: dict[str, Any] = {"IMCALLBACK_TENCENT_APPS": {"1400000000": []}}
+    config = apps if provider == "tencent" else {}
     for guard in configured.split():
         config |= GUARDS[provider][guard]
     app = make_app(**config)

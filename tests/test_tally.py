@@ -72,7 +72,7 @@ def test_many_processes_add_up(database_url: URL, make_app: MakeApp) -> None:
             for _ in range(5):
                 tally.accept("openim", "a")
                 tally.refuse("openim", "b")
-            tally.save_when_due()
+            tally.save()
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(count, range(8)))
@@ -87,7 +87,7 @@ def test_commands_without_number_cost_no_memory(make_app: MakeApp) -> None:
         tally = get_state().tally
         for number in range(MAX_KEYS + 50):
             tally.accept("openim", f"command{number}\0")
-        tally.save_when_due()
+        tally.save()
         counts = {count.what: count.count for count in tally.counts()}
     assert len(counts) == MAX_KEYS + 1
     assert counts["others"] == 50

@@ -68,15 +68,16 @@ def _callback(name: str, rest: str = "") -> Response:
         logger.exception("A callback of %s is lost: it could not be verified and read", name)
         reply = provider.refuse(503, "it could not be stored")
     response = _response(reply)
-    app = current_app._get_current_object()  # type: ignore[attr-defined]
-    response.call_on_close(partial(_save_tally, app))
+    if state.tally.is_due:
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        response.call_on_close(partial(_save_tally, app))
     return response
 
 
 def _save_tally(app: Flask) -> None:
-    """After the answer is sent."""
+    """After the answer is sent; a failure is no reason to close the connection."""
     with suppress(Exception), app.app_context():
-        get_state().tally.save_when_due()
+        get_state().tally.save()
 
 
 def _callback_request(rest: str) -> CallbackRequest:
