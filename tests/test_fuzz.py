@@ -136,7 +136,11 @@ def test_anything_is_answered_in_the_providers_words(make_app: MakeApp, provider
         body = b"".join(answer)
         status = int(told[0].split()[0])
         assert status in (200, 400, 403, 404, 405, 413), body
-        if status != 404 or body.startswith(b"{"):
+        # Flask answers by itself what no route is sought for: a Host like "a..b", which no DNS has.
+        is_flasks = body.startswith(b"<!doctype")
+        if is_flasks:
+            assert status == (400 if environ["HTTP_HOST"] != "localhost" else 404)
+        else:
             assert set(json.loads(body)) >= MEMBERS[provider]
         presented = guarded or SECRET in environ["PATH_INFO"]
         assert presented or count(app) == before
