@@ -270,7 +270,6 @@ def _idle(
     if not connection.is_open:
         yield ok("Connections are closed with the answer, so that none is lost idle")
         return
-    connection.keep()
     sleep(seconds)
     try:
         connection.send(_probe(state, name)[1])

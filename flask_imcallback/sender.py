@@ -114,9 +114,5 @@ class Sender:
         """Whether the connection is kept for the next callback, as far as was said."""
         return self._connection.sock is not None
 
-    def keep(self) -> None:
-        """Fail rather than open another connection for what is sent from now on."""
-        self._connection.auto_open = 0
-
     def close(self) -> None:
         self._connection.close()
