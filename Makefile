@@ -30,7 +30,7 @@ test: lint
 	$(BIN)/python tests/servers.py
 	$(BIN)/python -m pytest -n 2
 
-# The addresses of the callbacks under 100,000 requests a provider; over an hour.
+# The addresses of the callbacks under 100,000 requests a provider; a quarter of an hour or more.
 fuzz: $(VENV)/tested
 	IMCALLBACK_FUZZ_EXAMPLES=100000 $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
 
