@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import secrets
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -255,7 +255,6 @@ def _idle(
     name: str,
     url: str,
     seconds: float,
-    sleep: Callable[[float], None] = time.sleep,
 ) -> Iterator[Finding]:
     """Whether a connection survives a gap between two events.
 
@@ -270,7 +269,7 @@ def _idle(
     if not connection.is_open:
         yield ok("Connections are closed with the answer, so that none is lost idle")
         return
-    sleep(seconds)
+    time.sleep(seconds)
     try:
         connection.send(_probe(state, name)[1])
     except SendError as error:

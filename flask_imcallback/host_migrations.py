@@ -58,7 +58,7 @@ def _is_upgrade_to_head(context: click.Context) -> bool:
     return context.command is command and context.params["revision"] in ("head", "heads")
 
 
-def _is_ours(name: str | None, host_tables: Any = ()) -> bool:
+def _is_ours(name: str | None, host_tables: set[str]) -> bool:
     """Also a table of a newer release than this; but a host may have one with our prefix."""
     if name in models.metadata.tables or name == VERSION_TABLE:
         return True

@@ -48,6 +48,7 @@ def _callback(name: str, rest: str = "") -> Response:
     Flask would log the path of a request that fails, and the path may hold a secret.
     """
     state = get_state()
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
     provider = state.providers[name]
     try:
         if not provider.is_on:
@@ -62,14 +63,13 @@ def _callback(name: str, rest: str = "") -> Response:
                 settings=state.settings,
                 recorder=state.recorder,
                 tally=state.tally,
-                sender=current_app._get_current_object(),  # type: ignore[attr-defined]
+                sender=app,
             )
     except Exception:
         logger.exception("A callback of %s is lost: it could not be verified and read", name)
         reply = provider.refuse(503, "it could not be stored")
     response = _response(reply)
     if state.tally.is_due:
-        app = current_app._get_current_object()  # type: ignore[attr-defined]
         response.call_on_close(partial(_save_tally, app))
     return response
 
