@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint fuzz test-oldest clean
+.PHONY: run test lint fuzz test-oldest benchmark clean
 
 # One install for both; made anew when what is asked for changes.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -41,5 +41,13 @@ test-oldest:
 		--constraint tests/oldest.txt
 	.venv-oldest/bin/python -m pytest -n 2
 
+# How fast callbacks are stored, by us and by other ways to write it; about 20 minutes. What else it
+# can measure: .venv-benchmark/bin/python benchmarks/run.py --help
+benchmark:
+	$(PYTHON) -m venv .venv-benchmark
+	.venv-benchmark/bin/pip install --quiet --disable-pip-version-check \
+		--editable '.[postgresql,mysql,serve]' --requirement benchmarks/requirements.txt
+	.venv-benchmark/bin/python benchmarks/run.py --output build/benchmark.md
+
 clean:
-	rm -rf $(VENV) .venv-oldest build dist *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-benchmark build dist *.egg-info

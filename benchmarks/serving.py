@@ -1,0 +1,195 @@
+"""The contenders, and how each is started."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+
+from load import APP_ID, SECRET
+from sqlalchemy import URL, NullPool, create_engine, func, select, table
+
+ROOT = Path(__file__).parents[1]
+APPS = Path(__file__).with_name("contenders")
+START_SECONDS = 30
+PATH = f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand"
+PACKET = {
+    "callbackCommand": "callbackAfterRemoveBlackCommand",
+    "ownerUserID": "first",
+    "blackUserID": "callback",
+}
+
+
+@dataclass(frozen=True)
+class Contender:
+    what: str
+    module: str
+    """In `contenders/`, or `example_app` for ours."""
+    removals: str | None = "removal"
+    """The table; none for one that stores nothing."""
+    server: str = "gunicorn"
+    env: tuple[tuple[str, str], ...] = ()
+
+
+OURS = Contender("`example_app.py`, the settings that we ship", "example_app", "imcallback_removal")
+CONTENDERS = {
+    "floor": Contender("a Flask route that reads the packet and stores nothing", "floor", None),
+    "ours": OURS,
+    "naive": Contender(
+        "Flask-SQLAlchemy's ORM, marshmallow, a commit each; SQLite with WAL, synchronous=FULL",
+        "naive",
+        env=(("SQLITE_WAL_FULL", "1"),),
+    ),
+    "naive-default": Contender("the same; SQLite with its default settings", "naive"),
+    "django": Contender(
+        "Django's ORM, bulk_create in one transaction, persistent connections", "django_app"
+    ),
+    "fastapi": Contender(
+        "FastAPI under uvicorn, pydantic, a session of SQLAlchemy's ORM each",
+        "fastapi_app",
+        server="uvicorn",
+    ),
+}
+ON = {
+    "sqlite": ["floor", "ours", "naive", "naive-default", "django", "fastapi"],
+    "postgresql": ["floor", "ours", "naive", "django", "fastapi"],
+    "mariadb": ["floor", "ours", "naive"],
+}
+"""The contenders on each database."""
+
+
+@dataclass(frozen=True)
+class Running:
+    name: str
+    contender: Contender
+    url: URL
+    port: int
+    process: subprocess.Popen[bytes]
+
+    def stored(self) -> int:
+        """How many removals are in the database."""
+        if self.contender.removals is None:
+            return 0
+        engine = create_engine(self.url, poolclass=NullPool)
+        with engine.connect() as connection:
+            count = select(func.count()).select_from(table(self.contender.removals))
+            return connection.scalar(count) or 0
+
+    def settle(self) -> None:
+        """Wait until the requests that the load has left behind are answered."""
+        before = None
+        while (now := (self._ticks(), self._connections())) != before or now[1]:
+            before = now
+            time.sleep(0.2)
+
+    def workers(self) -> list[int]:
+        """The processes of the server; each is in the group of the one that we started."""
+        found = []
+        for stat in Path("/proc").glob("[0-9]*/stat"):
+            try:
+                group = int(stat.read_text().rpartition(")")[2].split()[2])
+            except (FileNotFoundError, ProcessLookupError):
+                continue
+            if group == self.process.pid:
+                found.append(int(stat.parent.name))
+        return found
+
+    def memory(self) -> float:
+        """Resident megabytes of all its processes; pages that they share count for each."""
+        pages = sum(
+            int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.workers()
+        )
+        return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
+
+    def _ticks(self) -> int:
+        """The processor's time that it took until now, in hundredths of a second."""
+        stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2] for pid in self.workers()]
+        return sum(int(n) for stat in stats for n in stat.split()[11:13])
+
+    def _connections(self) -> int:
+        """Sockets of its port that are established (01), or closed by the client alone (08)."""
+        lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
+        sockets = [(line.split()[1], line.split()[3]) for line in lines]
+        port = f":{self.port:04X}"
+        return sum(address.endswith(port) and state in ("01", "08") for address, state in sockets)
+
+
+@contextmanager
+def serving(name: str, url: URL, folder: Path, checkout: Path = ROOT) -> Iterator[Running]:
+    """The contender with two workers on an empty database; `checkout` is where ours is from."""
+    contender = CONTENDERS[name]
+    folder.mkdir(exist_ok=True)
+    address = url.render_as_string(hide_password=False)
+    is_ours = contender is OURS
+    env = {k: v for k, v in os.environ.items() if not k.startswith(("FLASK_", "PYTHON"))}
+    env |= {"HOME": str(folder), "SECRET": SECRET, "DATABASE_URL": address, **dict(contender.env)}
+    env["PYTHONPATH"] = str(checkout if is_ours else APPS)
+    if is_ours:
+        env["FLASK_SQLALCHEMY_DATABASE_URI"] = address
+        env["FLASK_IMCALLBACK_SECRETS"] = json.dumps([SECRET])
+        env["FLASK_IMCALLBACK_TENCENT_APPS"] = json.dumps({APP_ID: []})
+    python: list[str | Path] = [sys.executable, "-m"]
+    create = [*python, "flask", "--app", "example_app", "imcallback", "upgrade"]
+    if not is_ours:
+        create = [sys.executable, APPS / f"{contender.module}.py"]
+    port = _free_port()
+    command = [*python, "gunicorn", "-c", "gunicorn.conf.py", f"--bind=127.0.0.1:{port}"]
+    if contender.server == "uvicorn":
+        command = [*python, "uvicorn", "--workers=2", "--timeout-keep-alive=75", f"--port={port}"]
+        command += ["--no-access-log"]
+    command.append(f"{contender.module}:app")
+    with (folder / f"{name}.log").open("ab") as log:
+        subprocess.run(create, cwd=checkout, env=env, check=True, stdout=log, stderr=log)
+        process = subprocess.Popen(
+            command, cwd=checkout, env=env, stdout=log, stderr=log, start_new_session=True
+        )
+    try:
+        _wait(process, port, folder / f"{name}.log")
+        yield Running(name, contender, url, port, process)
+    finally:
+        process.terminate()
+        try:
+            process.wait(40)
+        except subprocess.TimeoutExpired:
+            os.killpg(process.pid, signal.SIGKILL)
+            process.wait()
+
+
+def _free_port() -> int:
+    """Below the ports of outgoing connections."""
+    while True:
+        port = random.randrange(15000, 32768)
+        with socket.socket() as probe, suppress(OSError):
+            probe.bind(("127.0.0.1", port))
+            return port
+
+
+def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
+    """Until a first callback is answered."""
+    deadline = time.monotonic() + START_SECONDS
+    body = json.dumps(PACKET).encode()
+    status = None
+    while process.poll() is None and time.monotonic() < deadline:
+        connection = HTTPConnection("127.0.0.1", port, timeout=START_SECONDS)
+        try:
+            connection.request("POST", PATH, body, {"Content-Type": "application/json"})
+            if (status := connection.getresponse().status) == 200:
+                return
+        except OSError:
+            time.sleep(0.05)
+        finally:
+            connection.close()
+        if status is not None:
+            break
+    text = log.read_text(errors="replace")
+    raise SystemExit(f"{log.stem} does not take a callback (HTTP {status}):\n{text[-4000:]}")
