@@ -25,7 +25,7 @@ from .state import get_state
 
 def add_commands(app: Flask) -> None:
     group = click.Group("imcallback", help="The removals that IM servers reported.")
-    for command in (history, status, doctor, send):
+    for command in (history, status, spool, doctor, send):
         group.add_command(command)
     for command in migration_commands():
         # `history` is the product's own word here.
@@ -193,6 +193,31 @@ status = _command(
     "status",
     "How many callbacks were accepted, by command, and refused, by reason; and the last of each.",
     _status,
+)
+
+
+def _spool(drain: bool) -> None:
+    """What waits, as a line on stdout; with `drain`, what was drained on stderr."""
+    state = get_state()
+    if state.drain is None:
+        raise click.ClickException("IMCALLBACK_SPOOL is None: there is no spool")
+    before = state.drain.spool.waiting()
+    if drain:
+        problem = state.drain.finish()
+        after = state.drain.spool.waiting()
+        click.echo(f"{before.count - after.count} drained", err=True)
+        before = after
+    oldest = f", the oldest received at {before.oldest}" if before.oldest else ""
+    click.echo(f"{before.count} waiting in {state.drain.spool.path}{oldest}")
+    if drain and before.count:
+        raise click.ClickException(f"the database does not take them: {problem}")
+
+
+spool = _command(
+    "spool",
+    "Show how many callbacks wait for the database. The app drains them by itself.",
+    _spool,
+    click.Option(["--drain"], is_flag=True, help="Store them now."),
 )
 
 

@@ -94,7 +94,7 @@ def _database(state: AppState) -> Iterator[Finding]:
         if not is_at_head(engine):
             yield failure(
                 "The tables are not at the newest migration",
-                "Callbacks are answered with 503, and no server sends them again.",
+                "Callbacks wait in the spool; without one they are lost.",
                 "Run flask db upgrade.",
             )
             return
@@ -105,7 +105,7 @@ def _database(state: AppState) -> Iterator[Finding]:
     except ImCallbackError as error:
         yield failure(
             "The database does not answer",
-            f"Callbacks are answered with 503, and no server sends them again: {error}",
+            f"Callbacks wait in the spool; without one they are lost: {error}",
             "Check SQLALCHEMY_DATABASE_URI, IMCALLBACK_BIND_KEY, and the database itself.",
         )
         return

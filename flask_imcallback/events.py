@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import logging
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
+from typing import Any
 
 from blinker import Namespace
+
+logger = logging.getLogger("flask_imcallback")
 
 removals_recorded = Namespace().signal("imcallback-removals-recorded")
 """Sent after the commit: the sender is the app, `removals` a list of `Record`."""
@@ -60,3 +65,19 @@ class Record:
     request_id: str
     received_at: datetime
     """By our clock, aware, UTC: neither provider tells when the removal happened."""
+
+
+def announce(sender: object, rows: Sequence[Mapping[str, Any]]) -> None:
+    """Send `removals_recorded` for removals that were stored together.
+
+    Each receiver is told, whatever the others do.
+    """
+    receivers = list(removals_recorded.receivers_for(sender))
+    if not receivers or not rows:
+        return
+    records = [Record(**{**row, "relation": Relation(row["relation"])}) for row in rows]
+    for receiver in receivers:
+        try:
+            receiver(sender, removals=list(records))
+        except Exception:
+            logger.exception("A receiver of removals_recorded failed; the removals are stored")

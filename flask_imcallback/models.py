@@ -96,6 +96,7 @@ Id = BigInteger().with_variant(Integer(), "sqlite")
 LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
 Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 Fingerprint = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
+Nonce = LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
 
 delivery = Table(
     "imcallback_delivery",
@@ -118,6 +119,8 @@ delivery = Table(
     Column("headers", LongText, nullable=False),
     Column("body", Bytes, nullable=False),
     Column("fingerprint", Fingerprint),
+    # Made at random before the first try to store: who finds an id taken learns whether by itself.
+    Column("nonce", Nonce),
     PrimaryKeyConstraint("id", name="pk_imcallback_delivery"),
     # A callback that the provider repeats is kept once, under any number of workers and nodes;
     # a delivery that cannot be a repetition, or is one, has no fingerprint.

@@ -8,7 +8,7 @@ from dataclasses import replace
 from urllib.parse import urlencode
 
 from .errors import BodyTooLargeError, PacketError, VerificationError
-from .events import Record, Status, removals_recorded
+from .events import Status, announce
 from .providers.base import CallbackRequest, Provider, Reply
 from .recorder import Delivery, Recorder
 from .settings import Settings
@@ -80,26 +80,16 @@ def receive(
         )
 
     try:
-        records = recorder.record(delivery)
+        removals = recorder.record(delivery)
     except Exception as error:
         logger.exception("A callback of %s is lost: %s. It was %r", provider.name, error, delivery)
         return provider.refuse(503, "it could not be stored")
     if delivery.status is not Status.UNREADABLE:
         tally.accept(provider.name, delivery.origin.command)
-    if records:
-        _announce(sender, records)
+    announce(sender, removals)
     return reply
 
 
 def _kept_query(request: CallbackRequest, provider: Provider) -> str:
     kept = {name: values for name, values in request.query.items() if name in provider.kept_query}
     return urlencode(kept, doseq=True, errors="replace")
-
-
-def _announce(sender: object, records: list[Record]) -> None:
-    """Tell each receiver, whatever the others do."""
-    for hear in removals_recorded.receivers_for(sender):
-        try:
-            hear(sender, removals=list(records))
-        except Exception:
-            logger.exception("A receiver of removals_recorded failed; the removals are stored")

@@ -1,27 +1,26 @@
-"""Deliveries and their removals into rows: one transaction each."""
+"""Deliveries and their removals into rows, and these into the database, or else the spool."""
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
-from datetime import UTC, datetime
+from dataclasses import asdict, dataclass
+from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Engine, Row, insert, select
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy import Engine
 
 from .errors import StorageError
-from .events import Record, Removal, Status
+from .events import Removal, Status
 from .models import delivery as delivery_table
 from .models import id_at, moment_of
-from .models import removal as removal_table
 from .providers.base import UNSTORABLE, Origin
+from .spool import Drain
+from .writer import Entry, Writer
 
-ATTEMPTS = 20
-"""Ids to try; another process must have taken the very same microseconds each time."""
 SECOND = 1_000_000
 
 
@@ -42,7 +41,6 @@ class Delivery:
     status: Status = Status.RECORDED
     removals: tuple[Removal, ...] = ()
     error: str = ""
-    duplicate_of: int | None = None
 
     @property
     def fingerprint(self) -> bytes | None:
@@ -51,57 +49,48 @@ class Delivery:
         An unreadable delivery has none: to repeat it is to be refused again.
         """
         folds = self.repeats_callbacks and self.origin.request_id
-        if not folds or self.status in (Status.UNREADABLE, Status.DUPLICATE):
+        if not folds or self.status is Status.UNREADABLE:
             return None
         parts = [self.provider, self.origin.app_id, self.origin.command, self.origin.request_id]
         return hashlib.sha256(json.dumps(parts).encode() + b"\n" + self.body).digest()
 
 
 class Recorder:
-    """Stores deliveries in the database of one app. Threads may share it."""
+    """Stores deliveries of one app, in its database or else in its spool. Threads may share it."""
 
-    def __init__(self, engine: Callable[[], Engine]) -> None:
-        self._engine = engine
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        *,
+        deadline: float,
+        drain: Drain | None,
+    ) -> None:
+        self._writer = Writer(engine, patient=drain is None)
+        self._deadline = deadline
+        self._drain = drain
         self._lock = threading.Lock()
         self._free_id = 0
 
-    def record(self, delivery: Delivery) -> list[Record]:
+    def record(self, delivery: Delivery) -> list[dict[str, Any]]:
         """Store the delivery with its removals; both are durable when this returns.
 
-        The records are those of this delivery: none if it is a duplicate. Raises `StorageError`.
+        Returns the rows of the removals that are in the database: none if it is a duplicate, or
+        waits in the spool. Needs an app context. Raises `StorageError`.
         """
-        try:
-            return self._record(delivery)
-        except SQLAlchemyError as error:
-            raise StorageError from error
+        entry = Entry(*self._rows(delivery))
+        if self._drain is None or not self._drain.is_away:
+            self._writer.write([entry], self._deadline)
+            if entry.error is None:
+                return entry.removals
+        if self._drain is None:
+            raise StorageError from entry.error
+        if entry.error is not None:
+            self._drain.leave(entry.error)
+        self._drain.spool.put(Entry(entry.row, entry.removals), self._deadline)
+        self._drain.start()
+        return []
 
-    def _record(self, delivery: Delivery) -> list[Record]:
-        engine = self._engine()
-        for _ in range(ATTEMPTS):
-            row, records = self._rows(delivery)
-            try:
-                with engine.begin() as connection:
-                    connection.execute(insert(delivery_table), row)
-                    if records:
-                        connection.execute(insert(removal_table), [asdict(r) for r in records])
-                return records
-            except IntegrityError:
-                if first := self._same_callback(engine, row["fingerprint"]):
-                    delivery = replace(
-                        delivery, status=Status.DUPLICATE, duplicate_of=first.id, removals=()
-                    )
-                else:
-                    delivery = replace(delivery, received_at=datetime.now(UTC))
-        raise StorageError(f"no id is free after {ATTEMPTS} attempts")
-
-    def _same_callback(self, engine: Engine, fingerprint: bytes | None) -> Row[Any] | None:
-        if fingerprint is None:
-            return None
-        is_same = delivery_table.c.fingerprint == fingerprint
-        with engine.connect() as connection:
-            return connection.execute(select(delivery_table.c.id).where(is_same)).one_or_none()
-
-    def _rows(self, delivery: Delivery) -> tuple[dict[str, Any], list[Record]]:
+    def _rows(self, delivery: Delivery) -> tuple[dict[str, Any], list[dict[str, Any]]]:
         delivery_id = self._take_ids(id_at(delivery.received_at), len(delivery.removals))
         origin: dict[str, Any] = {
             name: _storable(name, text) for name, text in asdict(delivery.origin).items()
@@ -111,7 +100,7 @@ class Recorder:
             "received_at": moment_of(delivery_id),
             "provider": delivery.provider,
             "status": delivery.status,
-            "duplicate_of": delivery.duplicate_of,
+            "duplicate_of": None,
             "error": UNSTORABLE.sub("\ufffd", delivery.error),
             "removal_count": len(delivery.removals),
             "remote_addr": _storable("remote_addr", delivery.remote_addr),
@@ -120,22 +109,25 @@ class Recorder:
             "headers": json.dumps(dict(delivery.headers)),
             "body": delivery.body,
             "fingerprint": delivery.fingerprint,
+            "nonce": os.urandom(16),
         }
-        records = [
-            Record(
-                id=delivery_id + position,
-                delivery_id=delivery_id,
-                position=position,
-                received_at=row["received_at"],
-                provider=delivery.provider,
-                relation=removal.relation,
-                owner_id=removal.owner_id,
-                target_id=removal.target_id,
-                **origin,
-            )
+        common = origin | {
+            "delivery_id": delivery_id,
+            "received_at": row["received_at"],
+            "provider": delivery.provider,
+        }
+        removals = [
+            common
+            | {
+                "id": delivery_id + position,
+                "position": position,
+                "relation": removal.relation,
+                "owner_id": removal.owner_id,
+                "target_id": removal.target_id,
+            }
             for position, removal in enumerate(delivery.removals)
         ]
-        return row, records
+        return row, removals
 
     def _take_ids(self, first: int, count: int) -> int:
         """Move `first` up until it is free in this process, and take it and those that follow.

@@ -26,8 +26,10 @@ class Moment(fields.Field[datetime]):
         "(a + in an address is written %2B)"
     }
 
-    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str:
-        moment: datetime = value
+    def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
+        moment: datetime | None = value
+        if moment is None:
+            return None
         return moment.astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> datetime:
@@ -147,6 +149,11 @@ class CountSchema(Schema):
     last_at = Moment()
 
 
+class WaitingSchema(Schema):
+    waiting = fields.Integer(attribute="count")
+    oldest = Moment(allow_none=True)
+
+
 def _text(body: bytes) -> str | None:
     try:
         return body.decode()
@@ -158,6 +165,7 @@ HISTORY_QUERY = HistoryQuerySchema()
 REMOVAL = RemovalSchema()
 DELIVERY = DeliverySchema()
 COUNT = CountSchema()
+WAITING = WaitingSchema()
 
 
 def removal_json(record: Record) -> dict[str, Any]:

@@ -38,6 +38,18 @@ def _integer(minimum: int, maximum: int | None) -> Callable[[str, object], int]:
     return check
 
 
+def _seconds(key: str, value: object) -> float:
+    if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 60:
+        _refuse(key, "must be a number of seconds, above 0 and at most 60")
+    return value
+
+
+def _file(key: str, value: object) -> str | None:
+    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
+        _refuse(key, "must be the path of a file, or None (null in an environment variable)")
+    return value
+
+
 def _strings(key: str, value: object, example: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v for v in value):
         _refuse(key, f'must be a list of non-empty strings, such as ["{example}"]')
@@ -126,6 +138,11 @@ class Settings:
     """Seconds that Tencent's RequestTime may be away from our clock."""
     max_body: int = _setting(1024 * 1024, _integer(1, MAX_MAX_BODY))
     """Bytes."""
+    deadline: float = _setting(1.5, _seconds)
+    """Seconds that the database may take for a callback, then the spool."""
+    spool: str | None = _setting("imcallback_spool.db", _file)
+    """SQLite file for callbacks that the database does not take, in the instance folder unless the
+    path is absolute; None for none."""
     history_tokens: tuple[str, ...] = _setting([], _tokens, secret=True)
     """Bearer tokens that open the history."""
     url_prefix: str = _setting("/imcallback", _url_prefix)

@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
+from pathlib import Path
 from typing import Any
 
 from flask import Flask, current_app
@@ -12,10 +14,13 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Engine, event
 
 from .errors import ConfigError
+from .events import announce
 from .history import History
 from .providers.base import Provider
 from .recorder import Recorder
 from .settings import Settings
+from .spool import Drain, Spool
+from .sqlite import be_durable
 from .tally import Tally
 
 EXTENSION = "imcallback"
@@ -39,12 +44,19 @@ class AppState:
         for provider in providers:
             self._add(provider)
         self.history_decorators = tuple(history_decorators)
-        self.recorder = Recorder(self.engine)
+        self.drain: Drain | None = None
+        if self.settings.spool is not None:
+            spool = Spool(Path(app.instance_path, self.settings.spool))
+            self.drain = Drain(spool, self.engine, app.app_context, partial(announce, app))
+        deadline = self.settings.deadline
+        self.recorder = Recorder(self.engine, deadline=deadline, drain=self.drain)
         self.tally = Tally(self.engine)
         # Like Flask's sessions, the newest key last: it signs, and all of them verify.
         keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.config.get("SECRET_KEY")]
         self.history = History(self.engine, [key for key in keys if key])
         self._db = db
+        self.is_ready = False
+        """Whether `get_ready` has been called in this process."""
         self._lock = threading.Lock()
 
     def _add(self, provider: Any) -> None:
@@ -68,10 +80,12 @@ class AppState:
                 self._db = self._db or current_app.extensions.get("sqlalchemy") or _make_database()
         return self._db
 
-    @property
-    def has_database(self) -> bool:
-        """Whether `database` has been asked for before."""
-        return self._db is not None
+    def get_ready(self) -> None:
+        """Have a database, and drain what another process left in the spool."""
+        self.database()
+        if self.drain and self.drain.spool.path.exists():
+            self.drain.start()
+        self.is_ready = True
 
     def engine(self) -> Engine:
         """The engine of the database that holds our tables. Needs an app context.
@@ -103,13 +117,5 @@ def _make_database() -> SQLAlchemy:
     db = SQLAlchemy(app)
     for engine in db.engines.values():
         if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", _be_durable)
+            event.listen(engine, "connect", be_durable)
     return db
-
-
-def _be_durable(connection: Any, _: object) -> None:
-    """Writers and readers side by side; a commit is on disk when it returns."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
-    cursor.execute("PRAGMA synchronous=FULL")
-    cursor.close()

@@ -10,6 +10,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 
@@ -57,6 +58,7 @@ class Tally:
         self._unlogged: dict[Key, int] = {}
         self._logged_at: dict[Key, float] = {}
         self._saved_at = 0.0
+        self._thread: threading.Thread | None = None
 
     def accept(self, provider: str, command: str) -> None:
         """Count a callback that is stored."""
@@ -91,6 +93,22 @@ class Tally:
     def is_due(self) -> bool:
         """Whether something was counted, and the last was not saved a moment ago."""
         return bool(self._unsaved) and abs(time.time() - self._saved_at) >= SAVE_SECONDS
+
+    def save_soon(self, context: Callable[[], AbstractContextManager[object]]) -> None:
+        """Save in a thread of its own, which a database that hangs may keep.
+
+        `context` makes an app context.
+        """
+        with self._lock:
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._save_in, args=(context,), name="imcallback-tally", daemon=True
+                )
+                self._thread.start()
+
+    def _save_in(self, context: Callable[[], AbstractContextManager[object]]) -> None:
+        with context():
+            self.save()
 
     def save(self) -> None:
         """Add to the table what was counted. Needs an app context; raises nothing foreseen."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from pathlib import Path
@@ -62,5 +63,16 @@ def make_app(tmp_path: Path) -> Iterator[MakeApp]:
     yield make
     for app in apps:
         with app.app_context():
-            for engine in get_state().database().engines.values():
+            state = get_state()
+            engines = list(state.database().engines.values())
+            if state.drain and state.drain.spool.path.exists():
+                engines.append(state.drain.spool._engine())
+            for engine in engines:
                 engine.dispose()
+
+
+def wait_for_tally() -> None:
+    """Until what was counted is saved, which happens behind the answers."""
+    for thread in threading.enumerate():
+        if thread.name == "imcallback-tally":
+            thread.join()

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import samples
 import time_machine
-from conftest import MakeApp
+from conftest import MakeApp, wait_for_tally
 from flask import Flask, request
 from flask.testing import FlaskClient
 from sqlalchemy import URL, select
@@ -144,8 +144,10 @@ def test_a_flood_of_refusals_costs_no_disk(
         for _ in range(2):
             for number in range(500):
                 client.post(f"/imcallback/openim/{number}/callbackX", json=BODY, buffered=True)
+            wait_for_tally()
             clock.shift(61)
         client.post("/imcallback/openim/0/callbackX", json=BODY, buffered=True)
+        wait_for_tally()
         client.post("/imcallback/openim/callbackX", json=BODY, buffered=True)
     assert len(caplog.records) == 4
     assert "499 more" in caplog.messages[1]

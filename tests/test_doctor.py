@@ -24,6 +24,8 @@ from werkzeug.wrappers import Response
 
 from flask_imcallback.models import removal
 
+MEMORY = "sqlite:///:memory:"
+
 SETTINGS: dict[str, Any] = {
     "IMCALLBACK_TENCENT_APPS": {"1400000000": ["the token", "the old token"]},
     "IMCALLBACK_SECRETS": ["a-secret-of-16-characters"],
@@ -151,7 +153,7 @@ def test_what_stands_before_the_app_is_named(
         ({"IMCALLBACK_URL_PREFIX": "/another"}, "the prefix"),
         ({"IMCALLBACK_TENCENT_APPS": {}}, "tencent: the probe is answered 404"),
         ({"IMCALLBACK_MAX_BODY": 10}, "answered 413"),
-        ({"migrate": False, "url": "sqlite:///:memory:"}, "cannot store callbacks"),
+        ({"migrate": False, "url": MEMORY, "IMCALLBACK_SPOOL": None}, "cannot store callbacks"),
         ({"url": "other.db"}, "is not in this app's database"),
     ],
 )

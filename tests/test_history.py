@@ -65,7 +65,7 @@ def store(
         body=body,
         removals=tuple(Removal(relation, owner, target) for owner, target in pairs),
     )
-    return get_state().recorder.record(delivery)
+    return [Record(**row) for row in get_state().recorder.record(delivery)]
 
 
 def find(**filters: Any) -> Page:

@@ -14,7 +14,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, inspect, text
 
 HOSTS = Path(__file__).parent / "hosts"
-HEAD, BEFORE = "0002_tally", "0001_delivery_and_removal"
+HEAD, BEFORE, FIRST = "0003_delivery_nonce", "0002_tally", "0001_delivery_and_removal"
 OURS = {
     "imcallback_delivery",
     "imcallback_removal",
@@ -143,7 +143,8 @@ def test_bare_app_shows_our_history(bare: Site) -> None:
     history = bare.flask("db", "history").out
     assert [line.partition(",")[0] for line in history.splitlines()] == [
         f"{BEFORE} -> {HEAD} (head)",
-        f"<base> -> {BEFORE}",
+        f"{FIRST} -> {BEFORE}",
+        f"<base> -> {FIRST}",
     ]
     assert bare.flask("imcallback", "revisions").out == history
     assert bare.flask("imcallback", "history").out.startswith("id ")

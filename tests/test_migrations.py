@@ -21,7 +21,7 @@ from flask_imcallback.migration import VERSION_TABLE, current_revision, make_con
 from flask_imcallback.models import ExactText, metadata, moment_of, removal
 from flask_imcallback.state import get_state
 
-HEAD = "0002_tally"
+HEAD = "0003_delivery_nonce"
 OURS = {"imcallback_delivery", "imcallback_removal", "imcallback_tally"}
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 REVISIONS = sorted((MIGRATIONS / "versions").glob("[0-9]*.py"))

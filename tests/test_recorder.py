@@ -56,7 +56,7 @@ DELIVERY = Delivery(
 
 def record(app: Flask, delivery: Delivery) -> list[Record]:
     with app.app_context():
-        return get_state().recorder.record(delivery)
+        return [Record(**row) for row in get_state().recorder.record(delivery)]
 
 
 def test_a_delivery_is_stored_as_it_came(database_url: URL, make_app: MakeApp) -> None:
@@ -206,7 +206,7 @@ def test_a_large_body_is_kept_whole(database_url: URL, make_app: MakeApp) -> Non
 
 def test_a_failure_stores_nothing_by_halves(database_url: URL, make_app: MakeApp) -> None:
     """Without the table of removals there is no delivery either."""
-    app = make_app(database_url)
+    app = make_app(database_url, IMCALLBACK_SPOOL=None)
     with app.app_context():
         removal_table.drop(get_state().engine())
     with pytest.raises(StorageError, match="flask db upgrade"):
@@ -257,7 +257,7 @@ def test_the_packet_is_in_the_log_if_it_cannot_be_stored(
 ) -> None:
     """Nobody will ever send it again; the answer is 503, and tells a stranger nothing."""
     secret = "a-secret-of-16-characters"
-    app = make_app(migrate=False, IMCALLBACK_SECRETS=[secret])
+    app = make_app(migrate=False, IMCALLBACK_SPOOL=None, IMCALLBACK_SECRETS=[secret])
     packet = {"callbackCommand": "callbackX", "ownerUserID": "needle"}
     response = app.test_client().post(f"/imcallback/openim/{secret}/callbackX", json=packet)
     assert response.status_code == 503

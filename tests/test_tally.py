@@ -7,7 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import time_machine
-from conftest import MakeApp
+from conftest import MakeApp, wait_for_tally
 from sqlalchemy import URL
 from test_callbacks import BODY, SECRET, rows
 
@@ -27,11 +27,13 @@ def test_the_last_of_each_is_known(database_url: URL, make_app: MakeApp) -> None
     for app, moment in zip(apps, (1_700_000_000, 1_700_000_100), strict=True):
         with time_machine.travel(moment, tick=False):
             assert app.test_client().post(URL_OF, json=BODY, buffered=True).status_code == 200
+            wait_for_tally()
         with time_machine.travel(moment + 11, tick=False):
             assert (
                 app.test_client().post("/imcallback/openim/x", json=BODY, buffered=True).status
                 == REFUSED
             )
+            wait_for_tally()
     client = apps[0].test_client()
     assert "callbacks" not in client.get("/imcallback/health").get_json()
     wrong = client.get("/imcallback/health", headers={"Authorization": "Bearer wrong"})

@@ -8,7 +8,6 @@ import re
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
-from functools import partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -68,16 +67,9 @@ def _callback(name: str, rest: str = "") -> Response:
     except Exception:
         logger.exception("A callback of %s is lost: it could not be verified and read", name)
         reply = provider.refuse(503, "it could not be stored")
-    response = _response(reply)
     if state.tally.is_due:
-        response.call_on_close(partial(_save_tally, app))
-    return response
-
-
-def _save_tally(app: Flask) -> None:
-    """After the answer is sent; a failure is no reason to close the connection."""
-    with suppress(Exception), app.app_context():
-        get_state().tally.save()
+        state.tally.save_soon(app.app_context)
+    return _response(reply)
 
 
 def _callback_request(rest: str) -> CallbackRequest:
@@ -129,17 +121,18 @@ def wrap(app: Flask, state: AppState) -> None:
     """Do what must be done before routing.
 
     A callback with doubled slashes is served as one without: Werkzeug would redirect it, and
-    OpenIM's client loses its event then. And an app without a database gets ours at its first
-    request, because Flask takes no extension any more while it handles one.
+    OpenIM's client loses its event then. And at its first request an app without a database gets
+    ours, because Flask takes no extension any more while it handles one, and what an earlier
+    process left in the spool is drained.
     """
     names = "|".join(re.escape(name) for name in state.providers)
     address = re.compile(f"{re.escape(state.settings.url_prefix)}/({names})(/|$)")
     inner = app.wsgi_app
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if not state.has_database:
+        if not state.is_ready:
             with suppress(Exception), app.app_context():
-                state.database()  # what is wrong with it is told when it is used
+                state.get_ready()  # what is wrong with the database is told when it is used
         path = environ.get("PATH_INFO", "")
         if "//" in path:
             single = re.sub("//+", "/", path)

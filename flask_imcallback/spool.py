@@ -1,0 +1,284 @@
+"""Where deliveries wait that the database does not take: a SQLite file of this machine."""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager
+from dataclasses import dataclass
+from datetime import datetime
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import Connection, Engine, create_engine, delete, event, func, select, update
+from sqlalchemy.exc import SQLAlchemyError
+
+from .errors import StorageError
+from .faults import reason_of
+from .models import delivery as delivery_table
+from .models import metadata
+from .models import removal as removal_table
+from .sqlite import be_durable, turn
+from .writer import BYTES_A_ROW, MAX_WEIGHT, Entry, Writer
+
+logger = logging.getLogger("flask_imcallback")
+
+TABLES = [delivery_table, removal_table]
+MAX_CHUNK = 500
+"""Deliveries that are drained in one go."""
+DRAIN_SECONDS = 10
+"""What a chunk may take; the next is smaller if it takes longer."""
+FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
+"""Seconds between two tries to drain while the database is away."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Waiting:
+    """What a spool holds."""
+
+    count: int
+    """Deliveries."""
+    oldest: datetime | None
+    """When the oldest of them was received; aware, UTC."""
+
+
+class Spool:
+    """Keeps deliveries in a file until they are drained. Threads and processes may share it."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._lock = threading.Lock()
+        self._made: Engine | None = None
+        self._writer = Writer(self._engine, patient=False)
+
+    def _engine(self) -> Engine:
+        """That of the file, which is made if it is not there."""
+        with self._lock:
+            if self._made is None or not self.path.exists():
+                if self._made is not None:
+                    self._made.dispose()
+                self.path.parent.mkdir(parents=True, exist_ok=True)
+                engine = create_engine(f"sqlite:///{self.path}")
+                event.listen(engine, "connect", be_durable)
+                with turn(str(self.path)):
+                    metadata.create_all(engine, tables=TABLES)
+                self._made = engine
+            return self._made
+
+    def put(self, entry: Entry, seconds: float) -> None:
+        """Keep an entry; it is durable when this returns. Raises `StorageError`."""
+        try:
+            self._writer.write([entry], seconds)
+        except (SQLAlchemyError, OSError) as error:
+            raise StorageError from error
+        if entry.error:
+            raise StorageError from entry.error
+
+    def waiting(self) -> Waiting:
+        """How much waits; makes no file. Raises `StorageError`."""
+        asked = select(func.count(), func.min(delivery_table.c.received_at))
+        with self._reading() as connection:
+            count, oldest = connection.execute(asked).one() if connection else (0, None)
+        return Waiting(count=count, oldest=oldest)
+
+    def is_empty(self) -> bool:
+        """Whether nothing waits. Raises `StorageError`."""
+        with self._reading() as connection:
+            return not connection or not connection.scalar(select(delivery_table.c.id).limit(1))
+
+    def oldest(self, after: int, most: int) -> list[SpooledEntry]:
+        """The first of those with an id above `after`, as many as fit a transaction."""
+        column = delivery_table.c
+        weight = 1 + column.removal_count + func.length(column.body) / BYTES_A_ROW
+        sizes = select(column.id, weight).where(column.id > after).order_by(column.id).limit(most)
+        with self._reading() as connection:
+            if not connection:
+                return []
+            ids, total = [], 0
+            for delivery_id, size in connection.execute(sizes):
+                ids.append(delivery_id)
+                total += size
+                if total >= MAX_WEIGHT:
+                    break
+            rows = select(delivery_table).where(column.id.in_(ids)).order_by(column.id)
+            of_those = removal_table.c.delivery_id.in_(ids)
+            removals: dict[int, list[dict[str, Any]]] = {delivery_id: [] for delivery_id in ids}
+            ordered = select(removal_table).where(of_those).order_by(removal_table.c.id)
+            for removal in connection.execute(ordered).mappings():
+                removals[removal["delivery_id"]].append(dict(removal))
+            return [
+                SpooledEntry(self, dict(row), removals[row["id"]])
+                for row in connection.execute(rows).mappings()
+            ]
+
+    def remove(self, entries: Sequence[SpooledEntry]) -> None:
+        """Forget entries that are stored elsewhere. Raises `StorageError`."""
+        ids = [entry.spooled_as for entry in entries]
+        with self.writing() as connection:
+            connection.execute(delete(removal_table).where(removal_table.c.delivery_id.in_(ids)))
+            connection.execute(delete(delivery_table).where(delivery_table.c.id.in_(ids)))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection | None]:
+        """None if there is no file."""
+        if not self.path.exists():
+            yield None
+            return
+        try:
+            with self._engine().connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StorageError(f"the spool cannot be read: {error}") from error
+
+    @contextmanager
+    def writing(self) -> Iterator[Connection]:
+        """A transaction on the file. Raises `StorageError`."""
+        try:
+            with turn(str(self.path)), self._engine().begin() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StorageError(f"the spool cannot be written: {error}") from error
+
+
+class SpooledEntry(Entry):
+    """An entry that waits in a spool while it is stored elsewhere."""
+
+    def __init__(self, spool: Spool, row: dict[str, Any], removals: list[dict[str, Any]]) -> None:
+        super().__init__(row, removals)
+        self._spool = spool
+        self.spooled_as: int = row["id"]
+
+    def move(self, delivery_id: int) -> None:
+        """In the spool first: whoever drains it after a crash must meet what was stored."""
+        super().move(delivery_id)
+        before, self.spooled_as = self.spooled_as, delivery_id
+        column = removal_table.c
+        with self._spool.writing() as connection:
+            moved = {"id": delivery_id, "received_at": self.row["received_at"]}
+            one = update(delivery_table).where(delivery_table.c.id == before)
+            connection.execute(one.values(moved))
+            repeated = update(delivery_table).where(delivery_table.c.duplicate_of == before)
+            connection.execute(repeated.values(duplicate_of=delivery_id))
+            connection.execute(delete(removal_table).where(column.delivery_id == before))
+            if self.removals:
+                connection.execute(removal_table.insert(), self.removals)
+
+
+class Drain:
+    """Brings what waits in a spool into the database, oldest first, by a thread of this process.
+
+    Processes take turns, chunk by chunk, so that each learns when the database is back. A delivery
+    that fails alone is passed over, and tried again after the others.
+    """
+
+    def __init__(
+        self,
+        spool: Spool,
+        engine: Callable[[], Engine],
+        context: Callable[[], AbstractContextManager[object]],
+        announce: Callable[[list[dict[str, Any]]], None],
+    ) -> None:
+        self.spool = spool
+        self._writer = Writer(engine, patient=False)
+        self._context = context
+        self._announce = announce
+        self._lock = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._is_wanted = False
+        self._most = MAX_CHUNK
+        self._after = 0
+        self._problem = ""
+        self.is_away = False
+        """Whether the database took nothing when it was last tried."""
+
+    def start(self) -> None:
+        """Drain until nothing waits, in another thread."""
+        with self._lock:
+            self._is_wanted = True
+            if self._thread is None or not self._thread.is_alive():
+                self._thread = threading.Thread(
+                    target=self._run, name="imcallback-drain", daemon=True
+                )
+                self._thread.start()
+
+    def leave(self, error: BaseException) -> None:
+        """Note that the database takes nothing, until something is drained."""
+        self.is_away = True
+        self._tell(reason_of(error))
+
+    def _run(self) -> None:
+        pause = FIRST_PAUSE
+        while True:
+            with self._lock:
+                self._is_wanted = False
+            try:
+                with self._context():
+                    took = self.step()
+            except Exception as error:
+                self._tell(reason_of(error))
+                took = False
+            if took is None:
+                with self._lock:
+                    if not self._is_wanted:
+                        self._thread = None
+                        return
+            elif took:
+                pause = FIRST_PAUSE
+                time.sleep(0.001)  # another process may have its turn
+            else:
+                time.sleep(pause)
+                pause = min(pause * 2, LONGEST_PAUSE)
+
+    def finish(self) -> str:
+        """Drain until nothing waits, or the database takes no more: why, empty if it took all.
+
+        Needs an app context. Raises `StorageError` if the spool cannot be read or written.
+        """
+        while self.step():
+            pass
+        return self._problem
+
+    def step(self) -> bool | None:
+        """Drain a chunk: whether the database took any of it; None if nothing waits.
+
+        Needs an app context. Raises `StorageError` if the spool cannot be read or written.
+        """
+        with turn(f"{self.spool.path}-drain"):
+            chunk = self.spool.oldest(self._after, self._most)
+            if not chunk:
+                if self._after:  # those passed over
+                    self._after = 0
+                    return False
+                self.is_away = False
+                self._tell("")
+                return None
+            self._writer.write(chunk, DRAIN_SECONDS)
+            stored = [entry for entry in chunk if entry.error is None]
+            if stored:
+                self.spool.remove(stored)
+        for entry in stored:
+            if entry.removals:
+                self._announce(entry.removals)
+        failed = next((entry.error for entry in chunk if entry.error), None)
+        if failed:
+            self._tell(reason_of(failed))
+        if not stored:
+            self._most = max(1, len(chunk) // 2)
+            self._after = chunk[0].row["id"] if len(chunk) == 1 else self._after
+        elif self.is_away:
+            self.is_away, self._after = False, 0
+        elif failed:
+            self._after = chunk[-1].row["id"]
+        else:
+            self._most = min(self._most * 2, MAX_CHUNK)
+        return bool(stored)
+
+    def _tell(self, problem: str) -> None:
+        """Log what changed."""
+        if problem and not self._problem:
+            logger.error("Callbacks wait in %s: %s", self.spool.path, problem)
+        elif not problem and self._problem:
+            logger.warning("All callbacks of %s are in the database", self.spool.path)
+        self._problem = problem

@@ -1,0 +1,63 @@
+"""What a SQLite file needs so that several processes may write to it, and a commit is durable."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Engine
+
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None  # type: ignore[assignment]
+
+
+def be_durable(connection: Any, _: object) -> None:
+    """Writers and readers side by side; a commit is on disk when it returns."""
+    cursor = connection.cursor()
+    cursor.execute("PRAGMA journal_mode=WAL")
+    cursor.execute("PRAGMA synchronous=FULL")
+    cursor.close()
+
+
+def file_of(engine: Engine) -> str | None:
+    """The path of a SQLite database; None if it is in memory, or not SQLite."""
+    if engine.dialect.name != "sqlite":
+        return None
+    path = engine.url.database or ":memory:"
+    return None if ":memory:" in path or path.startswith("file:") else path
+
+
+def inode_of(path: str) -> tuple[int, int] | None:
+    """What tells the file from another of that name; None if it is not there."""
+    try:
+        stat = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return stat.st_dev, stat.st_ino
+
+
+@contextmanager
+def turn(path: str | None) -> Iterator[None]:
+    """Wait until no other process has its turn at that file.
+
+    The kernel wakes one that waits. SQLite's own waiting is by polling, at which some starve; it
+    still keeps out those that take no turns, so that this may be done without.
+    """
+    if path is None or fcntl is None:
+        yield
+        return
+    try:
+        # Beside the file: to open and close the file itself would give up SQLite's own locks.
+        lock = os.open(f"{path}-turn", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError:
+        yield
+        return
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(lock)

@@ -1,0 +1,267 @@
+"""Deliveries into a database, many in one transaction, and never later than a deadline.
+
+A thread of its own writes, so that no driver can hold up an answer: psycopg never gives up reading,
+and a commit without its synchronous standby waits for ever. What arrives while it commits shares
+the next transaction; alone, a delivery is written at once.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import random
+import socket
+import sqlite3
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import dataclass
+from queue import Empty, SimpleQueue
+from typing import Any
+
+from sqlalchemy import Connection, Engine, insert, select
+
+from .errors import StorageError
+from .events import Status
+from .faults import Fault, FileReplacedError, fault_of
+from .models import delivery as delivery_table
+from .models import moment_of
+from .models import removal as removal_table
+from .sqlite import file_of, inode_of, turn
+
+logger = logging.getLogger("flask_imcallback")
+
+MAX_WEIGHT = 4000
+"""Of a transaction, about in rows. A transaction is full as soon as it has reached it."""
+LARGE = 256
+"""The weight from which a delivery has a transaction of its own, so that a body which the database
+finds too large harms no other."""
+BYTES_A_ROW = 1024
+ATTEMPTS = 20
+"""Tries of a transaction whose keys are taken, or that loses against others."""
+LONGEST_PAUSE = 0.4
+INSERT_DELIVERY, INSERT_REMOVAL = insert(delivery_table), insert(removal_table)
+INODE = "imcallback_inode"
+
+
+class Entry:
+    """A delivery on its way into a database: its rows, and what became of it."""
+
+    def __init__(self, row: dict[str, Any], removals: list[dict[str, Any]]) -> None:
+        self.row = row
+        self.removals = removals
+        self.weight = 1 + len(removals) + len(row["body"]) // BYTES_A_ROW
+        self.done = threading.Event()
+        self.is_abandoned = False
+        """Nobody waits for it any more: a transaction that runs may end, but no other begins."""
+        self.error: Exception | None = None
+
+    def be_duplicate(self, first: int) -> None:
+        """Become a repetition of the delivery with that id."""
+        changes = {"status": Status.DUPLICATE, "duplicate_of": first, "fingerprint": None}
+        self.row = self.row | changes | {"removal_count": 0}
+        self.removals = []
+
+    def move(self, delivery_id: int) -> None:
+        """Take another id, and its removals those that follow."""
+        moment = moment_of(delivery_id)
+        self.row = self.row | {"id": delivery_id, "received_at": moment}
+        changes = {"delivery_id": delivery_id, "received_at": moment}
+        self.removals = [
+            removal | changes | {"id": delivery_id + removal["position"]}
+            for removal in self.removals
+        ]
+
+
+@dataclass(eq=False)
+class _Worker:
+    thread: threading.Thread | None = None
+    since: float = 0
+    """When it began what it does, by the monotonic clock; 0 while it has nothing to do."""
+    connection: Connection | None = None
+    is_left: bool = False
+    """Whether it was given up; it ends when the driver lets it."""
+
+
+class Writer:
+    """Writes entries into the database of an engine. Threads may share it.
+
+    A patient one tries again until the deadline where a connection is lost; others try once more.
+    """
+
+    def __init__(self, engine: Callable[[], Engine], *, patient: bool) -> None:
+        self._get_engine = engine
+        self._patient = patient
+        self._lock = threading.Lock()
+        self._queue: SimpleQueue[tuple[Engine, float, Entry]] = SimpleQueue()
+        self._worker: _Worker | None = None
+
+    def write(self, entries: Sequence[Entry], seconds: float) -> None:
+        """Store each entry whole, or leave its `error`, in so many seconds.
+
+        Needs what the engine needs, such as an app context. An entry that is not stored in time is
+        abandoned: it may still be stored, but under no other id than it has then.
+        """
+        engine, end = self._get_engine(), time.monotonic() + seconds
+        for entry in entries:
+            self._queue.put((engine, end, entry))
+        self._start()
+        for entry in entries:
+            if not entry.done.wait(end - time.monotonic()):
+                self._abandon(entries, seconds)
+                return
+
+    def _start(self) -> None:
+        """Have a worker: none is there at first, after a fork, and when one was given up."""
+        worker = self._worker
+        if worker and worker.thread and worker.thread.is_alive():
+            return
+        with self._lock:
+            worker = self._worker
+            if worker and worker.thread and worker.thread.is_alive():
+                return
+            self._worker = worker = _Worker()
+            worker.thread = threading.Thread(
+                target=self._work, args=(worker,), name="imcallback-writer", daemon=True
+            )
+            worker.thread.start()
+
+    def _abandon(self, entries: Sequence[Entry], seconds: float) -> None:
+        with self._lock:
+            for entry in entries:
+                if not entry.done.is_set():
+                    entry.is_abandoned = True
+                    entry.error = StorageError(f"the database took more than {seconds:g} seconds")
+            worker = self._worker
+            if worker is None or not 0 < worker.since < time.monotonic() - seconds:
+                return
+            worker.is_left = True
+            self._worker = None
+        if worker.connection is not None:
+            _hang_up(worker.connection)
+        self._start()  # for those that are queued behind
+
+    def _work(self, worker: _Worker) -> None:
+        while not worker.is_left:
+            taken = [self._queue.get()]
+            weight = taken[0][2].weight
+            with suppress(Empty):
+                while weight < MAX_WEIGHT:
+                    taken.append(self._queue.get_nowait())
+                    weight += taken[-1][2].weight
+            worker.since = time.monotonic()
+            engine, end = taken[-1][0], min(end for _, end, _ in taken)
+            entries = [entry for _, _, entry in taken if not entry.is_abandoned]
+            small = [entry for entry in entries if entry.weight < LARGE]
+            for batch in [small, *([e] for e in entries if e.weight >= LARGE)]:
+                if batch:
+                    self._store(engine, batch, end, worker)
+            worker.since = 0
+
+    def _store(self, engine: Engine, entries: list[Entry], end: float, worker: _Worker) -> None:
+        """Store the entries in one transaction, or in several if one of them is in the way."""
+        error = self._try(engine, entries, end, worker)
+        if error is None or len(entries) == 1 or fault_of(error) is Fault.LOST:
+            self._finish(entries, error)
+            return
+        half = len(entries) // 2
+        self._store(engine, entries[:half], end, worker)
+        self._store(engine, entries[half:], end, worker)
+
+    def _try(
+        self, engine: Engine, entries: list[Entry], end: float, worker: _Worker
+    ) -> Exception | None:
+        """Store the entries in one transaction, or say what is in the way.
+
+        It is tried again as a whole, where it may succeed then.
+        """
+        error: Exception | None = None
+        for attempt in range(ATTEMPTS):
+            try:
+                if fault_of(error) is Fault.TAKEN and self._is_stored(engine, entries[0], attempt):
+                    return None
+                _commit(engine, entries, worker)
+                return None
+            except Exception as failure:  # whatever it is, somebody waits for an answer
+                error = failure
+            fault = fault_of(error)
+            if fault is Fault.LOST:
+                if not getattr(error, "connection_invalidated", False):
+                    engine.dispose()  # all that leads to this server
+                if attempt and not self._patient:
+                    break
+                time.sleep(min(LONGEST_PAUSE, attempt**2 * 0.01))
+            if fault is Fault.OTHER or (fault is Fault.TAKEN and len(entries) > 1):
+                break
+            if worker.is_left or time.monotonic() > end:
+                break
+        return error
+
+    def _finish(self, entries: list[Entry], error: Exception | None) -> None:
+        with self._lock:
+            for entry in entries:
+                if not entry.is_abandoned:
+                    entry.error = error
+                    entry.done.set()
+
+    def _is_stored(self, engine: Engine, entry: Entry, attempt: int) -> bool:
+        """Whether an entry whose keys are taken took them itself; otherwise it gets others.
+
+        Raises `StorageError` if it is abandoned: another may be storing it as it is.
+        """
+        column, row = delivery_table.c, entry.row
+        first = None
+        with engine.connect() as connection:
+            same_id = select(column.nonce, column.status).where(column.id == row["id"])
+            stored = connection.execute(same_id).one_or_none()
+            if stored and stored.nonce == row["nonce"]:
+                if stored.status == Status.DUPLICATE:
+                    entry.removals = []
+                return True
+            if row["fingerprint"]:
+                same_callback = select(column.id).where(column.fingerprint == row["fingerprint"])
+                first = connection.scalar(same_callback)
+        with self._lock:
+            if entry.is_abandoned:
+                raise StorageError("it was too late")
+            if first is not None:
+                entry.be_duplicate(first)
+            else:
+                # Whoever has the id is another process that received something in the same
+                # microsecond, most likely; the more there are, the wider the steps.
+                entry.move(row["id"] + random.randrange(1, 1000 << attempt))  # noqa: S311
+        return False
+
+
+def _commit(engine: Engine, entries: list[Entry], worker: _Worker) -> None:
+    """All entries, durable when it returns."""
+    rows = [entry.row for entry in entries]
+    removals = [removal for entry in entries for removal in entry.removals]
+    path = file_of(engine)
+    with turn(path), engine.connect() as connection:
+        worker.connection = connection
+        try:
+            if path:
+                inode = connection.info.setdefault(INODE, inode_of(path))
+            with connection.begin():
+                connection.execute(INSERT_DELIVERY, rows)
+                if removals:
+                    connection.execute(INSERT_REMOVAL, removals)
+            if path and (inode is None or inode != inode_of(path)):
+                raise FileReplacedError(f"{path} was deleted or replaced")
+        finally:
+            worker.connection = None
+
+
+def _hang_up(connection: Connection) -> None:
+    """Make the driver's call return that another thread waits for, where the driver has a way."""
+    with suppress(Exception):
+        driver: Any = connection.connection.driver_connection
+        if isinstance(driver, sqlite3.Connection):
+            driver.interrupt()
+            return
+        # PyMySQL tells no file descriptor of its own.
+        source = driver if hasattr(driver, "fileno") else driver._sock
+        with socket.socket(fileno=os.dup(source.fileno())) as duplicate:
+            duplicate.shutdown(socket.SHUT_RDWR)
