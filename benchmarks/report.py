@@ -6,9 +6,9 @@ import statistics
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 
-from load import Load, Measured
 from openim import Outcome
 from serving import CONTENDERS
+from wrk import Load, Measured
 
 DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mariadb": "MariaDB"}
 

@@ -23,15 +23,15 @@ from sqlite3 import sqlite_version
 from typing import Any
 
 ROOT = Path(__file__).parents[1]
-sys.path[:0] = [str(ROOT / "tests"), str(ROOT / "benchmarks")]
+sys.path.append(str(ROOT / "tests"))
 
 import commit  # noqa: E402
 import openim  # noqa: E402
 import servers  # noqa: E402
-from load import Load, measure  # noqa: E402
-from report import DATABASES, Results, Window, report  # noqa: E402
+from report import DATABASES, Results, Window, name_of, report  # noqa: E402
 from serving import CONTENDERS, ON, Running, serving  # noqa: E402
 from sqlalchemy import URL  # noqa: E402
+from wrk import Load, measure  # noqa: E402
 
 COMMITS = 200
 PACKAGES = ["gunicorn", "Flask", "SQLAlchemy", "psycopg", "PyMySQL", "Django", "fastapi", "uvicorn"]
@@ -145,21 +145,11 @@ def measure_loads(
             for one in running:
                 if one.name == "ours":
                     results.commits.append(commit.p50(one.url, COMMITS))
-                measure(one.port, Load("openim", 1, 8), 1)  # warms it up
-                one.settle()
-            before = {one.name: one.stored() for one in running}
-            answered = dict.fromkeys(names, 0)
+                one.measure(Load("openim", 1, 8), 1)  # warms it up
             for load in loads:
                 for one in running:
-                    say(f"repetition {repetition + 1}: {load}, {one.name}")
-                    measured = measure(one.port, load, given.seconds)
-                    one.settle()
-                    results.loads[load][one.name].append(measured)
-                    answered[one.name] += measured.answered * load.pairs
-            for one in running:
-                stored = one.stored() - before[one.name]
-                if one.contender.removals and stored < answered[one.name]:
-                    sys.exit(f"{one.name} stored {stored} of {answered[one.name]} removals")
+                    say(f"repetition {repetition + 1}: {name_of(load)}, {one.name}")
+                    results.loads[load][one.name].append(one.measure(load, given.seconds))
 
 
 def measure_queue(
@@ -179,14 +169,14 @@ def measure_soak(given: argparse.Namespace, stage: Stage, results: Results) -> N
         if given.fill:
             say(f"soak: filling in {given.fill} removals")
             commit.fill(running.url, given.fill)
-        measure(running.port, Load("openim", 1, 8), 1)
+        running.measure(Load("openim", 1, 8), 1)
         stored = 0
         for part in range(given.soak_parts):
             if given.soak_rows and stored >= given.soak_rows:
                 break
             say(f"soak: part {part + 1} of {given.soak_parts}")
             measured = measure(running.port, Load("openim", 1, 32), given.soak_seconds)
-            stored = running.stored()
+            stored = running.stored() or 0
             results.soak.append(Window(measured, stored, running.memory()))
 
 

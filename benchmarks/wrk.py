@@ -34,15 +34,16 @@ class Measured:
     p50: float
     p99: float
     """Milliseconds."""
+    seconds: float
     answered: int
     failed: int
     """Answered with an error, or not at all."""
 
 
-def measure(port: int, load: Load, seconds: float) -> Measured:
+def measure(port: int, load: Load, seconds: int) -> Measured:
     """Send callbacks for a while, over connections that are kept, each busy all the time."""
     program, libraries = find_wrk()
-    command: list[str] = [program, "-t1", f"-c{load.connections}", f"-d{max(1, round(seconds))}s"]
+    command: list[str] = [program, "-t1", f"-c{load.connections}", f"-d{seconds}s"]
     command += [f"--timeout={PATIENCE}s", f"--script={SCRIPT}", f"http://127.0.0.1:{port}", "--"]
     command += [load.provider, SECRET, str(load.pairs), secrets.token_hex(3)]
     done = subprocess.run(
@@ -55,8 +56,8 @@ def measure(port: int, load: Load, seconds: float) -> Measured:
     found = json.loads(done.stdout.partition("RESULT ")[2])
     answered = found["requests"] - found["refused"]
     failed = found["refused"] + found["broken"]
-    rate = answered / found["seconds"]
-    return Measured(rate, found["p50"], found["p99"], answered, failed)
+    seconds = found["seconds"]
+    return Measured(answered / seconds, found["p50"], found["p99"], seconds, answered, failed)
 
 
 def find_wrk() -> tuple[str, str]:
