@@ -1,0 +1,223 @@
+"""Many deliveries in one transaction, each whole, once, and by its deadline."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from conftest import MakeApp
+from flask import Flask
+from sqlalchemy import URL, create_engine, event, text
+from test_callbacks import rows
+from test_recorder import DELIVERY, MOMENT
+
+from flask_imcallback import StorageError
+from flask_imcallback.models import id_at
+from flask_imcallback.recorder import Delivery
+from flask_imcallback.state import get_state
+from flask_imcallback.writer import LARGE, Entry, Writer
+
+ANONYMOUS = replace(DELIVERY, repeats_callbacks=False)
+
+
+def entry_of(app: Flask, delivery: Delivery) -> Entry:
+    with app.app_context():
+        return Entry(*get_state().recorder._rows(delivery))
+
+
+def entries_of(app: Flask, count: int, **changes: Any) -> list[Entry]:
+    """One a millisecond, all different callbacks."""
+    return [
+        entry_of(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(milliseconds=n), **changes))
+        for n in range(count)
+    ]
+
+
+def write(app: Flask, *entries: Entry, seconds: float = 30, patient: bool = False) -> None:
+    with app.app_context():
+        Writer(get_state().engine, patient=patient).write(entries, seconds)
+
+
+def count_commits(app: Flask) -> Callable[[], int]:
+    commits: list[object] = []
+    with app.app_context():
+        event.listen(get_state().engine(), "commit", commits.append)
+    return lambda: len(commits)
+
+
+def test_what_waits_shares_a_transaction(database_url: URL, make_app: MakeApp) -> None:
+    """Alone a delivery has one at once; many at once have fewer than one each."""
+    app = make_app(database_url)
+    commits = count_commits(app)
+    write(app, *entries_of(app, 1))
+    assert commits() == 1
+    with app.app_context():
+        writer = Writer(get_state().engine, patient=False)
+    entries = entries_of(app, 300)[100:]
+
+    def store(entry: Entry) -> None:
+        with app.app_context():
+            writer.write([entry], 30)
+
+    with ThreadPoolExecutor(16) as pool:
+        list(pool.map(store, entries))
+    assert [entry.error for entry in entries] == [None] * 200
+    assert len(rows(app)[0]) == 201
+    assert commits() < 150
+
+
+def test_one_bad_delivery_harms_no_other(database_url: URL, make_app: MakeApp) -> None:
+    """Those of its transaction are stored, each whole; it alone has an error."""
+    app = make_app(database_url)
+    entries = entries_of(app, 9)
+    entries[4].row["provider"] = None
+    write(app, *entries)
+    assert [entry.error is None for entry in entries] == [True] * 4 + [False] + [True] * 4
+    deliveries, removals = rows(app)
+    assert [row["id"] for row in deliveries] == [e.row["id"] for e in entries if not e.error]
+    assert len(removals) == 16
+
+
+def test_a_repetition_in_the_same_transaction(database_url: URL, make_app: MakeApp) -> None:
+    """Two arrivals of one callback that are written together are still one callback."""
+    app = make_app(database_url)
+    moments = (MOMENT, MOMENT + timedelta(milliseconds=1))
+    first, second = (entry_of(app, replace(DELIVERY, received_at=moment)) for moment in moments)
+    write(app, first, second, *entries_of(app, 9)[2:])
+    deliveries, removals = rows(app)
+    assert [row["status"] for row in deliveries[:2]] == ["recorded", "duplicate"]
+    assert deliveries[1]["duplicate_of"] == first.row["id"]
+    assert len(removals) == 16
+    assert second.removals == []
+
+
+def test_what_was_stored_before_is_not_stored_again(database_url: URL, make_app: MakeApp) -> None:
+    """As after a commit whose outcome nobody learnt, with and without a fingerprint."""
+    app = make_app(database_url)
+    entries = [entry_of(app, DELIVERY), *entries_of(app, 5)[1:]]
+    write(app, *entries)
+    again = [Entry(entry.row, entry.removals) for entry in entries]
+    write(app, *again)
+    assert [entry.error for entry in again] == [None] * 5
+    assert [entry.row["id"] for entry in again] == [entry.row["id"] for entry in entries]
+    deliveries, removals = rows(app)
+    assert (len(deliveries), len(removals)) == (5, 10)
+
+
+def test_another_delivery_with_that_id_moves(database_url: URL, make_app: MakeApp) -> None:
+    """It was made by another process in the same microsecond; a moment later it is free."""
+    app = make_app(database_url)
+    first = entry_of(app, ANONYMOUS)
+    row = first.row | {"nonce": b"another delivery"}
+    second = Entry(row, first.removals)
+    write(app, first)
+    write(app, second)
+    assert id_at(MOMENT) < second.row["id"] < id_at(MOMENT + timedelta(seconds=1))
+    deliveries, removals = rows(app)
+    assert [row["nonce"] for row in deliveries] == [first.row["nonce"], b"another delivery"]
+    assert [row["delivery_id"] for row in removals] == [id_at(MOMENT)] * 2 + [second.row["id"]] * 2
+    assert removals[3]["id"] == second.row["id"] + 1
+
+
+def test_a_large_body_has_a_transaction_of_its_own(make_app: MakeApp) -> None:
+    """What a database finds too large takes none of its neighbours along."""
+    app = make_app()
+    commits = count_commits(app)
+    large = entry_of(app, replace(ANONYMOUS, body=b" " * LARGE * 1024))
+    write(app, *entries_of(app, 9)[1:], large)
+    assert commits() == 2
+    assert len(rows(app)[0]) == 9
+
+
+def lock_table(url: URL) -> Callable[[], None]:
+    """Keep everyone out of the deliveries, until what is returned is called."""
+    engine = create_engine(url)
+    connection = engine.connect()
+    if url.get_backend_name() == "sqlite":
+        connection.exec_driver_sql("BEGIN EXCLUSIVE")
+    elif url.get_backend_name() == "postgresql":
+        connection.execute(text("LOCK TABLE imcallback_delivery IN ACCESS EXCLUSIVE MODE"))
+    else:
+        connection.execute(text("LOCK TABLES imcallback_delivery WRITE"))
+
+    def unlock() -> None:
+        connection.invalidate()
+        connection.close()
+        engine.dispose()
+
+    return unlock
+
+
+def test_a_database_that_hangs_is_given_up(database_url: URL, make_app: MakeApp) -> None:
+    """By the deadline, again and again; as soon as it goes on, so do we."""
+    app = make_app(database_url)
+    with app.app_context():
+        writer = Writer(get_state().engine, patient=False)
+    unlock = lock_table(database_url)
+    entries = entries_of(app, 3)
+    for entry in entries:
+        began = time.monotonic()
+        with app.app_context():
+            writer.write([entry], 0.3)
+        assert isinstance(entry.error, StorageError)
+        assert 0.3 <= time.monotonic() - began < 1
+    unlock()
+    again = [Entry(entry.row, entry.removals) for entry in entries]
+    with app.app_context():
+        writer.write(again, 30)
+    assert [entry.error for entry in again] == [None] * 3
+    deliveries, removals = rows(app)
+    assert (len(deliveries), len(removals)) == (3, 6)
+
+
+def end_connections(app: Flask) -> None:
+    """Have the server close all connections of the app's pool."""
+    with app.app_context():
+        engine = get_state().engine()
+        with create_engine(engine.url).connect() as connection:
+            if engine.dialect.name == "postgresql":
+                others = "pid <> pg_backend_pid() AND datname = current_database()"
+                kill = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
+                connection.execute(text(kill)).all()
+            else:
+                others = "db = DATABASE() AND id <> CONNECTION_ID()"
+                ids = f"SELECT id FROM information_schema.processlist WHERE {others}"
+                for number in connection.scalars(text(ids)).all():
+                    connection.execute(text(f"KILL {number}"))
+            connection.invalidate()
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_a_lost_connection_is_made_anew(
+    database: str, request: pytest.FixtureRequest, make_app: MakeApp
+) -> None:
+    """The server closed those of the pool, as one that was restarted did; nothing fails."""
+    import servers
+
+    server = request.getfixturevalue("database_servers")[database]
+    with servers.database(server) as url:
+        app = make_app(url)
+        for entry in entries_of(app, 3):
+            end_connections(app)
+            write(app, entry)
+            assert entry.error is None
+        assert len(rows(app)[0]) == 3
+
+
+def test_a_deleted_file_is_noticed(tmp_path: Path, make_app: MakeApp) -> None:
+    """What is written to a SQLite file without a name would be gone with the process."""
+    path = tmp_path / "test.db"
+    app = make_app(URL.create("sqlite", database=str(path)))
+    first, second = entries_of(app, 2)
+    write(app, first)
+    for file in tmp_path.glob("test.db*"):
+        file.unlink()
+    write(app, second)
+    assert second.error is not None
+    assert "no such table" in str(second.error)
