@@ -36,6 +36,11 @@ class Results:
     queue: dict[str, Outcome] = field(default_factory=dict)
     soak: list[Window] = field(default_factory=list)
 
+    @property
+    def keeps_up(self) -> bool:
+        """Whether the end of the soak is about as fast as its begin."""
+        return self.soak[-1].measured.rate >= (1 - STEADY) * self.soak[0].measured.rate
+
 
 @dataclass(frozen=True)
 class Goal:
@@ -69,7 +74,7 @@ class Goal:
         figure = {"rate": "requests/s", "p50": "p50", "p99": "p99"}[self.figure]
         if self.than is None:
             return f"{name_of(self.load)}: {figure} {sign} {self.bound:,.0f} ms"
-        other = f"{self.than} + a bare commit" if self.with_commit else self.than
+        other = f"({self.than} + a bare commit)" if self.with_commit else self.than
         times = f"{self.bound:.0%} of" if self.bound < 1 else f"{self.bound:g} x"
         return f"{name_of(self.load)}: {figure} {sign} {times} {other}"
 
@@ -118,6 +123,7 @@ def report(all_results: dict[str, Results], command: str, machine: Iterable[str]
         "Each cell: requests/s, then p50 / p99 in ms; medians of the repetitions, in brackets the "
         "lowest and the highest. Only ratios within one run mean anything.",
         "",
+        *_summary(all_results),
     ]
     for database, results in all_results.items():
         lines += [f"## {DATABASES[database]}", ""]
@@ -163,6 +169,26 @@ def _cell(measured: list[Measured]) -> str:
     return f"{rate}<br>{p50:,.1f} / {p99}" + (f"<br>**{failed} failed**" if failed else "")
 
 
+def _summary(all_results: dict[str, Results]) -> list[str]:
+    met, missed = 0, []
+    for database, results in all_results.items():
+        for goal in GOALS[database]:
+            if seen := goal.seen(results):
+                if goal.is_met(statistics.median(seen)):
+                    met += 1
+                else:
+                    missed.append(f"- {DATABASES[database]}, {goal}")
+        if results.soak:
+            if results.keeps_up:
+                met += 1
+            else:
+                missed.append(f"- {DATABASES[database]}, lasting load")
+    if not met and not missed:
+        return []
+    line = f"Of what was wanted of ours, {met} met, {len(missed)} missed"
+    return [line + (":" if missed else "."), "", *missed, ""]
+
+
 def _goals(database: str, results: Results) -> list[str]:
     rows = []
     for goal in GOALS[database]:
@@ -192,16 +218,16 @@ def _soak(results: Results) -> list[str]:
     rows = []
     for number, part in enumerate(results.soak, 1):
         load = part.measured
-        figures = [f"{load.rate:,.0f}", f"{load.p50:,.1f}", f"{load.p99:,.1f}"]
+        figures = [f"{load.rate:,.0f}", f"{load.p50:,.1f}", f"{load.p99:,.1f}", f"{load.failed}"]
         rows.append([f"{number}", *figures, f"{part.removals:,}", f"{part.memory:,.0f}"])
-    head = ["part", "requests/s", "p50", "p99", "removals stored", "memory, MB"]
-    first, last = results.soak[0].measured.rate, results.soak[-1].measured.rate
-    met = "met" if last >= (1 - STEADY) * first else "**missed**"
+    head = ["part", "requests/s", "p50", "p99", "failed", "removals stored", "memory, MB"]
+    share = results.soak[-1].measured.rate / results.soak[0].measured.rate
+    met = "met" if results.keeps_up else "**missed**"
     return [
         "Ours under lasting load:",
         "",
         *_table(head, rows),
         "",
-        f"The last part has {last / first:.0%} of the first one's requests/s; "
+        f"The last part has {share:.0%} of the first one's requests/s; "
         f"wanted at least {1 - STEADY:.0%}: {met}.",
     ]

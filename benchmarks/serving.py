@@ -48,7 +48,7 @@ CONTENDERS = {
     "floor": Contender("a Flask route that reads the packet and stores nothing", "floor", None),
     "ours": OURS,
     "naive": Contender(
-        "Flask-SQLAlchemy's ORM, marshmallow, a commit each; SQLite with WAL, synchronous=FULL",
+        "Flask-SQLAlchemy's ORM, marshmallow, a commit each; on SQLite WAL and synchronous=FULL",
         "naive",
         env=(("SQLITE_WAL_FULL", "1"),),
     ),
