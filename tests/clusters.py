@@ -34,7 +34,9 @@ from sqlalchemy.exc import DBAPIError
 
 def ask(url: URL, statement: str) -> list[Any]:
     """The first column of what the statement answers; it is committed by itself."""
-    arguments: dict[str, Any] = {"connect_timeout": 5}
+    arguments: dict[str, Any] = {}
+    if url.get_backend_name() != "sqlite":
+        arguments |= {"connect_timeout": 5}
     if url.get_backend_name() == "mysql":
         arguments |= {"read_timeout": 5, "write_timeout": 5}
     engine = create_engine(
@@ -70,12 +72,13 @@ class Replicas:
     def standbys(self) -> list[Node]:
         return [node for node in self.nodes if node is not self.primary and node.process]
 
-    def url(self, database: str = "postgres") -> URL:
+    @property
+    def url(self) -> URL:
         """Of whichever node is the primary."""
         return URL.create(
             "postgresql+psycopg",
             "postgres",
-            database=database,
+            database="postgres",
             query={
                 "host": tuple(f"127.0.0.1:{node.url.port}" for node in self.nodes),
                 "target_session_attrs": "read-write",
@@ -145,6 +148,11 @@ class Galera:
     nodes: list[Node]
     addresses: list[str] = field(default_factory=list)
     """Where each node listens to the others."""
+
+    @property
+    def url(self) -> URL:
+        """Of the first node."""
+        return self.nodes[0].url
 
     def bootstrap(self) -> None:
         """Start the whole cluster, from the node that has committed most if it ran before."""

@@ -31,7 +31,7 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
@@ -161,8 +161,16 @@ def mariadb(*, durable: bool = False) -> Iterator[Server]:
             yield Server("MariaDB", node.source, version, node.url, node)
 
 
+class HasUrl(Protocol):
+    """A server, or several that share their databases."""
+
+    @property
+    def url(self) -> URL:
+        """An administrator's login."""
+
+
 @contextmanager
-def database(server: Server) -> Iterator[URL]:
+def database(server: HasUrl) -> Iterator[URL]:
     """An empty database, dropped at the end even where connections to it were left open."""
     name = f"imcallback_{secrets.token_hex(8)}"
     is_postgresql = server.url.get_backend_name() == "postgresql"

@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -18,7 +18,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from sqlalchemy import create_engine, select
+from servers import family
+from sqlalchemy import URL, create_engine, select
 
 from flask_imcallback.models import delivery, removal
 
@@ -39,6 +40,7 @@ class Running:
     process: subprocess.Popen[bytes]
     port: int
     folder: Path
+    url: URL
 
     def ask(self, method: str, path: str, **arguments: Any) -> tuple[int, Any]:
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
@@ -49,7 +51,7 @@ class Running:
         return answer
 
     def rows(self, table: Any) -> list[Any]:
-        engine = create_engine(f"sqlite:///{self.folder / 'test.db'}")
+        engine = create_engine(self.url)
         with engine.connect() as connection:
             found = connection.execute(select(table).order_by(table.c.id)).mappings().all()
         engine.dispose()
@@ -57,6 +59,29 @@ class Running:
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
+
+    @property
+    def spool(self) -> Path:
+        return self.folder / "spool.db"
+
+    @property
+    def workers(self) -> list[int]:
+        return family(self.process.pid)[1:]
+
+    def kill(self) -> None:
+        """End all its processes at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+    def wait_until_drained(self, seconds: float = 30) -> None:
+        """Until the database is there and nothing waits in the spool."""
+        deadline = time.monotonic() + seconds
+        while True:
+            status, health = self.ask("GET", "/imcallback/health")
+            if status == 200 and health["spool"]["waiting"] == 0:
+                return
+            assert time.monotonic() < deadline, (health, self.log())
+            time.sleep(0.05)
 
 
 @pytest.fixture
@@ -67,29 +92,45 @@ def server(tmp_path: Path) -> Iterator[Running]:
 
 
 @contextmanager
-def serving(tmp_path: Path, *options: str) -> Iterator[Running]:
-    """`gunicorn -c gunicorn.conf.py example_app:app`, on a port of its own choice."""
+def serving(
+    folder: Path,
+    *options: str,
+    url: URL | None = None,
+    upgrade: bool = True,
+    wrapper: Sequence[str] = (),
+    **variables: str,
+) -> Iterator[Running]:
+    """`gunicorn -c gunicorn.conf.py example_app:app`, on a port of its own choice.
+
+    The database is a SQLite file in the folder unless told otherwise. `wrapper` is the start of a
+    command that runs gunicorn, `variables` are those of its environment.
+    """
+    url = url or URL.create("sqlite", database=str(folder / "test.db"))
     env = os.environ | {
-        "HOME": str(tmp_path),
-        "FLASK_SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path / 'test.db'}",
+        "HOME": str(folder),
+        "FLASK_SQLALCHEMY_DATABASE_URI": url.render_as_string(hide_password=False),
         "FLASK_IMCALLBACK_SECRETS": json.dumps([SECRET]),
         "FLASK_IMCALLBACK_MAX_BODY": str(MAX_BODY),
+        "FLASK_IMCALLBACK_SPOOL": str(folder / "spool.db"),
     }
-    upgrade = [sys.executable, "-m", "flask", "--app", "example_app", "db", "upgrade"]
-    subprocess.run(upgrade, cwd=ROOT, env=env, check=True, capture_output=True)
-    with socket.create_server(("127.0.0.1", 0)) as listening, (tmp_path / "log").open("wb") as log:
-        command = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "example_app:app"]
-        fd = listening.fileno()
-        process = subprocess.Popen(
-            [*command, "--bind", f"fd://{fd}", *options],
-            cwd=ROOT,
-            env=env,
-            pass_fds=[fd],
-            stdout=log,
-            stderr=log,
-            start_new_session=True,
-        )
-        running = Running(process, listening.getsockname()[1], tmp_path)
+    env |= variables
+    if upgrade:
+        command = [sys.executable, "-m", "flask", "--app", "example_app", "db", "upgrade"]
+        subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
+    command = [*wrapper, sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+    with (folder / "log").open("ab") as log:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port, fd = listening.getsockname()[1], listening.fileno()
+            process = subprocess.Popen(
+                [*command, "example_app:app", "--bind", f"fd://{fd}", *options],
+                cwd=ROOT,
+                env=env,
+                pass_fds=[fd],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        running = Running(process, port, folder, url)
         try:
             assert running.ask("POST", "/imcallback/openim/x", body=b"{}")[0] == 403
             yield running
@@ -198,8 +239,7 @@ def test_an_idle_connection_is_kept(server: Running) -> None:
 def test_what_is_answered_survives_a_kill(server: Running) -> None:
     """All processes are killed right after the answer."""
     assert server.ask("POST", PATH, body=BODY)[0] == 200
-    os.killpg(server.process.pid, signal.SIGKILL)
-    server.process.wait(30)
+    server.kill()
     assert len(server.rows(removal)) == 1
 
 
