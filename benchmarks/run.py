@@ -63,7 +63,7 @@ def options() -> argparse.Namespace:
     one("--queue-seconds", 10, "queue: seconds for each contender; OpenIM itself never stops")
     one("--soak-parts", 3, "soak: parts, the last of which is compared with the first", int)
     one("--soak-seconds", 10, "soak: seconds in a part", int)
-    one("--soak-rows", 0, "soak: end before the last part when so many removals are stored", int)
+    one("--soak-rows", 0, "soak: end early when so many removals are stored; 0 for never", int)
     one("--fill", 0, "soak: removals, each in a delivery, to put into the database before", int)
     one("--checkout", ROOT, "the folder that ours is served from", Path)
     parser.add_argument("--output", type=Path, help="a file for the tables, beside stdout")
@@ -78,23 +78,27 @@ def main() -> None:
     given = options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
     machine = describe_machine(given.checkout.resolve())
-    all_results = {}
+    command = shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]])
+    all_results: dict[str, Results] = {}
+    text = ""
     for database in given.database:
         with server(database) as (version, stage):
             results = all_results[database] = Results(version)
             stage.checkout = given.checkout.resolve()
             names = [name for name in ON[database] if name in given.contender]
+            if not names:
+                sys.exit(f"{database} has only the contenders {', '.join(ON[database])}")
             if "load" in given.measure:
                 measure_loads(given, stage, names, results)
             if "queue" in given.measure:
                 measure_queue(given, stage, names, results)
             if "soak" in given.measure and "ours" in names:
                 measure_soak(given, stage, results)
-    arguments = shlex.join(sys.argv[1:])
-    text = report(all_results, f"python benchmarks/run.py {arguments}".rstrip(), machine)
+        text = report(all_results, command, machine)
+        if given.output:  # what follows may fail, after many minutes
+            given.output.parent.mkdir(parents=True, exist_ok=True)
+            given.output.write_text(text)
     print(text)
-    if given.output:
-        given.output.write_text(text)
 
 
 class Stage:
