@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
-from typing import Any
 
 from blinker import Namespace
 
@@ -67,16 +66,14 @@ class Record:
     """By our clock, aware, UTC: neither provider tells when the removal happened."""
 
 
-def announce(sender: object, rows: Sequence[Mapping[str, Any]]) -> None:
+def announce(sender: object, make_records: Callable[[], list[Record]]) -> None:
     """Send `removals_recorded` for removals that were stored together.
 
     Each receiver is told, whatever the others do.
     """
     receivers = list(removals_recorded.receivers_for(sender))
-    if not receivers or not rows:
-        return
-    records = [Record(**{**row, "relation": Relation(row["relation"])}) for row in rows]
-    for receiver in receivers:
+    records = make_records() if receivers else []
+    for receiver in receivers if records else ():
         try:
             receiver(sender, removals=list(records))
         except Exception:

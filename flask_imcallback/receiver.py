@@ -8,7 +8,7 @@ from dataclasses import replace
 from urllib.parse import urlencode
 
 from .errors import BodyTooLargeError, PacketError, VerificationError
-from .events import Status, announce
+from .events import Removal, Status, announce
 from .providers.base import CallbackRequest, Provider, Reply
 from .recorder import Delivery, Recorder
 from .settings import Settings
@@ -49,17 +49,8 @@ def receive(
         tally.refuse(provider.name, str(error))
         return provider.refuse(413, str(error))
 
-    delivery = Delivery(
-        provider=provider.name,
-        repeats_callbacks=provider.repeats_callbacks,
-        origin=provider.origin(request),
-        received_at=request.received_at,
-        remote_addr=request.remote_addr,
-        authenticated_by=authenticated_by,
-        query=_kept_query(request, provider),
-        headers={name: request.headers[name] for name in KEPT_HEADERS if name in request.headers},
-        body=body,
-    )
+    origin, status = provider.origin(request), Status.UNREADABLE
+    removals: tuple[Removal, ...] = ()
     try:
         if problem:
             raise PacketError(problem)
@@ -70,23 +61,34 @@ def receive(
             logger.exception("The provider %s cannot read a packet", provider.name)
         problem = str(error) if isinstance(error, PacketError) else "the packet cannot be read"
         reply = provider.refuse(400, problem)
-        delivery = replace(delivery, status=Status.UNREADABLE, error=problem)
     else:
-        delivery = replace(
-            delivery,
-            status=Status.IGNORED if callback.removals is None else Status.RECORDED,
-            origin=replace(delivery.origin, command=callback.command),
-            removals=callback.removals or (),
-        )
+        status = Status.IGNORED if callback.removals is None else Status.RECORDED
+        origin = replace(origin, command=callback.command)
+        removals = callback.removals or ()
 
+    delivery = Delivery(
+        provider=provider.name,
+        repeats_callbacks=provider.repeats_callbacks,
+        origin=origin,
+        received_at=request.received_at,
+        remote_addr=request.remote_addr,
+        authenticated_by=authenticated_by,
+        query=_kept_query(request, provider),
+        headers={name: request.headers[name] for name in KEPT_HEADERS if name in request.headers},
+        body=body,
+        status=status,
+        removals=removals,
+        error=problem,
+    )
     try:
-        removals = recorder.record(delivery)
+        stored = recorder.record(delivery)
     except Exception as error:
         logger.exception("A callback of %s is lost: %s. It was %r", provider.name, error, delivery)
         return provider.refuse(503, "it could not be stored")
-    if delivery.status is not Status.UNREADABLE:
-        tally.accept(provider.name, delivery.origin.command)
-    announce(sender, removals)
+    if status is not Status.UNREADABLE:
+        tally.accept(provider.name, origin.command)
+    if stored:
+        announce(sender, stored.records)
     return reply
 
 

@@ -7,21 +7,26 @@ import json
 import os
 import threading
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
 
 from sqlalchemy import Engine
 
 from .errors import StorageError
 from .events import Removal, Status
+from .models import ExactText, id_at, moment_of
 from .models import delivery as delivery_table
-from .models import id_at, moment_of
 from .providers.base import UNSTORABLE, Origin
+from .rows import Entry
 from .spool import Drain
-from .writer import Entry, Writer
+from .writer import Writer
 
 SECOND = 1_000_000
+LENGTHS = {
+    column.name: column.type.length
+    for column in delivery_table.columns
+    if isinstance(column.type, ExactText)
+}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -71,63 +76,50 @@ class Recorder:
         self._lock = threading.Lock()
         self._free_id = 0
 
-    def record(self, delivery: Delivery) -> list[dict[str, Any]]:
+    def record(self, delivery: Delivery) -> Entry | None:
         """Store the delivery with its removals; both are durable when this returns.
 
-        Returns the rows of the removals that are in the database: none if it is a duplicate, or
-        waits in the spool. Needs an app context. Raises `StorageError`.
+        Returns what is in the database, which is a duplicate if the delivery is a repetition; None
+        if it waits in the spool. Needs an app context. Raises `StorageError`.
         """
-        entry = Entry(*self._rows(delivery))
+        entry = self._entry(delivery)
         if self._drain is None or not self._drain.is_away:
             self._writer.write([entry], self._deadline)
             if entry.error is None:
-                return entry.removals
+                return entry
         if self._drain is None:
             raise StorageError from entry.error
         if entry.error is not None:
             self._drain.leave(entry.error)
         self._drain.spool.put(Entry(entry.row, entry.removals), self._deadline)
         self._drain.start()
-        return []
+        return None
 
-    def _rows(self, delivery: Delivery) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    def _entry(self, delivery: Delivery) -> Entry:
         delivery_id = self._take_ids(id_at(delivery.received_at), len(delivery.removals))
-        origin: dict[str, Any] = {
-            name: _storable(name, text) for name, text in asdict(delivery.origin).items()
-        }
-        row: dict[str, Any] = origin | {
+        origin = delivery.origin
+        row = {
             "id": delivery_id,
             "received_at": moment_of(delivery_id),
             "provider": delivery.provider,
-            "status": delivery.status,
+            "app_id": _storable("app_id", origin.app_id),
+            "command": _storable("command", origin.command),
+            "status": delivery.status.value,
             "duplicate_of": None,
             "error": UNSTORABLE.sub("\ufffd", delivery.error),
             "removal_count": len(delivery.removals),
             "remote_addr": _storable("remote_addr", delivery.remote_addr),
             "authenticated_by": _storable("authenticated_by", delivery.authenticated_by),
+            "client_ip": _storable("client_ip", origin.client_ip),
+            "platform": _storable("platform", origin.platform),
+            "request_id": _storable("request_id", origin.request_id),
             "query": UNSTORABLE.sub("\ufffd", delivery.query),
             "headers": json.dumps(dict(delivery.headers)),
             "body": delivery.body,
             "fingerprint": delivery.fingerprint,
             "nonce": os.urandom(16),
         }
-        common = origin | {
-            "delivery_id": delivery_id,
-            "received_at": row["received_at"],
-            "provider": delivery.provider,
-        }
-        removals = [
-            common
-            | {
-                "id": delivery_id + position,
-                "position": position,
-                "relation": removal.relation,
-                "owner_id": removal.owner_id,
-                "target_id": removal.target_id,
-            }
-            for position, removal in enumerate(delivery.removals)
-        ]
-        return row, removals
+        return Entry(row, delivery.removals)
 
     def _take_ids(self, first: int, count: int) -> int:
         """Move `first` up until it is free in this process, and take it and those that follow.
@@ -143,5 +135,4 @@ class Recorder:
 
 def _storable(name: str, text: str) -> str:
     """What the column of that name can hold of a text that only accompanies the removals."""
-    column: Any = delivery_table.c[name].type
-    return UNSTORABLE.sub("\ufffd", text[: column.length])
+    return UNSTORABLE.sub("\ufffd", text[: LENGTHS[name]])

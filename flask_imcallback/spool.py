@@ -16,12 +16,14 @@ from sqlalchemy import Connection, Engine, create_engine, delete, event, func, s
 from sqlalchemy.exc import SQLAlchemyError
 
 from .errors import StorageError
+from .events import Record, Relation, Removal
 from .faults import reason_of
 from .models import delivery as delivery_table
 from .models import metadata
 from .models import removal as removal_table
+from .rows import BYTES_A_ROW, Entry, insert
 from .sqlite import be_durable, turn
-from .writer import BYTES_A_ROW, MAX_WEIGHT, Entry, Writer
+from .writer import MAX_WEIGHT, Writer
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -104,10 +106,11 @@ class Spool:
                     break
             rows = select(delivery_table).where(column.id.in_(ids)).order_by(column.id)
             of_those = removal_table.c.delivery_id.in_(ids)
-            removals: dict[int, list[dict[str, Any]]] = {delivery_id: [] for delivery_id in ids}
-            ordered = select(removal_table).where(of_those).order_by(removal_table.c.id)
-            for removal in connection.execute(ordered).mappings():
-                removals[removal["delivery_id"]].append(dict(removal))
+            removals: dict[int, list[Removal]] = {delivery_id: [] for delivery_id in ids}
+            pair = removal_table.c.relation, removal_table.c.owner_id, removal_table.c.target_id
+            pairs = select(removal_table.c.delivery_id, *pair).where(of_those)
+            for of, relation, *accounts in connection.execute(pairs.order_by(removal_table.c.id)):
+                removals[of].append(Removal(Relation(relation), *accounts))
             return [
                 SpooledEntry(self, dict(row), removals[row["id"]])
                 for row in connection.execute(rows).mappings()
@@ -145,7 +148,7 @@ class Spool:
 class SpooledEntry(Entry):
     """An entry that waits in a spool while it is stored elsewhere."""
 
-    def __init__(self, spool: Spool, row: dict[str, Any], removals: list[dict[str, Any]]) -> None:
+    def __init__(self, spool: Spool, row: dict[str, Any], removals: list[Removal]) -> None:
         super().__init__(row, removals)
         self._spool = spool
         self.spooled_as: int = row["id"]
@@ -154,16 +157,13 @@ class SpooledEntry(Entry):
         """In the spool first: whoever drains it after a crash must meet what was stored."""
         super().move(delivery_id)
         before, self.spooled_as = self.spooled_as, delivery_id
-        column = removal_table.c
+        column = delivery_table.c
         with self._spool.writing() as connection:
-            moved = {"id": delivery_id, "received_at": self.row["received_at"]}
-            one = update(delivery_table).where(delivery_table.c.id == before)
-            connection.execute(one.values(moved))
-            repeated = update(delivery_table).where(delivery_table.c.duplicate_of == before)
+            connection.execute(delete(removal_table).where(removal_table.c.delivery_id == before))
+            connection.execute(delete(delivery_table).where(column.id == before))
+            insert(connection, [self])
+            repeated = update(delivery_table).where(column.duplicate_of == before)
             connection.execute(repeated.values(duplicate_of=delivery_id))
-            connection.execute(delete(removal_table).where(column.delivery_id == before))
-            if self.removals:
-                connection.execute(removal_table.insert(), self.removals)
 
 
 class Drain:
@@ -178,7 +178,7 @@ class Drain:
         spool: Spool,
         engine: Callable[[], Engine],
         context: Callable[[], AbstractContextManager[object]],
-        announce: Callable[[list[dict[str, Any]]], None],
+        announce: Callable[[Callable[[], list[Record]]], None],
     ) -> None:
         self.spool = spool
         self._writer = Writer(engine, patient=False)
@@ -259,8 +259,7 @@ class Drain:
             if stored:
                 self.spool.remove(stored)
         for entry in stored:
-            if entry.removals:
-                self._announce(entry.removals)
+            self._announce(entry.records)
         failed = next((entry.error for entry in chunk if entry.error), None)
         if failed:
             self._tell(reason_of(failed))

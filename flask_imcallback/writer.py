@@ -20,14 +20,13 @@ from dataclasses import dataclass
 from queue import Empty, SimpleQueue
 from typing import Any
 
-from sqlalchemy import Connection, Engine, insert, select
+from sqlalchemy import Connection, Engine, select
 
 from .errors import StorageError
 from .events import Status
 from .faults import Fault, FileReplacedError, fault_of
 from .models import delivery as delivery_table
-from .models import moment_of
-from .models import removal as removal_table
+from .rows import Entry, insert
 from .sqlite import file_of, inode_of, turn
 
 logger = logging.getLogger("flask_imcallback")
@@ -37,41 +36,10 @@ MAX_WEIGHT = 4000
 LARGE = 256
 """The weight from which a delivery has a transaction of its own, so that a body which the database
 finds too large harms no other."""
-BYTES_A_ROW = 1024
 ATTEMPTS = 20
 """Tries of a transaction whose keys are taken, or that loses against others."""
 LONGEST_PAUSE = 0.4
-INSERT_DELIVERY, INSERT_REMOVAL = insert(delivery_table), insert(removal_table)
 INODE = "imcallback_inode"
-
-
-class Entry:
-    """A delivery on its way into a database: its rows, and what became of it."""
-
-    def __init__(self, row: dict[str, Any], removals: list[dict[str, Any]]) -> None:
-        self.row = row
-        self.removals = removals
-        self.weight = 1 + len(removals) + len(row["body"]) // BYTES_A_ROW
-        self.done = threading.Event()
-        self.is_abandoned = False
-        """Nobody waits for it any more: a transaction that runs may end, but no other begins."""
-        self.error: Exception | None = None
-
-    def be_duplicate(self, first: int) -> None:
-        """Become a repetition of the delivery with that id."""
-        changes = {"status": Status.DUPLICATE, "duplicate_of": first, "fingerprint": None}
-        self.row = self.row | changes | {"removal_count": 0}
-        self.removals = []
-
-    def move(self, delivery_id: int) -> None:
-        """Take another id, and its removals those that follow."""
-        moment = moment_of(delivery_id)
-        self.row = self.row | {"id": delivery_id, "received_at": moment}
-        changes = {"delivery_id": delivery_id, "received_at": moment}
-        self.removals = [
-            removal | changes | {"id": delivery_id + removal["position"]}
-            for removal in self.removals
-        ]
 
 
 @dataclass(eq=False)
@@ -217,7 +185,7 @@ class Writer:
             stored = connection.execute(same_id).one_or_none()
             if stored and stored.nonce == row["nonce"]:
                 if stored.status == Status.DUPLICATE:
-                    entry.removals = []
+                    entry.removals = ()
                 return True
             if row["fingerprint"]:
                 same_callback = select(column.id).where(column.fingerprint == row["fingerprint"])
@@ -236,8 +204,6 @@ class Writer:
 
 def _commit(engine: Engine, entries: list[Entry], worker: _Worker) -> None:
     """All entries, durable when it returns."""
-    rows = [entry.row for entry in entries]
-    removals = [removal for entry in entries for removal in entry.removals]
     path = file_of(engine)
     with turn(path), engine.connect() as connection:
         worker.connection = connection
@@ -245,9 +211,7 @@ def _commit(engine: Engine, entries: list[Entry], worker: _Worker) -> None:
             if path:
                 inode = connection.info.setdefault(INODE, inode_of(path))
             with connection.begin():
-                connection.execute(INSERT_DELIVERY, rows)
-                if removals:
-                    connection.execute(INSERT_REMOVAL, removals)
+                insert(connection, entries)
             if path and (inode is None or inode != inode_of(path)):
                 raise FileReplacedError(f"{path} was deleted or replaced")
         finally:

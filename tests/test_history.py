@@ -65,7 +65,9 @@ def store(
         body=body,
         removals=tuple(Removal(relation, owner, target) for owner, target in pairs),
     )
-    return [Record(**row) for row in get_state().recorder.record(delivery)]
+    stored = get_state().recorder.record(delivery)
+    assert stored
+    return stored.records()
 
 
 def find(**filters: Any) -> Page:

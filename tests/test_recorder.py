@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
 from typing import Any
 
@@ -56,7 +56,9 @@ DELIVERY = Delivery(
 
 def record(app: Flask, delivery: Delivery) -> list[Record]:
     with app.app_context():
-        return [Record(**row) for row in get_state().recorder.record(delivery)]
+        stored = get_state().recorder.record(delivery)
+        assert stored
+        return stored.records()
 
 
 def test_a_delivery_is_stored_as_it_came(database_url: URL, make_app: MakeApp) -> None:
@@ -193,6 +195,35 @@ def test_what_a_database_cannot_keep_is_replaced(database_url: URL, make_app: Ma
     (delivery,), _ = rows(app)
     assert delivery["platform"] == ("a\ufffd\ufffd" + "𠮷" * 252)
     assert delivery["query"] == "a\ufffd\ufffd" + "𠮷" * 300
+
+
+def test_a_thousand_removals_are_kept_as_they_came(database_url: URL, make_app: MakeApp) -> None:
+    """In their order, each account to the byte; as many as one statement takes, and more."""
+    odd = (
+        "a",
+        "A",
+        "a ",
+        "á",
+        "a\u0301",
+        "%s",
+        "?",
+        '"\\',
+        "'",
+        "\n\x01",
+        "𠮷" * 255,
+        "{}",
+        "\ufeff",
+    )
+    app = make_app(database_url)
+    for count in (19, 20, 1000):
+        pairs = [(odd[n % len(odd)], f"{odd[n % 7]}{n}") for n in range(count)]
+        removals = tuple(Removal(Relation.BLACKLIST, *pair) for pair in pairs)
+        moment = MOMENT + timedelta(hours=count)
+        callback = replace(DELIVERY, received_at=moment, removals=removals, body=b"%d" % count)
+        records = record(app, callback)
+        stored = [row for row in rows(app)[1] if row["delivery_id"] == id_at(moment)]
+        assert [(row["owner_id"], row["target_id"]) for row in stored] == pairs
+        assert stored == [asdict(record) for record in records]
 
 
 def test_a_large_body_is_kept_whole(database_url: URL, make_app: MakeApp) -> None:

@@ -20,15 +20,16 @@ from test_recorder import DELIVERY, MOMENT
 from flask_imcallback import StorageError
 from flask_imcallback.models import id_at
 from flask_imcallback.recorder import Delivery
+from flask_imcallback.rows import Entry
 from flask_imcallback.state import get_state
-from flask_imcallback.writer import LARGE, Entry, Writer
+from flask_imcallback.writer import LARGE, Writer
 
 ANONYMOUS = replace(DELIVERY, repeats_callbacks=False)
 
 
 def entry_of(app: Flask, delivery: Delivery) -> Entry:
     with app.app_context():
-        return Entry(*get_state().recorder._rows(delivery))
+        return get_state().recorder._entry(delivery)
 
 
 def entries_of(app: Flask, count: int, **changes: Any) -> list[Entry]:
@@ -94,7 +95,7 @@ def test_a_repetition_in_the_same_transaction(database_url: URL, make_app: MakeA
     assert [row["status"] for row in deliveries[:2]] == ["recorded", "duplicate"]
     assert deliveries[1]["duplicate_of"] == first.row["id"]
     assert len(removals) == 16
-    assert second.removals == []
+    assert not second.removals
 
 
 def test_what_was_stored_before_is_not_stored_again(database_url: URL, make_app: MakeApp) -> None:

@@ -183,6 +183,34 @@ class AccountId(fields.String):
         return text
 
 
+class AccountPairs(fields.Nested):
+    """A list of objects that hold account ids and nothing that we read beside them.
+
+    A list of a thousand that is right is taken at a glance; any doubt is left to `Nested`, whose
+    word counts.
+    """
+
+    def __init__(self, schema: type[Schema], **kwargs: Any) -> None:
+        super().__init__(schema, many=True, **kwargs)
+        self._names = tuple(schema().fields)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, list):
+            names = self._names
+            found = [
+                {name: item[name] for name in names}
+                for item in value
+                if type(item) is dict and all(_is_account_id(item.get(name)) for name in names)
+            ]
+            if len(found) == len(value):
+                return found
+        return super()._deserialize(value, *args, **kwargs)
+
+
+def _is_account_id(value: object) -> bool:
+    return type(value) is str and 0 < len(value) <= MAX_TEXT and not UNSTORABLE.search(value)
+
+
 class PacketSchema(Schema):
     """Base of the packets' schemas: members that a provider adds are let through."""
 

@@ -18,6 +18,7 @@ from ..events import Relation, Removal
 from ..settings import Settings
 from .base import (
     AccountId,
+    AccountPairs,
     Callback,
     CallbackRequest,
     Origin,
@@ -56,7 +57,7 @@ class PairSchema(PacketSchema):
 
 class RemovalSchema(PacketSchema):
     CallbackCommand = fields.String(required=True)
-    PairList = fields.Nested(PairSchema, many=True, required=True)
+    PairList = AccountPairs(PairSchema, required=True)
 
 
 class AskedSchema(PacketSchema):
