@@ -91,7 +91,7 @@ class Recorder:
             raise StorageError from entry.error
         if entry.error is not None:
             self._drain.leave(entry.error)
-        self._drain.spool.put(Entry(entry.row, entry.removals), self._deadline)
+        self._drain.spool.put(Entry(entry.row, entry.removals))
         self._drain.start()
         return None
 

@@ -23,13 +23,16 @@ from .models import metadata
 from .models import removal as removal_table
 from .rows import BYTES_A_ROW, Entry, insert
 from .sqlite import be_durable, turn
-from .writer import MAX_WEIGHT, Writer
+from .writer import Writer
 
 logger = logging.getLogger("flask_imcallback")
 
 TABLES = [delivery_table, removal_table]
+PUT_SECONDS = 10
+"""What the spool may take: a late answer is better than none, for there is no other place."""
 MAX_CHUNK = 500
 """Deliveries that are drained in one go."""
+MAX_CHUNK_WEIGHT = 4000
 DRAIN_SECONDS = 10
 """What a chunk may take; the next is smaller if it takes longer."""
 FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
@@ -62,6 +65,7 @@ class Spool:
                 if self._made is not None:
                     self._made.dispose()
                 self.path.parent.mkdir(parents=True, exist_ok=True)
+                self.path.touch(0o600)  # packets are in it
                 engine = create_engine(f"sqlite:///{self.path}")
                 event.listen(engine, "connect", be_durable)
                 with turn(str(self.path)):
@@ -69,10 +73,10 @@ class Spool:
                 self._made = engine
             return self._made
 
-    def put(self, entry: Entry, seconds: float) -> None:
+    def put(self, entry: Entry) -> None:
         """Keep an entry; it is durable when this returns. Raises `StorageError`."""
         try:
-            self._writer.write([entry], seconds)
+            self._writer.write([entry], PUT_SECONDS)
         except (SQLAlchemyError, OSError) as error:
             raise StorageError from error
         if entry.error:
@@ -102,7 +106,7 @@ class Spool:
             for delivery_id, size in connection.execute(sizes):
                 ids.append(delivery_id)
                 total += size
-                if total >= MAX_WEIGHT:
+                if total >= MAX_CHUNK_WEIGHT:
                     break
             rows = select(delivery_table).where(column.id.in_(ids)).order_by(column.id)
             of_those = removal_table.c.delivery_id.in_(ids)

@@ -31,8 +31,11 @@ from .sqlite import file_of, inode_of, turn
 
 logger = logging.getLogger("flask_imcallback")
 
-MAX_WEIGHT = 4000
-"""Of a transaction, about in rows. A transaction is full as soon as it has reached it."""
+MIN_WEIGHT, MAX_WEIGHT = 1000, 20_000
+"""Of a transaction, about in rows; it is full as soon as it has reached it. The more share one, the
+fewer pages of the indexes are written twice."""
+LONG = 0.3
+"""Seconds; after a transaction that took longer the next is smaller."""
 LARGE = 256
 """The weight from which a delivery has a transaction of its own, so that a body which the database
 finds too large harms no other."""
@@ -64,6 +67,7 @@ class Writer:
         self._lock = threading.Lock()
         self._queue: SimpleQueue[tuple[Engine, float, Entry]] = SimpleQueue()
         self._worker: _Worker | None = None
+        self._most = MIN_WEIGHT
 
     def write(self, entries: Sequence[Entry], seconds: float) -> None:
         """Store each entry whole, or leave its `error`, in so many seconds.
@@ -115,7 +119,7 @@ class Writer:
             taken = [self._queue.get()]
             weight = taken[0][2].weight
             with suppress(Empty):
-                while weight < MAX_WEIGHT:
+                while weight < self._most:
                     taken.append(self._queue.get_nowait())
                     weight += taken[-1][2].weight
             worker.since = time.monotonic()
@@ -125,6 +129,9 @@ class Writer:
             for batch in [small, *([e] for e in entries if e.weight >= LARGE)]:
                 if batch:
                     self._store(engine, batch, end, worker)
+            took = time.monotonic() - worker.since
+            self._most = max(MIN_WEIGHT, self._most // 2) if took > LONG else self._most * 2
+            self._most = min(MAX_WEIGHT, self._most)
             worker.since = 0
 
     def _store(self, engine: Engine, entries: list[Entry], end: float, worker: _Worker) -> None:

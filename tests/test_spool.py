@@ -39,7 +39,7 @@ def spool_of(app: Flask) -> Spool:
 def put(app: Flask, *entries: Entry) -> None:
     """Into the spool, and nobody drains it yet."""
     for entry in entries:
-        spool_of(app).put(Entry(entry.row, entry.removals), 30)
+        spool_of(app).put(Entry(entry.row, entry.removals))
 
 
 def drain(app: Flask) -> str:
