@@ -56,7 +56,7 @@ def options() -> argparse.Namespace:
     several("--contender", list(CONTENDERS), "who", choices=list(CONTENDERS))
     several("--measure", measures, "what", choices=measures)
     several("--connections", [1, 2, 8, 32], "load: OpenIM callbacks of one removal", type=int)
-    several("--pairs", [10, 1000], "load: Tencent callbacks, 32 connections", type=int)
+    several("--pairs", [1000], "load: Tencent callbacks, 32 connections", type=int)
     one("--seconds", 2, "load: seconds for each contender and load", int)
     one("--repetitions", 3, "load: each starts all contenders anew", int)
     one("--queue-rate", 300, "queue: events a second")
