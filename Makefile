@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint fuzz test-oldest benchmark clean
+.PHONY: run test lint fuzz torture test-oldest benchmark clean
 
 # One install for both; made anew when what is asked for changes.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -33,6 +33,11 @@ test: lint
 # The addresses of the callbacks under 100,000 requests a provider; a quarter of an hour or more.
 fuzz: $(VENV)/tested
 	IMCALLBACK_FUZZ_EXAMPLES=100000 $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+
+# Faults under load: ROUNDS of each scenario on each database, or of the SCENARIOS that are named.
+ROUNDS ?= 100
+torture: $(VENV)/tested
+	$(BIN)/python tests/torture.py --rounds $(ROUNDS) $(SCENARIOS)
 
 # The oldest dependencies that setup.cfg admits, in an environment of their own.
 test-oldest:

@@ -213,10 +213,11 @@ def galera() -> Iterator[Galera]:
                 f"--wsrep-node-address={address}",
                 "--wsrep-sst-method=rsync",
                 f"--wsrep-sst-receive-address=127.0.0.1:{free_port()}",
-                "--wsrep-provider-options=gcache.size=64M;"
+                "--wsrep-provider-options=gcache.size=16M;"
                 f"gmcast.listen_addr=tcp://{address};ist.recv_addr=127.0.0.1:{free_port()};"
                 "evs.suspect_timeout=PT2S;evs.inactive_timeout=PT5S;evs.keepalive_period=PT0.5S",
                 galera=True,
+                is_empty=bool(cluster.nodes),
             )
             stack.callback(node.close)
             cluster.nodes.append(node)

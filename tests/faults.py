@@ -11,13 +11,15 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
 from enum import Enum
 from pathlib import Path
+from typing import Any
 
 from clusters import ask
-from servers import ServerError, faketime_library
+from servers import ServerError
 from sqlalchemy import URL, NullPool, create_engine
 
 # Both protocols send it as text; PyMySQL also sends SET AUTOCOMMIT.
@@ -230,26 +232,38 @@ def read_only(administrator: URL) -> Iterator[None]:
 
 
 class Clock:
-    """A clock that jumps, for programs that are started with its `environment`."""
+    """A clock that jumps, for servers that run `faults:under_a_clock()` with its variables.
+
+    Only what tells the time of day jumps, as when a clock is put right; timers go on.
+    """
 
     def __init__(self, folder: Path) -> None:
         self._file = folder / "clock"
-        self.jump_to("+0s")
-        self.environment = {
-            "LD_PRELOAD": str(faketime_library()),
-            "FAKETIME_TIMESTAMP_FILE": str(self._file),
-            "FAKETIME_NO_CACHE": "1",
-            # A clock that is put right moves neither this one nor the times of files.
-            "FAKETIME_DONT_FAKE_MONOTONIC": "1",
-            "DONT_FAKE_MONOTONIC": "1",
-            "NO_FAKE_STAT": "1",
-        }
+        self.jump_to(0)
+        here = str(Path(__file__).parent)
+        self.variables = {"PYTHONPATH": here, "IMCALLBACK_TEST_CLOCK": str(self._file)}
 
-    def jump_to(self, offset: str) -> None:
-        """Be that far from the real time, as in `-2h` or `+30s`."""
+    def jump_to(self, seconds: float) -> None:
+        """Be that far from the real time."""
         new = self._file.with_suffix(".new")
-        new.write_text(offset + "\n")
+        new.write_text(str(seconds))
         new.replace(self._file)  # never seen half written
+
+
+def under_a_clock() -> Callable[..., Iterable[bytes]]:
+    """The example app; each request first puts the clock of its process right."""
+    import time_machine
+
+    from example_app import app
+
+    file = Path(os.environ["IMCALLBACK_TEST_CLOCK"])
+    clock = time_machine.travel(datetime.now(UTC), tick=True).start()
+
+    def serve(*arguments: Any) -> Iterable[bytes]:
+        clock.move_to(time_machine.escape_hatch.time.time() + float(file.read_text()))
+        return app.wsgi_app(*arguments)
+
+    return serve
 
 
 @contextmanager

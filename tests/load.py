@@ -14,7 +14,7 @@ from dataclasses import dataclass, fields
 from enum import IntEnum
 from http.client import HTTPConnection, HTTPException
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import URL, NullPool, create_engine, select
 
@@ -74,13 +74,12 @@ def openim(owner: str) -> Callback:
 def tencent(owner: str, count: int, *, is_repeated: bool) -> Callback:
     """Several removals, with a request id if Tencent may repeat it."""
     targets = tuple(f"t{position}" for position in range(count))
-    packet: dict[str, Any] = {
+    packet = {
         "CallbackCommand": "Sns.CallbackFriendDelete",
         "PairList": [{"From_Account": owner, "To_Account": target} for target in targets],
     }
-    if is_repeated:
-        packet["RequestId"] = f"request-{owner}"
-    return Callback(owner, targets, TENCENT, json.dumps(packet).encode(), is_repeated)
+    path = f"{TENCENT}&RequestId={owner}" if is_repeated else TENCENT
+    return Callback(owner, targets, path, json.dumps(packet).encode(), is_repeated)
 
 
 class Client:
@@ -302,5 +301,5 @@ def _read(databases: Iterable[URL | Path]) -> tuple[dict[str, set[Stored]], dict
             for owner, *values in connection.execute(select(*columns)):
                 rows[owner].add(Stored(*values))
             deliveries = select(delivery.c.id, delivery.c.removal_count)
-            counts |= dict(connection.execute(deliveries).tuples().all())
+            counts |= {row.id: row.removal_count for row in connection.execute(deliveries)}
     return rows, counts

@@ -217,15 +217,18 @@ def copy_postgresql(folder: Path, program: Path, of: URL) -> None:
     run(folder, [*copy, "-R", "--no-sync"])
 
 
-def mariadb_node(folder: Path, *options: str, galera: bool = False) -> Node:
-    """A MariaDB with new data in that folder."""
+def mariadb_node(folder: Path, *options: str, galera: bool = False, is_empty: bool = False) -> Node:
+    """A MariaDB with new data in that folder, or with none: it gets a copy from its cluster."""
     source, program = _mariadbd(folder, galera)
     base = program.parents[1]
     tree = ["--no-defaults", f"--basedir={base}", f"--datadir={folder / 'data'}"]
     # A starting server clears its tmpdir of temporary tables, in /tmp also those of others.
     tree += [f"--tmpdir={folder}", "--skip-name-resolve", "--innodb-log-file-size=16M"]
-    login = ["--auth-root-authentication-method=normal", "--skip-test-db"]
-    run(folder, [*_env(base), base / "bin/mariadb-install-db", *tree, *login])
+    if is_empty:
+        run(folder, ["mkdir", folder / "data"])
+    else:
+        login = ["--auth-root-authentication-method=normal", "--skip-test-db"]
+        run(folder, [*_env(base), base / "bin/mariadb-install-db", *tree, *login])
     command = [*_env(base), program, *tree, "--bind-address=127.0.0.1"]
     command += [f"--socket={folder / 'socket'}", "--character-set-server=utf8mb4", *options]
     command += [f"--wsrep-provider={base / GALERA}"] if galera else []
@@ -290,20 +293,6 @@ def _mariadbd(folder: Path, galera: bool) -> tuple[str, Path]:
         remedy="install MariaDB's server (Debian: apt-get install mariadb-server)",
     )
     return f"packages in {cache}", _executable(cache, "usr/sbin/mariadbd", ("usr",), folder)
-
-
-def faketime_library() -> Path:
-    """The library that gives a program the clock that a file tells."""
-    name = "lib/*/faketime/libfaketime.so.1"
-    if found := list(Path("/usr").glob(name)):
-        return found[0]
-    cache = _unpacked(
-        "faketime",
-        lambda usr: any(usr.glob(name)),
-        packages=["libfaketime"],
-        remedy="install libfaketime (Debian: apt-get install libfaketime)",
-    )
-    return next((cache / "usr").glob(name))
 
 
 def _env(base: Path) -> Command:

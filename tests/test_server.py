@@ -95,6 +95,7 @@ def server(tmp_path: Path) -> Iterator[Running]:
 def serving(
     folder: Path,
     *options: str,
+    app: str = "example_app:app",
     url: URL | None = None,
     upgrade: bool = True,
     wrapper: Sequence[str] = (),
@@ -122,7 +123,7 @@ def serving(
         with socket.create_server(("127.0.0.1", 0)) as listening:
             port, fd = listening.getsockname()[1], listening.fileno()
             process = subprocess.Popen(
-                [*command, "example_app:app", "--bind", f"fd://{fd}", *options],
+                [*command, app, "--bind", f"fd://{fd}", *options],
                 cwd=ROOT,
                 env=env,
                 pass_fds=[fd],
