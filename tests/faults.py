@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any
 
 from clusters import ask
-from servers import ServerError
+from servers import Node, ServerError, mariadb_node, postgresql_node, private_folder, run, running
 from sqlalchemy import URL, NullPool, create_engine
 
 # Both protocols send it as text; PyMySQL also sends SET AUTOCOMMIT.
@@ -177,9 +177,9 @@ def small_disk(folder: Path, megabytes: int) -> list[str]:
     unshare = ["unshare", "--user", "--map-current-user", "--keep-caps", "--mount"]
     mount = f'mount -t tmpfs -o size={megabytes}m tmpfs "$0" && exec "$@"'
     command = [*unshare, "sh", "-c", mount, str(folder)]
-    trial = subprocess.run([*command, "true"], capture_output=True, text=True, check=False)
+    trial = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
     if trial.returncode:
-        raise ServerError(f"a small disk needs user namespaces, or a root with all: {trial.stderr}")
+        raise ServerError(f"a small disk needs user namespaces: {trial.stderr}")
     return command
 
 
@@ -192,13 +192,35 @@ def seen_by(pid: int, path: Path) -> Path:
 def full(folder: Path) -> Iterator[None]:
     """No byte is free on the disk of that folder."""
     filling = folder / "filling"
+    command = ["sh", "-c", 'exec cat /dev/zero > "$0"', str(filling)]
+    owner: dict[str, Any] = {}
+    if os.geteuid() == 0:  # whom the disk may not know
+        stat = folder.stat()
+        owner = {"user": stat.st_uid, "group": stat.st_gid, "extra_groups": []}
+    subprocess.run(command, cwd="/", stderr=subprocess.DEVNULL, check=False, **owner)
     try:
-        with filling.open("wb", buffering=0) as file, suppress(OSError):
-            while True:
-                file.write(bytes(4096))
+        assert os.statvfs(folder).f_bavail == 0
         yield
     finally:
         filling.unlink()
+
+
+@contextmanager
+def on_small_disk(kind: str) -> Iterator[tuple[Node, URL, Path]]:
+    """A server with a database on a disk of its own, and that disk; the log is elsewhere."""
+    with private_folder() as folder:
+        is_postgresql = kind == "postgresql"
+        node = postgresql_node(folder) if is_postgresql else mariadb_node(folder)
+        # MariaDB takes a folder among its data for a database.
+        disk = folder / ("small" if is_postgresql else "data/small")
+        run(folder, ["mkdir", disk])
+        node.wrapper = small_disk(disk, 32)
+        with running(node):
+            if is_postgresql:
+                ask(node.url, f"CREATE TABLESPACE small LOCATION '{disk}'")
+                ask(node.url, "CREATE DATABASE small TABLESPACE small")
+            assert node.process
+            yield node, node.url.set(database="small"), seen_by(node.process.pid, disk)
 
 
 @contextmanager

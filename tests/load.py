@@ -169,7 +169,9 @@ class Load:
         owner = f"{self._name}-{number}"
         if number % 4 == 0:
             return tencent(owner, 3, is_repeated=True)
-        return tencent(owner, 5, is_repeated=False) if number % 4 == 1 else openim(owner)
+        if number % 4 == 1:
+            return tencent(owner, 30 if number % 16 == 1 else 5, is_repeated=False)
+        return openim(owner)
 
     def _send_all(self) -> None:
         with closing(Client()) as client:

@@ -60,13 +60,15 @@ class Node:
     """Asks for the folder of its data."""
     stop: signal.Signals
     """How its context ends it."""
+    wrapper: Sequence[str] = ()
+    """The start of a command that runs it."""
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str | Path) -> str:
         """Start it, with options for this once, and give its version when it answers."""
         setpriv = shutil.which("setpriv")
         watched = [setpriv, "--pdeathsig", self.stop.name, "--"] if setpriv else []
-        command = [*watched, *self.command, f"--port={self.url.port}", *options]
+        command = [*self.wrapper, *watched, *self.command, f"--port={self.url.port}", *options]
         self.process = spawn(self.folder, command)
         if version := self._version_when_ready():
             return version
@@ -145,7 +147,7 @@ def postgresql(*, durable: bool = False) -> Iterator[Server]:
         return
     with private_folder() as folder:
         options = [] if durable else ["--fsync=off"]
-        with _running(postgresql_node(folder, *options)) as (version, node):
+        with running(postgresql_node(folder, *options)) as (version, node):
             yield Server("PostgreSQL", node.source, version, node.url, node)
 
 
@@ -157,7 +159,7 @@ def mariadb(*, durable: bool = False) -> Iterator[Server]:
         return
     with private_folder() as folder:
         options = [] if durable else ["--innodb-flush-log-at-trx-commit=0"]
-        with _running(mariadb_node(folder, *options)) as (version, node):
+        with running(mariadb_node(folder, *options)) as (version, node):
             yield Server("MariaDB", node.source, version, node.url, node)
 
 
@@ -442,7 +444,7 @@ def family(pid: int) -> list[int]:
 
 
 @contextmanager
-def _running(node: Node) -> Iterator[tuple[str, Node]]:
+def running(node: Node) -> Iterator[tuple[str, Node]]:
     """Start a server, anew if another took its port, and stop it."""
     for attempts_left in (2, 1, 0):
         try:

@@ -17,7 +17,7 @@ import time
 import traceback
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -51,6 +51,7 @@ from flask_imcallback.state import get_state
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 SERVERS = ("postgresql", "mariadb")
+SMALL = ("postgresql_small", "mariadb_small")
 BATCH = 200
 """Rounds after which a scenario goes on with an empty database."""
 LONG = 2.5
@@ -67,6 +68,8 @@ class Database:
     """Its server, if that is one of PostgreSQL or MariaDB."""
     replicas: Replicas | None = None
     galera: Galera | None = None
+    disk: Path | None = None
+    """What the database alone is on, if that is small."""
 
     @property
     def path(self) -> Path:
@@ -88,6 +91,11 @@ class Lab:
             database = Database(kind, URL.create("sqlite", database=str(folder / "test.db")))
             create_tables(database.url)
             yield database
+            return
+        if kind in SMALL:
+            with faults.on_small_disk(kind.partition("_")[0]) as (node, url, disk):
+                create_tables(url)
+                yield Database(kind, url, node=node, disk=disk)
             return
         start: dict[str, Callable[[], Any]] = {
             "postgresql": lambda: servers.postgresql(durable=True),
@@ -139,7 +147,8 @@ def workers_killed(database: Database, folder: Path, rounds: int) -> Report:
                 load.wait_for(20)
                 while not (workers := running.workers):
                     time.sleep(0.01)
-                os.kill(random.choice(workers), signal.SIGKILL)
+                with suppress(ProcessLookupError):  # killed in the round before
+                    os.kill(random.choice(workers), signal.SIGKILL)
             load.wait_for(20)
         return settled(load, running)
 
@@ -268,6 +277,7 @@ def held_up(
                 load.wait_for(20)
                 with fault():
                     time.sleep(LONG)
+                    assert running.waiting() != 0, "the fault did no harm"
                 load.wait_for(20)
         return settled(load, running, url)
 
@@ -454,6 +464,12 @@ def disk_full(database: Database, folder: Path, rounds: int) -> Report:
     return check(load.callbacks, left)
 
 
+def server_disk_full(database: Database, folder: Path, rounds: int) -> Report:
+    """No byte is free where the server has the database."""
+    assert database.disk
+    return held_up(database, folder, rounds, partial(faults.full, database.disk))
+
+
 def primary_killed(database: Database, folder: Path, rounds: int) -> Report:
     """The primary is killed, and a standby takes over after a while."""
     assert database.replicas
@@ -572,6 +588,7 @@ SCENARIOS: list[tuple[Scenario, tuple[str, ...]]] = [
     (file_deleted, ("sqlite",)),
     (power_cut, ("sqlite",)),
     (disk_full, ("sqlite",)),
+    (server_disk_full, SMALL),
     (primary_killed, ("replicas",)),
     (standbys_hang, ("replicas",)),
     (galera_node_killed, ("galera",)),
