@@ -3,7 +3,8 @@
 bind = "127.0.0.1:8000"
 workers = 2
 worker_class = "gthread"
-threads = 8
+# Most of them wait for the same commit.
+threads = 16
 # OpenIM's client never closes an idle connection, and an event sent on one that the server has just
 # closed is lost: keep them longer than any gap between events. The default of 2 seconds loses some.
 keepalive = 75

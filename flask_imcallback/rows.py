@@ -69,16 +69,14 @@ class Entry:
 def insert(connection: Connection, entries: Sequence[Entry]) -> None:
     """Insert the rows of all entries."""
     inserts = _inserts(connection.dialect)
-    rows = [inserts.delivery.bind(entry.row) for entry in entries]
-    connection.exec_driver_sql(inserts.delivery.sql, rows)
+    inserts.delivery.run(connection, [inserts.delivery.bind(entry.row) for entry in entries])
     few: list[tuple[Any, ...]] = []
     for entry in entries:
         if inserts.many_sql and len(entry.removals) >= MANY:
             connection.exec_driver_sql(inserts.many_sql, inserts.many(entry))
         else:
             few += inserts.few(entry)
-    if few:
-        connection.exec_driver_sql(inserts.removal.sql, few)
+    inserts.removal.run(connection, few)
 
 
 class _Insert:
@@ -93,6 +91,11 @@ class _Insert:
         self.into = f"INSERT INTO {table.name} ({', '.join(quote(name) for name in names)})"
         self.mark = "?" if dialect.paramstyle == "qmark" else "%s"
         self.sql = f"{self.into} VALUES ({', '.join([self.mark] * len(self._convert))})"
+
+    def run(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
+        """Insert what `bind` made. A single row by itself: executemany costs more round trips."""
+        if rows:
+            connection.exec_driver_sql(self.sql, list(rows) if len(rows) > 1 else rows[0])
 
     def bind(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values of a row as the driver takes them."""

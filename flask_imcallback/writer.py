@@ -34,7 +34,7 @@ logger = logging.getLogger("flask_imcallback")
 MIN_WEIGHT, MAX_WEIGHT = 1000, 20_000
 """Of a transaction, about in rows; it is full as soon as it has reached it. The more share one, the
 fewer pages of the indexes are written twice."""
-LONG = 0.3
+LONG = 0.5
 """Seconds; after a transaction that took longer the next is smaller."""
 LARGE = 256
 """The weight from which a delivery has a transaction of its own, so that a body which the database
@@ -116,23 +116,29 @@ class Writer:
 
     def _work(self, worker: _Worker) -> None:
         while not worker.is_left:
-            taken = [self._queue.get()]
-            weight = taken[0][2].weight
-            with suppress(Empty):
-                while weight < self._most:
-                    taken.append(self._queue.get_nowait())
-                    weight += taken[-1][2].weight
+            first = self._queue.get()
             worker.since = time.monotonic()
-            engine, end = taken[-1][0], min(end for _, end, _ in taken)
-            entries = [entry for _, _, entry in taken if not entry.is_abandoned]
-            small = [entry for entry in entries if entry.weight < LARGE]
-            for batch in [small, *([e] for e in entries if e.weight >= LARGE)]:
-                if batch:
-                    self._store(engine, batch, end, worker)
-            took = time.monotonic() - worker.since
+            with turn(file_of(first[0])):  # what comes meanwhile shares the transaction
+                began = time.monotonic()
+                self._write(first, worker)
+            took = time.monotonic() - began
             self._most = max(MIN_WEIGHT, self._most // 2) if took > LONG else self._most * 2
             self._most = min(MAX_WEIGHT, self._most)
             worker.since = 0
+
+    def _write(self, first: tuple[Engine, float, Entry], worker: _Worker) -> None:
+        """Store an entry with those that wait behind it."""
+        taken, weight = [first], first[2].weight
+        with suppress(Empty):
+            while weight < self._most:
+                taken.append(self._queue.get_nowait())
+                weight += taken[-1][2].weight
+        engine, end = taken[-1][0], min(end for _, end, _ in taken)
+        entries = [entry for _, _, entry in taken if not entry.is_abandoned]
+        small = [entry for entry in entries if entry.weight < LARGE]
+        for batch in [small, *([e] for e in entries if e.weight >= LARGE)]:
+            if batch:
+                self._store(engine, batch, end, worker)
 
     def _store(self, engine: Engine, entries: list[Entry], end: float, worker: _Worker) -> None:
         """Store the entries in one transaction, or in several if one of them is in the way."""
@@ -212,7 +218,7 @@ class Writer:
 def _commit(engine: Engine, entries: list[Entry], worker: _Worker) -> None:
     """All entries, durable when it returns."""
     path = file_of(engine)
-    with turn(path), engine.connect() as connection:
+    with engine.connect() as connection:
         worker.connection = connection
         try:
             if path:

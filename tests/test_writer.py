@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import servers
 from conftest import MakeApp
 from flask import Flask
 from sqlalchemy import URL, create_engine, event, text
@@ -199,8 +200,6 @@ def test_a_lost_connection_is_made_anew(
     database: str, request: pytest.FixtureRequest, make_app: MakeApp
 ) -> None:
     """The server closed those of the pool, as one that was restarted did; nothing fails."""
-    import servers
-
     server = request.getfixturevalue("database_servers")[database]
     with servers.database(server) as url:
         app = make_app(url)
@@ -222,3 +221,51 @@ def test_a_deleted_file_is_noticed(tmp_path: Path, make_app: MakeApp) -> None:
     write(app, second)
     assert second.error is not None
     assert "no such table" in str(second.error)
+
+
+FAIL = {
+    "postgresql": """CREATE SEQUENCE tries;;
+CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF nextval('tries') = 1 THEN RAISE EXCEPTION 'on purpose' USING ERRCODE = '{code}'; END IF;
+    RETURN NEW;
+END $$;;
+CREATE TRIGGER fail BEFORE INSERT ON imcallback_delivery FOR EACH ROW EXECUTE FUNCTION fail()""",
+    "mariadb": """CREATE SEQUENCE tries;;
+CREATE TRIGGER fail BEFORE INSERT ON imcallback_delivery FOR EACH ROW
+    IF nextval(tries) = 1 THEN
+        SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'on purpose';
+    END IF""",
+}
+"""The first row that is inserted fails; a sequence counts on in what is rolled back."""
+
+
+@pytest.mark.parametrize(
+    ("database", "code", "is_tried_again"),
+    [
+        *(("postgresql", code, True) for code in ("40001", "40P01", "57P01", "25006", "08006")),
+        *(("postgresql", code, False) for code in ("53100", "42501", "XX000", "P0001")),
+        *(("mariadb", code, True) for code in (1213, 1047, 1180, 1290, 2013, 2006)),
+        *(("mariadb", code, False) for code in (1114, 1205, 1142)),
+    ],
+)
+def test_what_may_pass_is_tried_again(
+    database: str,
+    code: str | int,
+    is_tried_again: bool,
+    request: pytest.FixtureRequest,
+    make_app: MakeApp,
+) -> None:
+    """The transaction as a whole, on the codes of conflicts and lost servers, and on no other."""
+    server = request.getfixturevalue("database_servers")[database]
+    with servers.database(server) as url:
+        app = make_app(url)
+        with app.app_context(), get_state().engine().begin() as connection:
+            for statement in FAIL[database].format(code=code).split(";;"):
+                connection.exec_driver_sql(statement)
+        (entry,) = entries_of(app, 1)
+        write(app, entry)
+        assert (entry.error is None) == is_tried_again
+        assert len(rows(app)[1]) == (2 if is_tried_again else 0)
+        sql = "SELECT nextval('tries')" if database == "postgresql" else "SELECT nextval(tries)"
+        with app.app_context(), get_state().engine().connect() as connection:
+            assert connection.exec_driver_sql(sql).scalar_one() == (3 if is_tried_again else 2)
