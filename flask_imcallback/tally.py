@@ -20,6 +20,7 @@ from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 from .errors import StorageError
 from .models import tally as table
 from .providers.base import MAX_TEXT, UNSTORABLE
+from .sqlite import file_of, turn
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -115,13 +116,18 @@ class Tally:
         with self._lock:
             self._saved_at = time.time()
             unsaved, self._unsaved = self._unsaved, {}
+        engine = self._engine()
         try:
-            with self._engine().begin() as connection:
+            with turn(file_of(engine)), engine.begin() as connection:
                 # Always in one order, so that two processes cannot wait for each other.
                 for key, (count, last_at) in sorted(unsaved.items()):
                     _add(connection, key, count, last_at)
         except SQLAlchemyError as error:
-            logger.warning("The tally of callbacks is not saved: %s", type(error).__name__)
+            logger.warning("The tally of callbacks is not saved yet: %s", type(error).__name__)
+            with self._lock:
+                for key, (count, last_at) in unsaved.items():
+                    more, later = self._unsaved.get(key, (0, last_at))
+                    self._unsaved[key] = count + more, later
 
     def counts(self) -> list[Count]:
         """Those of all processes, as far as they are saved. Raises `StorageError`."""

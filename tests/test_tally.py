@@ -11,6 +11,7 @@ from conftest import MakeApp, wait_for_tally
 from sqlalchemy import URL
 from test_callbacks import BODY, SECRET, rows
 
+from flask_imcallback.models import tally as table
 from flask_imcallback.state import get_state
 from flask_imcallback.tally import MAX_KEYS, Tally
 
@@ -93,6 +94,22 @@ def test_commands_without_number_cost_no_memory(make_app: MakeApp) -> None:
         counts = {count.what: count.count for count in tally.counts()}
     assert len(counts) == MAX_KEYS + 1
     assert counts["others"] == 50
+
+
+def test_what_cannot_be_saved_is_saved_later(database_url: URL, make_app: MakeApp) -> None:
+    """As while the database is away: nothing that was counted is forgotten."""
+    app = make_app(database_url)
+    with app.app_context():
+        tally, engine = get_state().tally, get_state().engine()
+        table.drop(engine)
+        for moment in (1_700_000_000, 1_700_000_100):
+            with time_machine.travel(moment, tick=False):
+                tally.accept("openim", "a")
+                tally.save()
+        table.create(engine)
+        tally.save()
+        (count,) = tally.counts()
+    assert (count.count, count.last_at.timestamp()) == (2, 1_700_000_100)
 
 
 def test_a_tally_that_cannot_be_saved_harms_no_callback(make_app: MakeApp) -> None:
