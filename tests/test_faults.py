@@ -17,7 +17,7 @@ from sqlalchemy import URL, create_engine, text
 from torture import DATABASES, SERVERS, SMALL, Database, Lab, Scenario, app_on
 
 ANSWERED_WITHIN = 2.5
-"""An IM server gives a callback 2 seconds; the rest is for a machine that has other things to do."""
+"""Seconds. An IM server gives a callback 2; the rest is for a machine with other things to do."""
 
 
 @pytest.fixture(scope="module")
