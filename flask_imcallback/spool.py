@@ -98,12 +98,16 @@ class Spool:
         """The first of those with an id above `after`, as many as fit a transaction."""
         column = delivery_table.c
         weight = 1 + column.removal_count + func.length(column.body) / BYTES_A_ROW
-        sizes = select(column.id, weight).where(column.id > after).order_by(column.id).limit(most)
+        waiting = select(column.id, column.duplicate_of, weight).where(column.id > after)
         with self._reading() as connection:
             if not connection:
                 return []
             ids, total = [], 0
-            for delivery_id, size in connection.execute(sizes):
+            for delivery_id, first, size in connection.execute(
+                waiting.order_by(column.id).limit(most)
+            ):
+                if first in ids:  # which may get another id when it is stored
+                    break
                 ids.append(delivery_id)
                 total += size
                 if total >= MAX_CHUNK_WEIGHT:
@@ -122,10 +126,8 @@ class Spool:
 
     def remove(self, entries: Sequence[SpooledEntry]) -> None:
         """Forget entries that are stored elsewhere. Raises `StorageError`."""
-        ids = [entry.spooled_as for entry in entries]
         with self.writing() as connection:
-            connection.execute(delete(removal_table).where(removal_table.c.delivery_id.in_(ids)))
-            connection.execute(delete(delivery_table).where(delivery_table.c.id.in_(ids)))
+            _forget(connection, [entry.spooled_as for entry in entries])
 
     @contextmanager
     def _reading(self) -> Iterator[Connection | None]:
@@ -157,17 +159,29 @@ class SpooledEntry(Entry):
         self._spool = spool
         self.spooled_as: int = row["id"]
 
+    def be_duplicate(self, first: int) -> None:
+        """With those that repeat it; they wait behind it."""
+        super().be_duplicate(first)
+        with self._spool.writing() as connection:
+            self._lead(connection, first)
+
     def move(self, delivery_id: int) -> None:
         """In the spool first: whoever drains it after a crash must meet what was stored."""
         super().move(delivery_id)
-        before, self.spooled_as = self.spooled_as, delivery_id
-        column = delivery_table.c
         with self._spool.writing() as connection:
-            connection.execute(delete(removal_table).where(removal_table.c.delivery_id == before))
-            connection.execute(delete(delivery_table).where(column.id == before))
+            self._lead(connection, delivery_id)
+            _forget(connection, [self.spooled_as])
             insert(connection, [self])
-            repeated = update(delivery_table).where(column.duplicate_of == before)
-            connection.execute(repeated.values(duplicate_of=delivery_id))
+        self.spooled_as = delivery_id
+
+    def _lead(self, connection: Connection, first: int) -> None:
+        repeated = update(delivery_table).where(delivery_table.c.duplicate_of == self.spooled_as)
+        connection.execute(repeated.values(duplicate_of=first))
+
+
+def _forget(connection: Connection, ids: Sequence[int]) -> None:
+    connection.execute(delete(removal_table).where(removal_table.c.delivery_id.in_(ids)))
+    connection.execute(delete(delivery_table).where(delivery_table.c.id.in_(ids)))
 
 
 class Drain:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -10,6 +11,8 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import faults
+import psycopg
 import pytest
 import servers
 from conftest import MakeApp
@@ -104,12 +107,15 @@ def test_what_was_stored_before_is_not_stored_again(database_url: URL, make_app:
     app = make_app(database_url)
     entries = [entry_of(app, DELIVERY), *entries_of(app, 5)[1:]]
     write(app, *entries)
-    again = [Entry(entry.row, entry.removals) for entry in entries]
+    repeated = entry_of(app, replace(DELIVERY, received_at=MOMENT + timedelta(hours=1)))
+    write(app, Entry(repeated.row, repeated.removals))
+    again = [Entry(entry.row, entry.removals) for entry in (*entries, repeated)]
     write(app, *again)
-    assert [entry.error for entry in again] == [None] * 5
-    assert [entry.row["id"] for entry in again] == [entry.row["id"] for entry in entries]
+    assert [entry.error for entry in again] == [None] * 6
+    assert [len(entry.records()) for entry in again] == [2] * 5 + [0]
+    assert [e.row["id"] for e in again] == [e.row["id"] for e in (*entries, repeated)]
     deliveries, removals = rows(app)
-    assert (len(deliveries), len(removals)) == (5, 10)
+    assert (len(deliveries), len(removals)) == (6, 10)
 
 
 def test_another_delivery_with_that_id_moves(database_url: URL, make_app: MakeApp) -> None:
@@ -176,6 +182,121 @@ def test_a_database_that_hangs_is_given_up(database_url: URL, make_app: MakeApp)
     assert [entry.error for entry in again] == [None] * 3
     deliveries, removals = rows(app)
     assert (len(deliveries), len(removals)) == (3, 6)
+
+
+def writer_threads() -> int:
+    return sum(thread.name == "imcallback-writer" for thread in threading.enumerate())
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_a_connection_that_hangs_keeps_no_thread(
+    database: str, request: pytest.FixtureRequest, make_app: MakeApp
+) -> None:
+    """In a network that swallows all, as long as that lasts, threads do not become more."""
+    server = request.getfixturevalue("database_servers")[database]
+    with servers.database(server) as url, faults.proxy(url.port or 0) as proxy:
+        app = make_app(url.set(port=proxy.port))
+        with app.app_context():
+            writer = Writer(get_state().engine, patient=False)
+        first, *entries = entries_of(app, 5)
+        with app.app_context():
+            writer.write([first], 30)
+            before = writer_threads()
+            with proxy.holding():
+                # One connection is open; what connects anew waits for the server's greeting.
+                writer.write(entries[:1], 0.3)
+                time.sleep(0.2)
+                assert writer_threads() <= before
+            writer.write(entries[1:], 30)
+        assert [entry.error is None for entry in entries] == [False, True, True, True]
+
+
+def test_a_thread_that_nothing_frees_is_left(
+    database_servers: dict[str, servers.Server], make_app: MakeApp
+) -> None:
+    """Those that wait behind it are stored by another, as soon as it is given up."""
+    free = threading.Event()
+    with servers.database(database_servers["postgresql"]) as url:
+        app = make_app(url)
+        entries = entries_of(app, 3)
+        with app.app_context():
+            engine = get_state().engine()
+            engine.dispose()
+            writer = Writer(get_state().engine, patient=False)
+
+        def hang(*_: Any) -> None:
+            event.remove(engine, "do_connect", hang)
+            free.wait(30)
+
+        def store(entry: Entry, seconds: float) -> float:
+            began = time.monotonic()
+            with app.app_context():
+                writer.write([entry], seconds)
+            return time.monotonic() - began
+
+        event.listen(engine, "do_connect", hang)
+        with ThreadPoolExecutor(2) as pool:
+            hanging = pool.submit(store, entries[0], 0.5)
+            time.sleep(0.2)
+            behind = pool.submit(store, entries[1], 20)
+            assert hanging.result() < 1.5
+            assert behind.result() < 5
+        assert store(entries[2], 20) < 5
+        assert [entry.error is None for entry in entries] == [False, True, True]
+        threads = writer_threads()
+        free.set()
+        until(lambda: writer_threads() < threads)
+
+
+def until(condition: Callable[[], object], seconds: float = 30) -> None:
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(0.02)
+
+
+@pytest.mark.parametrize(("patient", "tries"), [(True, 4), (False, 2)])
+def test_who_has_no_spool_is_patient(
+    patient: bool, tries: int, database_servers: dict[str, servers.Server], make_app: MakeApp
+) -> None:
+    """A server that refuses connections is tried until the deadline, or once more."""
+    with servers.database(database_servers["postgresql"]) as url:
+        app = make_app(url)
+        (entry,) = entries_of(app, 1)
+        with app.app_context():
+            engine = get_state().engine()
+        engine.dispose()
+        made: list[None] = []
+
+        def refuse(*_: Any) -> None:
+            made.append(None)
+            if len(made) < 4:
+                raise psycopg.OperationalError("connection refused")
+
+        event.listen(engine, "do_connect", refuse)
+        write(app, entry, patient=patient)
+        assert (entry.error is None) == patient
+        assert len(made) == tries
+
+
+def test_one_that_nobody_waits_for_takes_no_other_id(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It waits in a spool as it was when it was given up, and must be found by that id."""
+    app = make_app()
+    first, second = entry_of(app, ANONYMOUS), entry_of(app, ANONYMOUS)
+    second.move(first.row["id"])
+    write(app, first)
+    with app.app_context():
+        engine = get_state().engine()
+
+    def give_up(*_: Any) -> None:
+        second.is_abandoned = True
+
+    event.listen(engine, "rollback", give_up)
+    write(app, second, seconds=1)
+    assert second.row["id"] == first.row["id"]
+    assert len(rows(app)[0]) == 1
 
 
 def end_connections(app: Flask) -> None:
