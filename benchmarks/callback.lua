@@ -1,8 +1,9 @@
 -- Callbacks for wrk, each with a request id and a removal that no other has.
 -- Arguments: openim or tencent, the secret of the path, the pairs in a packet, a word for this run.
 --
--- A packet's other pairs are one of 64 lists made at the start: to make them anew each time would
--- take wrk more of the processor than some servers take to read them.
+-- A packet is of one account that removes many, as Tencent sends it. Its other pairs are one of 64
+-- lists made at the start: to make them anew each time would take wrk more of the processor than some
+-- servers take to read them.
 
 local kind, secret, count, run, number, lists, headers
 
@@ -10,8 +11,8 @@ local function account()
   return string.format("user%06d", math.random(0, 999999))
 end
 
-local function pair(target)
-  return '{"From_Account":"' .. account() .. '","To_Account":"' .. target .. '"}'
+local function pair(owner, target)
+  return '{"From_Account":"' .. owner .. '","To_Account":"' .. target .. '"}'
 end
 
 function init(args)
@@ -19,8 +20,8 @@ function init(args)
   number, lists = 0, {}
   math.randomseed(tonumber(run, 16))
   for n = 1, 64 do
-    local pairs = { "" }
-    for _ = 2, count do pairs[#pairs + 1] = pair(account()) end
+    local owner, pairs = account(), { "" }
+    for _ = 2, count do pairs[#pairs + 1] = pair(owner, account()) end
     lists[n] = table.concat(pairs, ",")
   end
   headers = { ["Content-Type"] = "application/json" }
@@ -39,7 +40,7 @@ function request()
     path = "/imcallback/tencent/" .. secret .. "?SdkAppid=1400000000"
       .. "&CallbackCommand=Sns.CallbackFriendDelete&contenttype=json&ClientIP=203.0.113.7"
       .. "&OptPlatform=iOS&RequestId=" .. unique
-    body = '{"CallbackCommand":"Sns.CallbackFriendDelete","PairList":[' .. pair(unique)
+    body = '{"CallbackCommand":"Sns.CallbackFriendDelete","PairList":[' .. pair(account(), unique)
       .. lists[math.random(#lists)] .. "]}"
   end
   return wrk.format("POST", path, headers, body)

@@ -6,6 +6,7 @@ import json
 import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
+from itertools import chain
 from typing import Any
 
 from sqlalchemy import Connection, Dialect, Table
@@ -22,7 +23,18 @@ OF_DELIVERY = tuple(
 )
 """The columns of a removal that all of a delivery share."""
 MANY = 20
-"""Removals from which PostgreSQL gets those of a delivery in one statement."""
+"""Removals from which those of a delivery are given as one JSON array, where `PAIRS` says how."""
+PAIRS = {
+    "sqlite": ("key", "json_extract(value, '$[{}]')", "json_each({})"),
+    "postgresql": (
+        "n - 1",
+        "p->>{}",
+        "json_array_elements({}::json) WITH ORDINALITY AS pairs(p, n)",
+    ),
+}
+"""By dialect: the position of a pair in the array, its texts, and the array as a table."""
+AT_ONCE = 40
+"""Rows of one statement of SQLite, whose older releases take 999 parameters."""
 
 
 class Entry:
@@ -90,12 +102,22 @@ class _Insert:
         quote = dialect.identifier_preparer.quote
         self.into = f"INSERT INTO {table.name} ({', '.join(quote(name) for name in names)})"
         self.mark = "?" if dialect.paramstyle == "qmark" else "%s"
-        self.sql = f"{self.into} VALUES ({', '.join([self.mark] * len(self._convert))})"
+        self.values = f"({', '.join([self.mark] * len(self._convert))})"
 
-    def run(self, connection: Connection, rows: Sequence[tuple[Any, ...]]) -> None:
-        """Insert what `bind` made. A single row by itself: executemany costs more round trips."""
-        if rows:
-            connection.exec_driver_sql(self.sql, list(rows) if len(rows) > 1 else rows[0])
+    def run(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
+        """Insert what `bind` made.
+
+        SQLite gives up Python's lock for each row of executemany, and waits in line for it among
+        all requests; other drivers need more round trips with it for a single row.
+        """
+        if connection.dialect.name == "sqlite":
+            for start in range(0, len(rows), AT_ONCE):
+                some = rows[start : start + AT_ONCE]
+                sql = f"{self.into} VALUES {', '.join([self.values] * len(some))}"
+                connection.exec_driver_sql(sql, tuple(chain.from_iterable(some)))
+        elif rows:
+            sql = f"{self.into} VALUES {self.values}"
+            connection.exec_driver_sql(sql, rows if len(rows) > 1 else rows[0])
 
     def bind(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values of a row as the driver takes them."""
@@ -112,13 +134,15 @@ class _Inserts:
         self.delivery = _Insert(delivery_table, delivery_table.columns.keys(), dialect)
         self._shared = _Insert(removal_table, OF_DELIVERY, dialect)
         self.removal = _Insert(removal_table, OF_ITS_OWN + OF_DELIVERY, dialect)
-        mark = self.removal.mark
-        columns = [f"{mark} + n - 1", mark, "n - 1", "p->>0", "p->>1", "p->>2"]
-        columns += [mark] * len(OF_DELIVERY)
-        pairs = f"json_array_elements({mark}::json) WITH ORDINALITY AS pairs(p, n)"
-        # With executemany, psycopg and PostgreSQL take three times as long for a thousand.
-        many_sql = f"{self.removal.into} SELECT {', '.join(columns)} FROM {pairs}"  # noqa: S608
-        self.many_sql = many_sql if dialect.name == "postgresql" else None
+        self.many_sql = ""
+        if dialect.name in PAIRS:
+            position, text, pairs = PAIRS[dialect.name]
+            mark = self.removal.mark
+            columns = [f"{mark} + {position}", mark, position]
+            columns += [text.format(number) for number in range(3)] + [mark] * len(OF_DELIVERY)
+            self.many_sql = (
+                f"{self.removal.into} SELECT {', '.join(columns)} FROM {pairs.format(mark)}"  # noqa: S608
+            )
 
     def few(self, entry: Entry) -> list[tuple[Any, ...]]:
         """The rows of the removals."""

@@ -12,14 +12,15 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import Connection, Engine, create_engine, delete, event, func, select, update
+from sqlalchemy import URL, Connection, Engine, create_engine, delete, event, func, select, update
+from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy.schema import CreateIndex, CreateTable
 
 from .errors import StorageError
 from .events import Record, Relation, Removal
 from .faults import reason_of
 from .models import delivery as delivery_table
-from .models import metadata
 from .models import removal as removal_table
 from .rows import BYTES_A_ROW, Entry, insert
 from .sqlite import be_durable, turn
@@ -27,9 +28,14 @@ from .writer import Writer
 
 logger = logging.getLogger("flask_imcallback")
 
-TABLES = [delivery_table, removal_table]
-PUT_SECONDS = 10
-"""What the spool may take: a late answer is better than none, for there is no other place."""
+MAKE_TABLES = [
+    str(make.compile(dialect=sqlite.dialect()))
+    for table in (delivery_table, removal_table)
+    for make in [CreateTable(table, if_not_exists=True)]
+    + [CreateIndex(index, if_not_exists=True) for index in table.indexes]
+]
+PUT_SECONDS = 3
+"""What the spool may take for a callback: a late answer is better than none."""
 MAX_CHUNK = 500
 """Deliveries that are drained in one go."""
 MAX_CHUNK_WEIGHT = 4000
@@ -54,31 +60,19 @@ class Spool:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._lock = threading.Lock()
-        self._made: Engine | None = None
-        self._writer = Writer(self._engine, patient=False)
+        self.engine = create_engine(URL.create("sqlite", database=str(path)))
+        event.listen(self.engine, "do_connect", self._make_file)
+        event.listen(self.engine, "connect", be_durable)
+        event.listen(self.engine, "connect", _make_tables)
+        self._writer = Writer(lambda: self.engine, patient=False)
 
-    def _engine(self) -> Engine:
-        """That of the file, which is made if it is not there."""
-        with self._lock:
-            if self._made is None or not self.path.exists():
-                if self._made is not None:
-                    self._made.dispose()
-                self.path.parent.mkdir(parents=True, exist_ok=True)
-                self.path.touch(0o600)  # packets are in it
-                engine = create_engine(f"sqlite:///{self.path}")
-                event.listen(engine, "connect", be_durable)
-                with turn(str(self.path)):
-                    metadata.create_all(engine, tables=TABLES)
-                self._made = engine
-            return self._made
+    def _make_file(self, *_: object) -> None:
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        self.path.touch(0o600)  # packets are in it
 
     def put(self, entry: Entry) -> None:
         """Keep an entry; it is durable when this returns. Raises `StorageError`."""
-        try:
-            self._writer.write([entry], PUT_SECONDS)
-        except (SQLAlchemyError, OSError) as error:
-            raise StorageError from error
+        self._writer.write([entry], PUT_SECONDS)
         if entry.error:
             raise StorageError from entry.error
 
@@ -136,7 +130,7 @@ class Spool:
             yield None
             return
         try:
-            with self._engine().connect() as connection:
+            with self.engine.connect() as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise StorageError(f"the spool cannot be read: {error}") from error
@@ -145,7 +139,7 @@ class Spool:
     def writing(self) -> Iterator[Connection]:
         """A transaction on the file. Raises `StorageError`."""
         try:
-            with turn(str(self.path)), self._engine().begin() as connection:
+            with turn(str(self.path)), self.engine.begin() as connection:
                 yield connection
         except SQLAlchemyError as error:
             raise StorageError(f"the spool cannot be written: {error}") from error
@@ -177,6 +171,11 @@ class SpooledEntry(Entry):
     def _lead(self, connection: Connection, first: int) -> None:
         repeated = update(delivery_table).where(delivery_table.c.duplicate_of == self.spooled_as)
         connection.execute(repeated.values(duplicate_of=first))
+
+
+def _make_tables(connection: Any, _: object) -> None:
+    for statement in MAKE_TABLES:
+        connection.execute(statement)
 
 
 def _forget(connection: Connection, ids: Sequence[int]) -> None:

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 
 from sqlalchemy import Engine
@@ -49,23 +49,17 @@ def inode_of(path: str) -> tuple[int, int] | None:
 
 
 @contextmanager
-def turn(path: str | None) -> Iterator[None]:
-    """Wait until no other process has its turn at that file.
+def turn(path: str | None) -> Iterator[Callable[[], None]]:
+    """Wait until no other process has its turn at that file; what it gives ends the turn early.
 
     The kernel wakes one that waits. SQLite's own waiting is by polling, at which some starve; it
     still keeps out those that take no turns, so that this may be done without.
     """
-    if path is None or fcntl is None:
-        yield
-        return
-    try:
-        # Beside the file: to open and close the file itself would give up SQLite's own locks.
-        lock = os.open(f"{path}-turn", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    except OSError:
-        yield
-        return
-    try:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        yield
-    finally:
-        os.close(lock)
+    with ExitStack() as stack:
+        if path is not None and fcntl is not None:
+            # Beside the file: to open and close the file itself would give up SQLite's own locks.
+            with suppress(OSError):
+                lock = os.open(f"{path}-turn", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                stack.callback(os.close, lock)
+                fcntl.flock(lock, fcntl.LOCK_EX)
+        yield stack.close

@@ -36,9 +36,9 @@ MIN_WEIGHT, MAX_WEIGHT = 1000, 20_000
 fewer pages of the indexes are written twice."""
 LONG = 0.5
 """Seconds; after a transaction that took longer the next is smaller."""
-LARGE = 256
-"""The weight from which a delivery has a transaction of its own, so that a body which the database
-finds too large harms no other."""
+LARGE = 256 * 1024
+"""Bytes of a body from which it has a transaction of its own: one that the database finds too large
+harms no other."""
 ATTEMPTS = 20
 """Tries of a transaction whose keys are taken, or that loses against others."""
 LONGEST_PAUSE = 0.4
@@ -51,6 +51,7 @@ class _Worker:
     since: float = 0
     """When it began what it does, by the monotonic clock; 0 while it has nothing to do."""
     connection: Connection | None = None
+    end_turn: Callable[[], None] = lambda: None
     is_left: bool = False
     """Whether it was given up; it ends when the driver lets it."""
 
@@ -118,8 +119,8 @@ class Writer:
         while not worker.is_left:
             first = self._queue.get()
             worker.since = time.monotonic()
-            with turn(file_of(first[0])):  # what comes meanwhile shares the transaction
-                began = time.monotonic()
+            with turn(file_of(first[0])) as end_turn:  # what comes meanwhile shares the transaction
+                began, worker.end_turn = time.monotonic(), end_turn
                 self._write(first, worker)
             took = time.monotonic() - began
             self._most = max(MIN_WEIGHT, self._most // 2) if took > LONG else self._most * 2
@@ -135,10 +136,10 @@ class Writer:
                 weight += taken[-1][2].weight
         engine, end = taken[-1][0], min(end for _, end, _ in taken)
         entries = [entry for _, _, entry in taken if not entry.is_abandoned]
-        small = [entry for entry in entries if entry.weight < LARGE]
-        for batch in [small, *([e] for e in entries if e.weight >= LARGE)]:
-            if batch:
-                self._store(engine, batch, end, worker)
+        small = [entry for entry in entries if len(entry.row["body"]) < LARGE]
+        large = [[entry] for entry in entries if len(entry.row["body"]) >= LARGE]
+        for batch in [small, *large] if small else large:
+            self._store(engine, batch, end, worker)
 
     def _store(self, engine: Engine, entries: list[Entry], end: float, worker: _Worker) -> None:
         """Store the entries in one transaction, or in several if one of them is in the way."""
@@ -221,10 +222,12 @@ def _commit(engine: Engine, entries: list[Entry], worker: _Worker) -> None:
     with engine.connect() as connection:
         worker.connection = connection
         try:
-            if path:
-                inode = connection.info.setdefault(INODE, inode_of(path))
+            if path and INODE not in connection.info:
+                connection.info[INODE] = inode_of(path)
             with connection.begin():
                 insert(connection, entries)
+            worker.end_turn()
+            inode = connection.info.get(INODE)
             if path and (inode is None or inode != inode_of(path)):
                 raise FileReplacedError(f"{path} was deleted or replaced")
         finally:

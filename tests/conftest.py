@@ -65,8 +65,8 @@ def make_app(tmp_path: Path) -> Iterator[MakeApp]:
         with app.app_context():
             state = get_state()
             engines = list(state.database().engines.values())
-            if state.drain and state.drain.spool.path.exists():
-                engines.append(state.drain.spool._engine())
+            if state.drain:
+                engines.append(state.drain.spool.engine)
             for engine in engines:
                 engine.dispose()
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import logging
+import os
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import asdict, replace
 from datetime import UTC, datetime, timedelta
@@ -12,7 +13,7 @@ from typing import Any
 import pytest
 from conftest import MakeApp
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, create_engine
 from test_callbacks import rows
 
 from flask_imcallback import (
@@ -27,7 +28,7 @@ from flask_imcallback.events import Status
 from flask_imcallback.models import id_at
 from flask_imcallback.models import removal as removal_table
 from flask_imcallback.providers import Origin
-from flask_imcallback.recorder import Delivery
+from flask_imcallback.recorder import Delivery, Recorder
 from flask_imcallback.state import get_state
 
 MOMENT = datetime(2026, 11, 20, 18, 5, 0, 123456, UTC)
@@ -175,6 +176,24 @@ def test_two_in_one_microsecond_stay_side_by_side(make_app: MakeApp) -> None:
     assert record(app, anonymous)[0].id == id_at(MOMENT) + len(DELIVERY.removals)
 
 
+def test_processes_with_many_removals_do_not_meet(make_app: MakeApp) -> None:
+    """Two that receive deliveries of a thousand at the same moments take different ids."""
+    moments = [MOMENT + timedelta(milliseconds=n) for n in range(0, 300, 7)]
+    removals = DELIVERY.removals * 500
+    taken: list[set[int]] = []
+    with pytest.MonkeyPatch.context() as patch:
+        for pid in (1000, 1001, 1002):
+            patch.setattr(os, "getpid", lambda pid=pid: pid)
+            recorder = Recorder(lambda: create_engine("sqlite://"), deadline=1, drain=None)
+            entries = [
+                recorder._entry(replace(DELIVERY, removals=removals, received_at=moment))
+                for moment in moments
+            ]
+            taken.append({e.row["id"] + n for e in entries for n in range(1000)})
+    assert [len(ids) for ids in taken] == [1000 * len(moments)] * 3
+    assert not taken[0] & taken[1] | taken[1] & taken[2] | taken[0] & taken[2]
+
+
 def test_a_clock_that_jumps_back_loses_nothing(make_app: MakeApp) -> None:
     """Ids follow the clock back, and pass over those that are taken."""
     app = make_app()
@@ -221,7 +240,8 @@ def test_a_thousand_removals_are_kept_as_they_came(database_url: URL, make_app: 
         moment = MOMENT + timedelta(hours=count)
         callback = replace(DELIVERY, received_at=moment, removals=removals, body=b"%d" % count)
         records = record(app, callback)
-        stored = [row for row in rows(app)[1] if row["delivery_id"] == id_at(moment)]
+        stored = [row for row in rows(app)[1] if row["delivery_id"] == records[0].delivery_id]
+        assert 0 <= records[0].id - id_at(moment) < 10_000
         assert [(row["owner_id"], row["target_id"]) for row in stored] == pairs
         assert stored == [asdict(record) for record in records]
 

@@ -137,7 +137,7 @@ def test_a_large_body_has_a_transaction_of_its_own(make_app: MakeApp) -> None:
     """What a database finds too large takes none of its neighbours along."""
     app = make_app()
     commits = count_commits(app)
-    large = entry_of(app, replace(ANONYMOUS, body=b" " * LARGE * 1024))
+    large = entry_of(app, replace(ANONYMOUS, body=b" " * LARGE))
     write(app, *entries_of(app, 9)[1:], large)
     assert commits() == 2
     assert len(rows(app)[0]) == 9
