@@ -34,7 +34,7 @@ PAIRS = {
 }
 """By dialect: the position of a pair in the array, its texts, and the array as a table."""
 AT_ONCE = 40
-"""Rows of one statement of SQLite, whose older releases take 999 parameters."""
+"""Rows of one statement; older releases of SQLite take 999 parameters."""
 
 
 class Entry:
@@ -107,17 +107,13 @@ class _Insert:
     def run(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
         """Insert what `bind` made.
 
-        SQLite gives up Python's lock for each row of executemany, and waits in line for it among
-        all requests; other drivers need more round trips with it for a single row.
+        Not by executemany: sqlite3 and psycopg give up Python's lock for each row of it, and wait
+        in line for it among all requests.
         """
-        if connection.dialect.name == "sqlite":
-            for start in range(0, len(rows), AT_ONCE):
-                some = rows[start : start + AT_ONCE]
-                sql = f"{self.into} VALUES {', '.join([self.values] * len(some))}"
-                connection.exec_driver_sql(sql, tuple(chain.from_iterable(some)))
-        elif rows:
-            sql = f"{self.into} VALUES {self.values}"
-            connection.exec_driver_sql(sql, rows if len(rows) > 1 else rows[0])
+        for start in range(0, len(rows), AT_ONCE):
+            some = rows[start : start + AT_ONCE]
+            sql = f"{self.into} VALUES {', '.join([self.values] * len(some))}"
+            connection.exec_driver_sql(sql, tuple(chain.from_iterable(some)))
 
     def bind(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
         """The values of a row as the driver takes them."""
