@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
+import faults
 import pytest
+import servers
 from conftest import MakeApp
 from sqlalchemy import URL
 
@@ -48,3 +53,24 @@ def test_a_database_that_is_away_is_told_without_secrets(
     assert response.get_json()["problem"] == "the database does not answer"
     assert "connection" in caplog.text
     assert "pass-word" not in caplog.text + response.text
+
+
+def test_a_database_that_hangs_keeps_no_monitor_waiting(
+    database_servers: dict[str, servers.Server], make_app: MakeApp
+) -> None:
+    """However many ask, each is told by the deadline, and only one question is under way."""
+    server = database_servers["postgresql"]
+    with servers.database(server) as url, faults.proxy(url.port or 0) as proxy:
+        app = make_app(url.set(port=proxy.port), IMCALLBACK_DEADLINE=0.5)
+        ask = app.test_client().get
+        assert ask("/imcallback/health").status_code == 200
+        with proxy.holding():
+            before = threading.active_count()
+            for _ in range(4):
+                began = time.monotonic()
+                assert ask("/imcallback/health").status_code == 503
+                assert time.monotonic() - began < 1.5
+            assert threading.active_count() == before + 1
+        end = time.monotonic() + 30
+        while ask("/imcallback/health").status_code != 200:
+            assert time.monotonic() < end

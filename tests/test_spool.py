@@ -11,7 +11,9 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import faults
 import pytest
+import servers
 from conftest import MakeApp
 from flask import Flask
 from sqlalchemy import URL
@@ -71,6 +73,28 @@ def test_a_callback_waits_for_the_database(database_url: URL, make_app: MakeApp)
     until(lambda: spool_of(app).is_empty())
     assert post(app, "direct") == 200
     assert rows(app)[1][-1]["owner_id"] == "direct"
+
+
+def test_only_the_first_waits_for_a_database_that_hangs(
+    database_servers: dict[str, servers.Server], make_app: MakeApp
+) -> None:
+    """By the deadline it is answered, those after it at once; all are in the history at last."""
+    server = database_servers["postgresql"]
+    with servers.database(server) as url, faults.proxy(url.port or 0) as proxy:
+        through = url.set(port=proxy.port)
+        app = make_app(through, IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_DEADLINE=0.8)
+        assert post(app, "before") == 200
+        seconds = []
+        with proxy.holding():
+            for owner in ("first", "second", "third"):
+                began = time.monotonic()
+                assert post(app, owner) == 200
+                seconds.append(time.monotonic() - began)
+        assert 0.8 <= seconds[0] < 1.5
+        assert max(seconds[1:]) < 0.5
+        until(lambda: spool_of(app).is_empty())
+        owners = [row["owner_id"] for row in rows(app)[1]]
+        assert owners == ["before", "first", "second", "third"]
 
 
 def test_what_was_stored_before_it_was_forgotten(database_url: URL, make_app: MakeApp) -> None:
