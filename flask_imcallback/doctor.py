@@ -56,6 +56,7 @@ def examine(state: AppState, url: str | None = None, idle_seconds: float = 60) -
     """
     yield from _settings(state)
     yield from _database(state)
+    yield from _spool(state)
     if url is None:
         return
     on = [name for name in PROBES if name in state.providers and state.providers[name].is_on]
@@ -118,6 +119,35 @@ def _database(state: AppState) -> Iterator[Finding]:
                 "Signatures are refused by a wrong clock, and the history has wrong times.",
                 "Set both by NTP.",
             )
+
+
+def _spool(state: AppState) -> Iterator[Finding]:
+    if state.drain is None:
+        yield warning(
+            "There is no spool",
+            "While the database is away, callbacks are answered with 503 and are only in the log.",
+            "Set IMCALLBACK_SPOOL to a file on a disk that outlives the process.",
+        )
+        return
+    spool = state.drain.spool
+    try:
+        with spool.writing():
+            pass
+        waiting = spool.waiting()
+    except (ImCallbackError, OSError) as error:
+        yield failure(
+            f"The spool {spool.path} cannot be written",
+            f"While the database is away, callbacks are only in the log: {error}",
+            "Set IMCALLBACK_SPOOL to a file that the app may write.",
+        )
+        return
+    yield ok(f"The spool {spool.path} can be written")
+    if waiting.count:
+        yield warning(
+            f"{waiting.count} callbacks wait in it, the oldest since {waiting.oldest}",
+            "The history does not show them yet.",
+            "See why by flask imcallback spool --drain.",
+        )
 
 
 def _probe(state: AppState, name: str) -> tuple[str, Outgoing]:

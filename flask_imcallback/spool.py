@@ -83,11 +83,6 @@ class Spool:
             count, oldest = connection.execute(asked).one() if connection else (0, None)
         return Waiting(count=count, oldest=oldest)
 
-    def is_empty(self) -> bool:
-        """Whether nothing waits. Raises `StorageError`."""
-        with self._reading() as connection:
-            return not connection or not connection.scalar(select(delivery_table.c.id).limit(1))
-
     def oldest(self, after: int, most: int) -> list[SpooledEntry]:
         """The first of those with an id above `after`, as many as fit a transaction."""
         column = delivery_table.c

@@ -7,7 +7,6 @@ the next transaction; alone, a delivery is written at once.
 
 from __future__ import annotations
 
-import logging
 import os
 import random
 import socket
@@ -28,8 +27,6 @@ from .faults import Fault, FileReplacedError, fault_of
 from .models import delivery as delivery_table
 from .rows import Entry, insert
 from .sqlite import file_of, inode_of, turn
-
-logger = logging.getLogger("flask_imcallback")
 
 MIN_WEIGHT, MAX_WEIGHT = 1000, 20_000
 """Of a transaction, about in rows; it is full as soon as it has reached it. The more share one, the

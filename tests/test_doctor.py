@@ -17,12 +17,15 @@ from conftest import MakeApp
 from flask import Flask
 from sqlalchemy import URL
 from test_callbacks import rows
+from test_recorder import DELIVERY
 from test_server import SECRET, serving
+from test_writer import entry_of
 from werkzeug.http import http_date
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Response
 
 from flask_imcallback.models import removal
+from flask_imcallback.state import get_state
 
 MEMORY = "sqlite:///:memory:"
 
@@ -210,6 +213,23 @@ def test_a_clock_apart_from_the_databases_is_named(
             result = run(app, "doctor")
     assert "3600 seconds apart" in result.output
     assert result.exit_code == 1
+
+
+def test_the_spool_is_looked_at(tmp_path: Path, make_app: MakeApp) -> None:
+    """That there is one, that it can be written, and what waits in it."""
+    result = run(make_app(**SETTINGS, IMCALLBACK_SPOOL=None), "doctor")
+    assert (result.exit_code, "There is no spool" in result.output) == (0, True)
+    (tmp_path / "file").touch()
+    spool = str(tmp_path / "file" / "spool.db")
+    result = run(make_app(**SETTINGS, IMCALLBACK_SPOOL=spool), "doctor")
+    assert (result.exit_code, f"{spool} cannot be written" in result.output) == (1, True)
+    app = make_app(**SETTINGS)
+    with app.app_context():
+        drain = get_state().drain
+        assert drain
+        drain.spool.put(entry_of(app, DELIVERY))
+    result = run(app, "doctor")
+    assert (result.exit_code, "1 callbacks wait in it" in result.output) == (0, True)
 
 
 def test_what_is_open_to_anybody_is_a_warning(make_app: MakeApp) -> None:

@@ -70,7 +70,7 @@ def test_a_callback_waits_for_the_database(database_url: URL, make_app: MakeApp)
     deliveries, removals = rows(app)
     assert [row["owner_id"] for row in removals] == owners
     assert deliveries[0]["received_at"] == waiting.oldest
-    until(lambda: spool_of(app).is_empty())
+    until(lambda: not spool_of(app).waiting().count)
     assert post(app, "direct") == 200
     assert rows(app)[1][-1]["owner_id"] == "direct"
 
@@ -92,7 +92,7 @@ def test_only_the_first_waits_for_a_database_that_hangs(
                 seconds.append(time.monotonic() - began)
         assert 0.8 <= seconds[0] < 1.5
         assert max(seconds[1:]) < 0.5
-        until(lambda: spool_of(app).is_empty())
+        until(lambda: not spool_of(app).waiting().count)
         owners = [row["owner_id"] for row in rows(app)[1]]
         assert owners == ["before", "first", "second", "third"]
 
@@ -107,7 +107,7 @@ def test_what_was_stored_before_it_was_forgotten(database_url: URL, make_app: Ma
     deliveries, removals = rows(app)
     assert [row["id"] for row in deliveries] == [entry.row["id"] for entry in entries]
     assert len(removals) == 12
-    assert spool_of(app).is_empty()
+    assert not spool_of(app).waiting().count
 
 
 def test_repetitions_are_folded_over_both(database_url: URL, make_app: MakeApp) -> None:
@@ -252,7 +252,7 @@ def test_health_tells_what_waits(make_app: MakeApp) -> None:
     assert (answer.status_code, answer.get_json()["spool"]) == (503, told)
     with app.app_context():
         upgrade()
-    until(lambda: spool_of(app).is_empty())
+    until(lambda: not spool_of(app).waiting().count)
     answer = ask("/imcallback/health")
     assert (answer.status_code, answer.get_json()["spool"]) == (200, nothing)
 
