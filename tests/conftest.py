@@ -61,6 +61,9 @@ def make_app(tmp_path: Path) -> Iterator[MakeApp]:
         return app
 
     yield make
+    for file in tmp_path.rglob("imcallback_spool.db"):
+        file.unlink()  # so that nobody drains it any more
+    join("imcallback-drain", "imcallback-health", "imcallback-tally")
     for app in apps:
         with app.app_context():
             state = get_state()
@@ -73,6 +76,12 @@ def make_app(tmp_path: Path) -> Iterator[MakeApp]:
 
 def wait_for_tally() -> None:
     """Until what was counted is saved, which happens behind the answers."""
+    join("imcallback-tally")
+
+
+def join(*names: str) -> None:
+    """Wait until the threads of these names have ended: they may have connections."""
     for thread in threading.enumerate():
-        if thread.name == "imcallback-tally":
-            thread.join()
+        if thread.name in names:
+            thread.join(30)
+            assert not thread.is_alive()

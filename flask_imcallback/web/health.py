@@ -83,7 +83,9 @@ def _within(seconds: float, asking: threading.Lock, question: Callable[[], T]) -
             done.set()
 
     if asking.acquire(timeout=seconds):
-        threading.Thread(target=copy_context().run, args=(ask,), daemon=True).start()
+        threading.Thread(
+            target=copy_context().run, args=(ask,), name="imcallback-health", daemon=True
+        ).start()
         if done.wait(seconds):
             if errors:
                 raise errors[0]
