@@ -18,6 +18,7 @@ from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from .errors import StorageError
+from .faults import Fault, fault_of
 from .models import tally as table
 from .providers.base import MAX_TEXT, UNSTORABLE
 from .sqlite import file_of, turn
@@ -28,6 +29,7 @@ LOG_SECONDS = 60
 """At most one line for a provider and a reason in this time."""
 SAVE_SECONDS = 10
 """What is counted gets into the table this late; a process that is killed loses it."""
+ATTEMPTS = 20
 MAX_KEYS = 200
 OTHER = "others"
 ACCEPTED, REFUSED = "accepted", "refused"
@@ -117,17 +119,22 @@ class Tally:
             self._saved_at = time.time()
             unsaved, self._unsaved = self._unsaved, {}
         engine = self._engine()
-        try:
-            with turn(file_of(engine)), engine.begin() as connection:
-                # Always in one order, so that two processes cannot wait for each other.
-                for key, (count, last_at) in sorted(unsaved.items()):
-                    _add(connection, key, count, last_at)
-        except SQLAlchemyError as error:
-            logger.warning("The tally of callbacks is not saved yet: %s", type(error).__name__)
-            with self._lock:
-                for key, (count, last_at) in unsaved.items():
-                    more, later = self._unsaved.get(key, (0, last_at))
-                    self._unsaved[key] = count + more, later
+        for attempt in reversed(range(ATTEMPTS)):
+            try:
+                with turn(file_of(engine)), engine.begin() as connection:
+                    # Always in one order, so that two processes cannot wait for each other.
+                    for key, (count, last_at) in sorted(unsaved.items()):
+                        _add(connection, key, count, last_at)
+                return
+            except SQLAlchemyError as error:
+                if fault_of(error) is Fault.CONFLICT and attempt:
+                    continue  # MariaDB locks gaps, in which the first rows of two are
+                logger.warning("The tally of callbacks is not saved yet: %s", type(error).__name__)
+                break
+        with self._lock:
+            for key, (count, last_at) in unsaved.items():
+                more, later = self._unsaved.get(key, (0, last_at))
+                self._unsaved[key] = count + more, later
 
     def counts(self) -> list[Count]:
         """Those of all processes, as far as they are saved. Raises `StorageError`."""

@@ -54,6 +54,8 @@ SERVERS = ("postgresql", "mariadb")
 SMALL = ("postgresql_small", "mariadb_small")
 BATCH = 200
 """Rounds after which a scenario goes on with an empty database."""
+PATIENCE = 300
+"""Seconds that a spool may take to become empty: thousands may wait in it, on a busy machine."""
 LONG = 2.5
 """Seconds that a fault lasts which the deadline must cut short."""
 
@@ -135,7 +137,7 @@ def app_on(url: URL, folder: Path, **options: Any) -> Iterator[Running]:
 
 def settled(load: Load, running: Running, url: URL | None = None) -> Report:
     """Judge a load that has stopped, by the history alone: the spool must become empty."""
-    running.wait_until_drained()
+    running.wait_until_drained(PATIENCE)
     return check(load.callbacks, url or running.url)
 
 
@@ -344,7 +346,7 @@ def two_drain_one_spool(database: Database, folder: Path, rounds: int) -> Report
                 with faults.locked(database.url):
                     time.sleep(LONG)
                 load.wait_for(20)
-        two.wait_until_drained()
+        two.wait_until_drained(PATIENCE)
         return settled(load, one)
 
 
@@ -411,7 +413,7 @@ def file_deleted(database: Database, folder: Path, rounds: int) -> Report:
                 load.wait_for(20)
                 create_tables(database.url)
                 load.wait_for(20)
-            running.wait_until_drained()
+            running.wait_until_drained(PATIENCE)
             later = [callback for callback in load.callbacks if callback.sent_at > deleted_at]
             report.add(check(later, database.url))
     return report
@@ -458,7 +460,7 @@ def disk_full(database: Database, folder: Path, rounds: int) -> Report:
                 with faults.full(inside):
                     load.wait_for(30)
                 load.wait_for(30)
-        running.wait_until_drained()
+        running.wait_until_drained(PATIENCE)
         with faults.stopped(running.process.pid):
             left = faults.copy_of_sqlite(inside / "test.db", folder / "copy")
     return check(load.callbacks, left)
@@ -557,8 +559,8 @@ def galera_duplicates(database: Database, folder: Path, rounds: int) -> Report:
         sent = [(port, callback) for callback in callbacks for port in ports]
         for future in [clients.submit(send_once, *pair) for pair in sent]:
             future.result()
-        two.wait_until_drained()
-        one.wait_until_drained()
+        two.wait_until_drained(PATIENCE)
+        one.wait_until_drained(PATIENCE)
     # A node shows what another has committed when it is asked to wait for that.
     synced = urls[0].update_query_dict({"init_command": "SET SESSION wsrep_sync_wait = 1"})
     report = check(callbacks, synced)
