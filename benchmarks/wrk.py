@@ -2,16 +2,15 @@
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
-import platform
 import secrets
 import shutil
 import subprocess
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+
+import servers
 
 SECRET = "a-secret-of-16-characters"
 APP_ID = "1400000000"
@@ -64,42 +63,11 @@ def find_wrk() -> tuple[str, str]:
     """The program, and where its libraries are: of the system, else of unpacked packages."""
     if program := shutil.which("wrk"):
         return program, os.environ.get("LD_LIBRARY_PATH", "")
-    cache = _cache()
+    cache = servers.unpacked(
+        "wrk",
+        lambda usr: (usr / "bin/wrk").exists(),
+        packages=["wrk"],
+        remedy="install it (https://github.com/wg/wrk)",
+    )
     libraries = ":".join(str(path) for path in cache.glob("usr/lib/*-linux-gnu*"))
     return str(cache / "usr/bin/wrk"), libraries
-
-
-def _cache() -> Path:
-    """The folder with Debian's packages of wrk, beside that of the tests' MariaDB."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    system = platform.freedesktop_os_release()
-    release = f"{system['ID']}{system.get('VERSION_ID', '')}-{platform.machine()}"
-    cache = home / "flask-imcallback-tests" / f"wrk-{release}"
-    cache.parent.mkdir(parents=True, exist_ok=True)
-    with (cache.parent / "lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
-        if not cache.exists():
-            if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-                raise SystemExit("wrk is missing: install it (https://github.com/wg/wrk)")
-            with tempfile.TemporaryDirectory(dir=cache.parent) as work:
-                _unpack(Path(work)).rename(cache)
-    return cache
-
-
-def _unpack(work: Path) -> Path:
-    """Download the packages with a state of apt of our own, which needs no root."""
-    archives = work / "cache/archives"
-    for folder in (work / "lists/partial", archives / "partial"):
-        folder.mkdir(parents=True)
-    (work / "apt.conf").write_text(
-        f'Dir::State "{work}"; Dir::Cache "{work}/cache";\n'
-        'Debug::NoLocking "true"; APT::Sandbox::User "root";\n'
-        "#clear APT::Update::Post-Invoke;\n#clear APT::Update::Post-Invoke-Success;\n"
-    )
-    apt = ["apt-get", "-qq", "-c", str(work / "apt.conf")]
-    subprocess.run([*apt, "update"], check=True, capture_output=True)
-    install = [*apt, "install", "--download-only", "--reinstall", "--no-install-recommends", "wrk"]
-    subprocess.run(install, check=True, capture_output=True)
-    for package in archives.glob("*.deb"):
-        subprocess.run(["dpkg-deb", "-x", str(package), str(work / "root")], check=True)
-    return work / "root"

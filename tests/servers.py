@@ -287,7 +287,7 @@ def _mariadbd(folder: Path, galera: bool) -> tuple[str, Path]:
         if all((program.parents[1] / name).exists() for name in needed):
             return str(program), program
     programs = ("sbin/mariadbd --no-defaults --version", "bin/rsync --version", "bin/lsof -v")
-    cache = _unpacked(
+    cache = unpacked(
         "mariadb",
         lambda usr: all(_runs(*_env(usr), *f"{usr}/{program}".split()) for program in programs),
         packages=["mariadb-server-core", "mariadb-client-core", "galera-4", "rsync", "lsof"],
@@ -304,7 +304,7 @@ def _env(base: Path) -> Command:
     return ["env", f"LD_LIBRARY_PATH={libraries}", f"PATH={programs}"]
 
 
-def _unpacked(
+def unpacked(
     name: str,
     works: Callable[[Path], bool],
     *,
