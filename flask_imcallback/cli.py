@@ -2,30 +2,45 @@
 
 from __future__ import annotations
 
-import csv
 import functools
 import json
+import os
 import secrets
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import click
 from flask import Flask
 from flask.cli import with_appcontext
+from marshmallow import Schema
 
 from . import sender
 from .doctor import examine
 from .errors import HistoryQueryError, ImCallbackError
+from .export import COLUMNS, FORMATS, csv_records, encode, json_lines
+from .history import Values
 from .migration import current_revision, run
 from .providers import openim, tencent
-from .schemas import COUNT, HISTORY_QUERY, REMOVAL, read_query, removal_json
+from .query import HistoryQuery
+from .schemas import (
+    EXPORT_QUERY,
+    HISTORY_QUERY,
+    STATS_QUERY,
+    TALLY,
+    read_export,
+    read_query,
+    read_stats,
+    stats_json,
+)
 from .state import get_state
 
 
 def add_commands(app: Flask) -> None:
     group = click.Group("imcallback", help="The removals that IM servers reported.")
-    for command in (history, status, spool, doctor, send):
+    for command in (history, stats, export, status, spool, doctor, send):
         group.add_command(command)
     for command in migration_commands():
         # `history` is the product's own word here.
@@ -126,28 +141,95 @@ def bare_db_commands() -> list[click.Command]:
     return migration_commands() + hidden
 
 
-def _history(format: str, **filters: Any) -> None:
-    given = {
+def _given(filters: dict[str, Any]) -> dict[str, list[str]]:
+    """The options that were given, as parameters of an address."""
+    return {
         name: list(value) if isinstance(value, tuple) else [value]
         for name, value in filters.items()
         if value not in (None, ())
     }
-    try:
-        page = get_state().history.page(read_query(given))
-    except HistoryQueryError as error:
-        raise click.BadParameter(str(error), param_hint=_flag(error.parameter)) from error
-    rows = [removal_json(record) for record in page.data]
+
+
+def _names_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Say which option is wrong."""
+
+    @functools.wraps(function)
+    def wrapper(**options: Any) -> Any:
+        try:
+            return function(**options)
+        except HistoryQueryError as error:
+            raise click.BadParameter(str(error), param_hint=_flag(error.parameter)) from error
+
+    return wrapper
+
+
+@_names_options
+def _history(format: str, **filters: Any) -> None:
+    page = get_state().history.values_page(read_query(_given(filters)))
+    if format == "ndjson":
+        for line in json_lines(page.data):
+            click.echo(line)
+    elif format == "csv":
+        click.echo(csv_records([COLUMNS]) + csv_records(page.data), nl=False)
+    else:
+        rows = [dict(zip(COLUMNS, values, strict=True)) for values in page.data]
+        _echo_table(rows, TABLE)
+    if page.next_cursor:
+        click.echo(f"There are more: --cursor {page.next_cursor}", err=True)
+
+
+@_names_options
+def _stats(format: str, **parameters: Any) -> None:
+    rows = stats_json(get_state().history.stats(*read_stats(_given(parameters))))
+    columns = ("bucket", "group", "count")
     if format == "ndjson":
         for row in rows:
             click.echo(json.dumps(row, ensure_ascii=False))
     elif format == "csv":
-        writer = csv.DictWriter(sys.stdout, list(REMOVAL.fields), lineterminator="\r\n")
-        writer.writeheader()
-        writer.writerows(rows)
+        cells = [[row[name] for name in columns] for row in rows]
+        click.echo(csv_records([columns]) + csv_records(cells), nl=False)
     else:
-        _echo_table(rows, TABLE)
-    if page.next_cursor:
-        click.echo(f"There are more: --cursor {page.next_cursor}", err=True)
+        _echo_table([row | {"group": row["group"] or "-"} for row in rows], columns)
+
+
+@_names_options
+def _export(file: str, **parameters: Any) -> None:
+    suffix = Path(file).suffix[1:]
+    if parameters["format"] is None and suffix in FORMATS:
+        parameters["format"] = suffix
+    query, format, keeps_formulas = read_export(_given(parameters))
+    parts = get_state().history.stream(query)
+    if sys.stderr.isatty():
+        parts = _shown(parts, query)
+    made = encode(format, parts, keeps_formulas=keeps_formulas)
+    if file == "-":
+        for some in made:
+            click.echo(some, nl=False)
+        return
+    # Under its name it is whole.
+    unfinished = f"{file}.part"
+    try:
+        with open(unfinished, "wb") as target:
+            target.writelines(made)
+        os.replace(unfinished, file)
+    except OSError as error:
+        raise click.FileError(file, str(error)) from error
+
+
+def _shown(parts: Iterator[list[Values]], query: HistoryQuery) -> Iterator[list[Values]]:
+    """The same, while a progress bar tells how much of the time is covered."""
+    history, ends = get_state().history, []
+    for order in ("asc", "desc"):
+        page = history.values_page(replace(query, order=order, limit=1))
+        ends += [values[0] for values in page.data]
+    first, last = ends or (0, 0)
+    whole = max(1, last - first)
+    with click.progressbar(length=whole, file=sys.stderr) as bar:
+        for part in parts:
+            yield part
+            reached = part[-1][0]
+            bar.update((last - reached if query.order == "desc" else reached - first) - bar.pos)
+        bar.update(whole - bar.pos)
 
 
 TABLE = ("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform")
@@ -170,23 +252,49 @@ def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
-def _history_options() -> list[click.Parameter]:
+def _options(schema: Schema) -> list[click.Parameter]:
+    """An option for each parameter of an address."""
     options: list[click.Parameter] = []
-    for name, field in HISTORY_QUERY.fields.items():
+    for name, field in schema.fields.items():
         help = field.metadata.get("description")
         options += [click.Option([_flag(name)], multiple=hasattr(field, "inner"), help=help)]
-    formats = click.Choice(["table", "ndjson", "csv"])
-    return [*options, click.Option(["--format"], type=formats, default="table", show_default=True)]
+    return options
 
+
+FORMAT = click.Option(
+    ["--format"],
+    type=click.Choice(["table", "ndjson", "csv"]),
+    default="table",
+    show_default=True,
+)
 
 history = _command(
-    "history", "List the recorded removals, newest first.", _history, *_history_options()
+    "history",
+    "List the recorded removals, newest first.",
+    _history,
+    *_options(HISTORY_QUERY),
+    FORMAT,
+)
+stats = _command(
+    "stats",
+    "Count the recorded removals by time and group.",
+    _stats,
+    *_options(STATS_QUERY),
+    FORMAT,
+)
+export = _command(
+    "export",
+    "Write all that the filters match to FILE, or to stdout for -. Its name tells the format: "
+    ".ndjson, .csv or .parquet.",
+    _export,
+    click.Argument(["file"]),
+    *_options(EXPORT_QUERY),
 )
 
 
 def _status() -> None:
-    rows = [COUNT.dump(count) for count in get_state().tally.counts()]
-    _echo_table(rows, tuple(COUNT.fields))
+    rows = [TALLY.dump(count) for count in get_state().tally.counts()]
+    _echo_table(rows, tuple(TALLY.fields))
 
 
 status = _command(

@@ -49,5 +49,9 @@ class HistoryQueryError(ImCallbackError, ValueError):
         self.parameter = parameter
 
 
+class TooWideError(HistoryQueryError):
+    """A question is answered by too many counts: the caller must narrow it."""
+
+
 class SendError(ImCallbackError):
     """A callback could not be sent, or was not answered."""

@@ -1,128 +1,44 @@
-"""Stored removals: a `HistoryQuery` in, a `Page` out."""
+"""Stored removals and deliveries: a query in, a page, a stream or counts out."""
 
 from __future__ import annotations
 
-import hashlib
-import json
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
-from datetime import datetime
-from typing import Any, Self, TypeVar
+from bisect import bisect_left, bisect_right
+from collections import defaultdict
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime, timedelta
+from itertools import pairwise
+from math import gcd
+from typing import Any
 
 from itsdangerous import BadSignature, URLSafeSerializer
-from sqlalchemy import ColumnElement, Connection, Engine, RowMapping, and_, or_, select
+from sqlalchemy import Connection, Engine, RowMapping, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
-from .errors import HistoryQueryError, StorageError
+from .buckets import starts_between
+from .errors import HistoryQueryError, StorageError, TooWideError
 from .events import Record, Relation
-from .models import MAX_REMOVALS, id_at
+from .models import MAX_ID, MAX_REMOVALS, id_at, moment_of
 from .models import delivery as delivery_table
-from .models import removal as removal_table
-from .providers.base import MAX_TEXT, UNSTORABLE
+from .models import source as source_table
+from .query import GROUPS, DeliveryQuery, HistoryQuery, StatsQuery
+from .ranges import Finder, Search
 
-TEXT_FILTERS = (
-    "provider",
-    "app_id",
-    "command",
-    "relation",
-    "owner_id",
-    "target_id",
-    "account_id",
-    "platform",
-    "client_ip",
-    "request_id",
-)
-"""Exact; several values of one are alternatives. All are columns but `account_id`, either side."""
-MAY_BE_EMPTY = frozenset(["app_id", "command", "platform", "client_ip", "request_id"])
-DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
-T = TypeVar("T")
-NEXT_ID = 2**53
-"""Above all ids."""
-MAX_SPANS = 500
-"""SQLite refuses an OR of a thousand."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class HistoryQuery:
-    """A checked question. Raises `HistoryQueryError`, which names the parameter."""
-
-    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The values by filter, for each of `TEXT_FILTERS` that is asked for."""
-    delivery_id: tuple[int, ...] | None = None
-    since: datetime | None = None
-    """Inclusive, aware."""
-    until: datetime | None = None
-    """Exclusive, aware."""
-    order: str = "desc"
-    """Newest first, or "asc"."""
-    limit: int = DEFAULT_LIMIT
-    cursor: str | None = None
-    """`next_cursor` of the page before, of the same filters and order."""
-
-    @classmethod
-    def from_filters(cls, **filters: Any) -> Self:
-        """One value for a filter, or a sequence of them; those that are None do not count."""
-        given = {name: value for name, value in filters.items() if value is not None}
-        texts = {name: _sequence(given.pop(name)) for name in TEXT_FILTERS if name in given}
-        if "delivery_id" in given:
-            given["delivery_id"] = _sequence(given["delivery_id"])
-        for name in given:
-            if name not in cls.__dataclass_fields__ or name == "texts":
-                raise HistoryQueryError(name, "is not a filter of the history")
-        return cls(texts=texts, **given)
-
-    def __post_init__(self) -> None:
-        for name, values in self.texts.items():
-            for value in values:
-                _check_text(name, value)
-        for number in self.delivery_id or ():
-            _check_number("delivery_id", number, NEXT_ID)
-        for name, moment in (("since", self.since), ("until", self.until)):
-            if moment is None:
-                continue
-            if not isinstance(moment, datetime) or moment.utcoffset() is None:
-                raise HistoryQueryError(name, "must be a time with its offset from UTC")
-        if self.order not in ("asc", "desc"):
-            raise HistoryQueryError("order", "must be asc or desc")
-        _check_number("limit", self.limit, MAX_LIMIT)
-        if self.cursor is not None and not isinstance(self.cursor, str):
-            raise HistoryQueryError("cursor", "must be a next_cursor of this history")
-
-    @property
-    def digest(self) -> str:
-        """Equal for queries that list the same removals in the same order."""
-        filters = {name: sorted(set(values)) for name, values in self.texts.items()}
-        ids = self.delivery_id if self.delivery_id is None else sorted(set(self.delivery_id))
-        times = [moment and id_at(moment) for moment in (self.since, self.until)]
-        text = json.dumps([filters, ids, times, self.order], sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()[:16]
-
-    @property
-    def conditions(self) -> list[ColumnElement[bool]]:
-        """What a removal must meet, but for the cursor."""
-        column = removal_table.c
-        conditions: list[ColumnElement[bool]] = []
-        for name, values in self.texts.items():
-            if name == "account_id":
-                conditions += [or_(column.owner_id.in_(values), column.target_id.in_(values))]
-            else:
-                conditions += [column[name].in_(values)]
-        if self.delivery_id is not None:
-            conditions += [column.delivery_id.in_(self.delivery_id)]
-            ids = sorted(set(self.delivery_id))
-            spans = [(number, number) for number in ids]
-            if len(ids) > MAX_SPANS:
-                spans = [(ids[0], ids[-1])]
-            near = (column.id.between(first, last + MAX_REMOVALS) for first, last in spans)
-            conditions += [or_(False, *near)]
-        # The id is near the delivery's and in the key; the delivery's is exactly the time.
-        if self.since is not None:
-            first = id_at(self.since)
-            conditions += [column.id >= first, column.delivery_id >= first]
-        if self.until is not None:
-            end = id_at(self.until)
-            conditions += [column.id < end + MAX_REMOVALS, column.delivery_id < end]
-        return conditions
+CHUNK = 2000
+"""Removals of a stream that are read at once."""
+MAX_COUNTS = 10_000
+"""That are given at once."""
+MAX_BODIES = 4 * 1024 * 1024
+"""Bytes of packets in a page of deliveries, or one packet."""
+UNSETTLED = timedelta(seconds=5)
+"""What a transaction may take, and clocks may differ, beyond the deadline."""
+MAX_SHOWN = 400
+"""Runs of ids in a cursor, which has to fit an address."""
+VERSION = 2
+"""Of cursors."""
+Values = tuple[Any, ...]
+"""A removal: the fields of `Record` in their order, but `received_at` is text."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -132,24 +48,70 @@ class Page:
     data: list[Record]
     next_cursor: str | None
     """Where the next part starts; None if this is the last."""
+    resume_cursor: str | None = None
+    """In ascending order, on the last page: what to ask with later for what came since."""
+
+
+@dataclass(frozen=True, slots=True)
+class ValuesPage:
+    """As a `Page`, for whoever needs no records."""
+
+    data: list[Values]
+    next_cursor: str | None
+    resume_cursor: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Count:
+    """How many removals there were in a bucket."""
+
+    bucket: datetime
+    """When it begins; aware, in the time zone of the question."""
+    group: str | None
+    count: int
+
+
+@dataclass(frozen=True)
+class _Place:
+    """Where a reader is: all up to an id was shown, and of those after it some runs of ids."""
+
+    id: int
+    shown: tuple[tuple[int, int], ...] = ()
+
+    def has(self, removal_id: int) -> bool:
+        return any(first <= removal_id <= last for first, last in self.shown)
+
+    def move(self, settled: int, ids: Sequence[int]) -> _Place:
+        """All up to `settled` was shown, too, and these."""
+        runs: list[list[int]] = []
+        shown = [one for first, last in self.shown for one in range(first, last + 1)]
+        for one in sorted(one for one in [*shown, *ids] if one > settled):
+            if runs and runs[-1][1] == one - 1:
+                runs[-1][1] = one
+            else:
+                runs.append([one, one])
+        return _Place(max(settled, self.id), tuple((first, last) for first, last in runs))
 
 
 class History:
-    """The removals in the database of one app."""
+    """The removals and deliveries in the database of one app."""
 
-    def __init__(self, engine: Callable[[], Engine], secret_keys: Sequence[str]) -> None:
+    def __init__(
+        self, engine: Callable[[], Engine], secret_keys: Sequence[str], deadline: float
+    ) -> None:
         self._engine = engine
         # Without a secret key the signature only guards against mistakes, and no secret is in it.
         self._cursors = URLSafeSerializer(secret_keys or "", salt="flask-imcallback-cursor")
+        self._unsettled = UNSETTLED + timedelta(seconds=deadline)
 
     def find(self, **filters: Any) -> Page:
         """The removals that meet all filters, which are those of the HTTP address.
 
         Each is one value or a sequence of alternatives: `provider`, `app_id`, `command`,
-        `relation`, `owner_id`, `target_id`, `account_id` (either side), `platform`, `client_ip`,
-        `request_id` (all str), `delivery_id` (int). Further `since` (inclusive) and `until`
-        (exclusive), aware datetimes; `order`, "desc" (newest first) or "asc"; `limit`, 1 to 1000;
-        `cursor`, the `next_cursor` of the page before.
+        `relation`, `owner_id`, `target_id`, `account_id` (either side), `peer_id` (the other
+        side), `platform`, `client_ip`, `request_id` (all str), `delivery_id` (int). Further
+        `since` (inclusive) and `until` (exclusive), aware datetimes; `order`, "desc" (newest
+        first) or "asc"; `limit`, 1 to 1000; `cursor`, the `next_cursor` of the page before.
 
         Raises `HistoryQueryError` for a filter that is unknown or malformed, `StorageError` if
         the database does not answer.
@@ -158,71 +120,304 @@ class History:
 
     def page(self, query: HistoryQuery) -> Page:
         """Answer a query; raises as `find` does."""
-        column = removal_table.c
-        conditions = query.conditions
-        if query.cursor is not None:
-            last = self._last_id(query.cursor, query)
-            conditions += [column.id < last if query.order == "desc" else column.id > last]
-        order = column.id.desc() if query.order == "desc" else column.id.asc()
-        statement = select(removal_table).where(and_(True, *conditions)).order_by(order)
-        rows = self._read(
-            lambda connection: connection.execute(statement.limit(query.limit + 1)).mappings().all()
-        )
-        records = [_record(row) for row in rows[: query.limit]]
-        is_last = len(rows) <= query.limit
-        next_cursor = None if is_last else self._cursors.dumps([records[-1].id, query.digest])
-        return Page(records, None if next_cursor is None else str(next_cursor))
+        page = self.values_page(query)
+        return Page([_record(values) for values in page.data], page.next_cursor, page.resume_cursor)
+
+    def values_page(self, query: HistoryQuery) -> ValuesPage:
+        """As `page`, without making records."""
+        is_desc, limit = query.order == "desc", query.limit
+        place = self._place(query)
+        settled = id_at(datetime.now(UTC) - self._unsettled)
+        with self._reading() as connection:
+            search = _resolve(connection, query)
+            rows = _find(connection, search, place, is_desc, limit + 1) if search else []
+            is_last = len(rows) <= limit
+            rows = rows[:limit]
+            if not is_desc:
+                rows, is_last, place = _fit(place, settled, rows, is_last)
+            elif rows:
+                place = _Place(rows[-1].id)
+            data = _values(connection, rows)
+        cursor = str(self._cursors.dumps(_packed(place, query.digest)))
+        if not is_last:
+            return ValuesPage(data, cursor, None)
+        return ValuesPage(data, None, None if is_desc else cursor)
+
+    def stream(self, query: HistoryQuery) -> Iterator[list[Values]]:
+        """All that meets the filters, in order, whatever the limit; in parts of bounded size.
+
+        What is received after the begin is not in it. Each part is read by itself, so that no
+        transaction is open while they are taken, which needs an app context each time. Raises as
+        `find` does; what is wrong with the filters at once.
+        """
+        is_desc = query.order == "desc"
+        with self._reading() as connection:
+            search = _resolve(connection, query)
+        now = id_at(datetime.now(UTC)) + MAX_REMOVALS
+        return self._stream(search and replace(search, high=min(search.high, now)), is_desc)
+
+    def _stream(self, search: Search | None, is_desc: bool) -> Iterator[list[Values]]:
+        while search is not None:
+            with self._reading() as connection:
+                rows = Finder(connection).find(search, is_desc=is_desc, limit=CHUNK)
+                data = _values(connection, rows)
+            if data:
+                yield data
+            if len(rows) < CHUNK:
+                return
+            last = rows[-1].id
+            search = replace(search, high=last) if is_desc else replace(search, low=last)
+
+    def stats(self, query: HistoryQuery, stats: StatsQuery) -> list[Count]:
+        """How many removals meet the filters, by bucket and group, in their order.
+
+        From `since`, or else the first removal that is counted, to `until`, or else now; also where
+        there are none. Raises `TooWideError` if that were too many counts, else as `find` does.
+        """
+        until = min(query.until or datetime.now(UTC), moment_of(MAX_ID))
+        query = replace(query, until=until)
+        with self._reading() as connection:
+            search = _resolve(connection, query) or Search(delivery_id=())
+            since = query.since
+            if since is None:
+                first = Finder(connection).first_id(search)
+                since = until if first is None else moment_of(first)
+            since = max(since, moment_of(0))
+            starts = starts_between(since, until, stats.bucket, stats.zone, MAX_COUNTS)
+            # All begin at a multiple of the width, so that what is counted together is in one.
+            width = gcd(*map(id_at, starts)) if len(starts) > 1 else MAX_ID
+            by_source = stats.group_by is not None
+            found = Finder(connection).count(search, width, by_source=by_source)
+            groups = _groups(connection, stats.group_by)
+        counts: dict[str | None, dict[datetime, int]] = defaultdict(lambda: defaultdict(int))
+        for number, source_id, count in found:
+            start = starts[max(0, bisect_right(starts, moment_of(number * width)) - 1)]
+            counts[groups[source_id]][start] += count
+        if query.since is None:
+            seen = min((min(of_group) for of_group in counts.values()), default=until)
+            starts = starts[bisect_left(starts, seen) :]
+        if stats.group_by is None and not counts:
+            counts[None] = defaultdict(int)
+        if len(starts) * len(counts) > MAX_COUNTS:
+            problem = f"makes more than {MAX_COUNTS} counts with these buckets"
+            raise TooWideError("group_by", problem)
+        names = sorted(counts, key=lambda name: name or "")
+        return [
+            Count(start.astimezone(stats.zone), name, counts[name][start])
+            for start in starts
+            for name in names
+        ]
 
     def get(self, removal_id: int) -> tuple[Record, RowMapping] | None:
         """One removal and its delivery, or None. Raises `StorageError`."""
-        if not 0 <= removal_id < NEXT_ID:
+        if not 0 <= removal_id < MAX_ID:
             return None
-        one = select(removal_table).where(removal_table.c.id == removal_id)
-
-        def read(connection: Connection) -> tuple[Record, RowMapping] | None:
-            if (row := connection.execute(one).mappings().one_or_none()) is None:
+        with self._reading() as connection:
+            one = Search(low=removal_id - 1, high=removal_id + 1)
+            rows = Finder(connection).find(one, is_desc=True, limit=1)
+            if not rows:
                 return None
-            its = select(delivery_table).where(delivery_table.c.id == row["delivery_id"])
-            return _record(row), connection.execute(its).mappings().one()
+            its = select(delivery_table).where(delivery_table.c.id == rows[0].delivery_id)
+            delivery = connection.execute(its).mappings().one_or_none()
+            if delivery is None:
+                raise StorageError("the removal's delivery is not in the database")
+            return _record(_values(connection, rows)[0]), delivery
 
-        return self._read(read)
+    def get_delivery(self, delivery_id: int) -> tuple[RowMapping, list[Record]] | None:
+        """One delivery and its removals, or None. Raises `StorageError`."""
+        if not 0 <= delivery_id < MAX_ID:
+            return None
+        one = select(delivery_table).where(delivery_table.c.id == delivery_id)
+        with self._reading() as connection:
+            delivery = connection.execute(one).mappings().one_or_none()
+            if delivery is None:
+                return None
+            count = delivery["removal_count"]
+            search = Search(low=delivery_id - 1, high=delivery_id + count)
+            rows = Finder(connection).find(search, is_desc=False, limit=count) if count else []
+            return delivery, [_record(values) for values in _values(connection, rows)]
 
-    def _read(self, read: Callable[[Connection], T]) -> T:
+    def deliveries(self, query: DeliveryQuery) -> tuple[list[RowMapping], str | None]:
+        """A page of deliveries, also those without removals, and the cursor of the next page.
+
+        It ends before the limit where packets are large. Raises as `find` does.
+        """
+        column, is_desc = delivery_table.c, query.order == "desc"
+        place = self._place(query)
+        conditions = [column.id < place.id if is_desc else column.id > place.id]
+        if query.status is not None:
+            conditions.append(column.status.in_(query.status))
+        if query.since is not None:
+            conditions.append(column.id >= id_at(query.since))
+        if query.until is not None:
+            conditions.append(column.id < id_at(query.until))
+        order = column.id.desc() if is_desc else column.id.asc()
+        sizes = select(column.id, func.length(column.body)).where(*conditions).order_by(order)
+        with self._reading() as connection:
+            taken: list[int] = []
+            size, is_last = 0, True
+            for delivery_id, bytes_of_body in connection.execute(sizes.limit(query.limit + 1)):
+                size += bytes_of_body
+                if len(taken) == query.limit or (taken and size > MAX_BODIES):
+                    is_last = False
+                    break
+                taken.append(delivery_id)
+            those = select(delivery_table).where(column.id.in_(taken)).order_by(order)
+            data = list(connection.execute(those).mappings())
+        if is_last:
+            return data, None
+        return data, str(self._cursors.dumps(_packed(_Place(taken[-1]), query.digest)))
+
+    @contextmanager
+    def _reading(self) -> Iterator[Connection]:
         try:
             with self._engine().connect() as connection:
-                return read(connection)
+                yield connection
         except SQLAlchemyError as error:
             raise StorageError from error
 
-    def _last_id(self, cursor: str, query: HistoryQuery) -> int:
+    def _place(self, query: HistoryQuery | DeliveryQuery) -> _Place:
+        """Where the cursor says that the page begins."""
+        if query.cursor is None:
+            return _Place(MAX_ID if query.order == "desc" else -1)
         try:
-            last_id, digest = self._cursors.loads(cursor)
-        except (BadSignature, ValueError) as error:
-            raise HistoryQueryError("cursor", "is not a next_cursor of this history") from error
+            version, digest, place, runs = self._cursors.loads(query.cursor)
+        except (BadSignature, ValueError, TypeError) as error:
+            problem = "was altered, is cut off, or is not one of this history"
+            raise HistoryQueryError("cursor", problem) from error
+        if version != VERSION:
+            raise HistoryQueryError("cursor", "is outdated: begin again without it")
         if digest != query.digest:
             raise HistoryQueryError("cursor", "belongs to other filters or another order")
-        return int(last_id)
+        ends = [place]
+        for step in runs:
+            ends.append(ends[-1] + step)
+        return _Place(place, tuple(zip(ends[1::2], ends[2::2], strict=True)))
 
 
-def _record(row: RowMapping) -> Record:
-    return Record(**{**row, "relation": Relation(row["relation"])})
+def _packed(place: _Place, digest: str) -> list[Any]:
+    ends = [place.id, *(end for run in place.shown for end in run)]
+    return [VERSION, digest, place.id, [b - a for a, b in pairwise(ends)]]
 
 
-def _sequence(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
+def _fit(
+    place: _Place, settled: int, rows: list[Any], is_last: bool
+) -> tuple[list[Any], bool, _Place]:
+    """What of the rows a page shows, whether it is the last, and where that leads.
+
+    A removal can be stored a little later than its id says. So a cursor leads back to where nothing
+    can come any more, and knows what of the rest was shown; what it cannot know waits.
+    """
+    while True:
+        bound = settled if is_last or not rows else min(settled, rows[-1].id)
+        after = place.move(bound, [row.id for row in rows])
+        if len(after.shown) <= MAX_SHOWN or not rows:
+            return rows, is_last, after
+        is_last = False
+        rows = rows[: -max(1, len(after.shown) - MAX_SHOWN)]
 
 
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise HistoryQueryError(name, "must be a string")
-    if not value and name not in MAY_BE_EMPTY:
-        raise HistoryQueryError(name, "must not be empty")
-    if len(value) > MAX_TEXT or UNSTORABLE.search(value):
-        raise HistoryQueryError(name, f"must be a text of {MAX_TEXT} characters or fewer")
-    if name == "relation" and value not in list(Relation):
-        raise HistoryQueryError(name, f"must be one of {', '.join(Relation)}")
+def _resolve(connection: Connection, query: HistoryQuery) -> Search | None:
+    """The query in terms of ids and sources; None if nothing can meet it."""
+    found: dict[str, Any] = {n: tuple(dict.fromkeys(values)) for n, values in query.texts.items()}
+    if not all(found.values()):
+        return None
+    asked = [source_table.c[name].in_(found.pop(name)) for name in GROUPS if name in found]
+    if asked:
+        found["source_id"] = tuple(connection.scalars(select(source_table.c.id).where(*asked)))
+    if query.delivery_id is not None:
+        column = delivery_table.c
+        its = select(column.id, column.removal_count).where(column.id.in_(query.delivery_id))
+        rows = [(first, count) for first, count in connection.execute(its) if count]
+        found["delivery_id"] = tuple(first for first, _ in rows)
+        found["spans"] = tuple((first, first + count - 1) for first, count in rows)
+    if not all(found.values()):
+        return None
+    if query.since is not None:
+        found["since"] = id_at(query.since)
+        found["low"] = found["since"] - 1
+    if query.until is not None:
+        found["until"] = id_at(query.until)
+        found["high"] = found["until"] + MAX_REMOVALS
+    return Search(**found)
 
 
-def _check_number(name: str, value: object, maximum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
-        raise HistoryQueryError(name, f"must be a whole number from 1 to {maximum}")
+def _find(
+    connection: Connection, search: Search, place: _Place, is_desc: bool, limit: int
+) -> list[Any]:
+    """Rows from that place on, without those that were shown."""
+    finder = Finder(connection)
+    rows: list[Any] = []
+    if is_desc:
+        search = replace(search, high=min(search.high, place.id))
+        return finder.find(search, is_desc=True, limit=limit)
+    low = max(search.low, place.id)
+    while len(rows) < limit:
+        more = finder.find(replace(search, low=low), is_desc=False, limit=limit)
+        rows += [row for row in more if not place.has(row.id)]
+        if len(more) < limit:
+            break
+        low = more[-1].id
+    return rows[:limit]
+
+
+def _values(connection: Connection, rows: Sequence[Any]) -> list[Values]:
+    """The rows with what they share with others."""
+    ids = {row[2] for row in rows}
+    asked = select(source_table).where(source_table.c.id.in_(ids))
+    shared = {source[0]: source[1:] for source in connection.execute(asked)} if ids else {}
+    data, clock = [], _Clock()
+    try:
+        for id, delivery_id, source_id, owner_id, target_id, client_ip, request_id in rows:
+            provider, app_id, command, relation, platform = shared[source_id]
+            data.append(
+                (
+                    *(id, provider, app_id, command, relation, owner_id, target_id),
+                    *(id - delivery_id, delivery_id, client_ip, platform, request_id),
+                    clock.text(delivery_id),
+                )
+            )
+    except KeyError as error:
+        raise StorageError(f"imcallback_source has no row {error}") from error
+    return data
+
+
+class _Clock:
+    """Tells what time an id is, as text; most often it is in the same second as the last."""
+
+    def __init__(self) -> None:
+        self._second, self._text = -1, ""
+
+    def text(self, delivery_id: int) -> str:
+        second, rest = divmod(delivery_id, 1_000_000)
+        if second != self._second:
+            self._second = second
+            self._text = moment_of(second * 1_000_000).strftime("%Y-%m-%dT%H:%M:%S")
+        return f"{self._text}.{rest:06}Z"
+
+
+def _record(values: Values) -> Record:
+    relation, moment = Relation(values[4]), moment_of(values[8])
+    return Record(
+        id=values[0],
+        provider=values[1],
+        app_id=values[2],
+        command=values[3],
+        relation=relation,
+        owner_id=values[5],
+        target_id=values[6],
+        position=values[7],
+        delivery_id=values[8],
+        client_ip=values[9],
+        platform=values[10],
+        request_id=values[11],
+        received_at=moment,
+    )
+
+
+def _groups(connection: Connection, group_by: str | None) -> dict[int, str | None]:
+    """The group by source id."""
+    if group_by is None:
+        return {0: None}
+    asked = select(source_table.c.id, source_table.c[group_by])
+    return {row[0]: row[1] for row in connection.execute(asked)}

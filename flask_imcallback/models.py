@@ -36,6 +36,8 @@ from sqlalchemy.types import TypeEngine
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 MICROSECOND = timedelta(microseconds=1)
+MAX_ID = 2**53
+"""Above all ids."""
 MAX_REMOVALS = 1_000_000
 """A delivery has fewer; ids of its removals are less than a second behind its own."""
 
@@ -125,6 +127,21 @@ delivery = Table(
     # A callback that the provider repeats is kept once, under any number of workers and nodes;
     # a delivery that cannot be a repetition, or is one, has no fingerprint.
     UniqueConstraint("fingerprint", name="uq_imcallback_delivery_fingerprint"),
+    # Those that are not recorded are few.
+    Index("ix_imcallback_delivery_status", "status", "id"),
+)
+
+# What many removals share, a few dozen rows; the same may be there twice.
+source = Table(
+    "imcallback_source",
+    metadata,
+    Column("id", Integer, autoincrement=True),
+    Column("provider", ExactText(32), nullable=False),
+    Column("app_id", ExactText(32), nullable=False),
+    Column("command", ExactText(255), nullable=False),
+    Column("relation", ExactText(16), nullable=False),
+    Column("platform", ExactText(255), nullable=False),
+    PrimaryKeyConstraint("id", name="pk_imcallback_source"),
 )
 
 removal = Table(
@@ -132,21 +149,22 @@ removal = Table(
     metadata,
     Column("id", Id, autoincrement=False),
     Column("delivery_id", Id, nullable=False),
-    Column("position", Integer, nullable=False),
-    Column("received_at", UtcDateTime, nullable=False),
-    Column("provider", ExactText(32), nullable=False),
-    Column("app_id", ExactText(32), nullable=False),
-    Column("command", ExactText(255), nullable=False),
-    Column("relation", ExactText(16), nullable=False),
+    Column("source_id", Integer, nullable=False),
     Column("owner_id", ExactText(255), nullable=False),
     Column("target_id", ExactText(255), nullable=False),
     Column("client_ip", ExactText(255), nullable=False),
-    Column("platform", ExactText(255), nullable=False),
     Column("request_id", ExactText(255), nullable=False),
     PrimaryKeyConstraint("id", name="pk_imcallback_removal"),
-    # Each account's removals, in the order of the pages.
-    Index("ix_imcallback_removal_owner_id_id", "owner_id", "id"),
-    Index("ix_imcallback_removal_target_id_id", "target_id", "id"),
+    # Each is in the order of the pages, so that whatever is asked for is a range of one, or a few.
+    # An account's removals; those of another source are passed over within the index.
+    Index("ix_imcallback_removal_owner_id", "owner_id", "id", "source_id"),
+    Index("ix_imcallback_removal_target_id", "target_id", "id", "source_id"),
+    # Those between two accounts, of which each may have many.
+    Index("ix_imcallback_removal_pair", "owner_id", "target_id", "id"),
+    # All combinations of provider, app_id, command, relation and platform.
+    Index("ix_imcallback_removal_source_id", "source_id", "id"),
+    Index("ix_imcallback_removal_client_ip", "client_ip", "id"),
+    Index("ix_imcallback_removal_request_id", "request_id", "id"),
 )
 
 tally = Table(

@@ -9,30 +9,39 @@ from functools import lru_cache
 from itertools import chain
 from typing import Any
 
-from sqlalchemy import Connection, Dialect, Table
+from sqlalchemy import Connection, Dialect, Table, select
 
 from .events import Record, Removal, Status
 from .models import delivery as delivery_table
 from .models import moment_of
 from .models import removal as removal_table
+from .models import source as source_table
 
 BYTES_A_ROW = 1024
-OF_ITS_OWN = ("id", "delivery_id", "position", "relation", "owner_id", "target_id")
-OF_DELIVERY = tuple(
-    column.name for column in removal_table.columns if column.name not in OF_ITS_OWN
-)
+OF_ITS_OWN = ("id", "delivery_id", "source_id", "owner_id", "target_id")
+OF_DELIVERY = ("client_ip", "request_id")
 """The columns of a removal that all of a delivery share."""
+SOURCE = ("provider", "app_id", "command", "relation", "platform")
+SOURCES = "imcallback_sources"
 MANY = 20
-"""Removals from which those of a delivery are given as one JSON array, where `PAIRS` says how."""
-PAIRS = {
-    "sqlite": ("key", "json_extract(value, '$[{}]')", "json_each({})"),
+"""Removals from which those of a delivery are given as one JSON array, where `TRIPLES` says how."""
+TRIPLES = {
+    "sqlite": (
+        "key",
+        "json_extract(value, '$[0]')",
+        "json_extract(value, '$[1]')",
+        "json_extract(value, '$[2]')",
+        "json_each({})",
+    ),
     "postgresql": (
         "n - 1",
-        "p->>{}",
-        "json_array_elements({}::json) WITH ORDINALITY AS pairs(p, n)",
+        "(t->>0)::int",
+        "t->>1",
+        "t->>2",
+        "json_array_elements({}::json) WITH ORDINALITY AS triples(t, n)",
     ),
 }
-"""By dialect: the position of a pair in the array, its texts, and the array as a table."""
+"""By dialect: the position in the array, source id, owner, target, and the array as a table."""
 AT_ONCE = 40
 """Rows of one statement; older releases of SQLite take 999 parameters."""
 
@@ -60,9 +69,23 @@ class Entry:
         """Take another id, and its removals those that follow."""
         self.row = self.row | {"id": delivery_id, "received_at": moment_of(delivery_id)}
 
+    def sources(self) -> set[tuple[str, ...]]:
+        """Keys of `SOURCE`: there are as many as relations among the removals, at most."""
+        row = self.row
+        return {
+            (row["provider"], row["app_id"], row["command"], relation.value, row["platform"])
+            for relation in {removal.relation for removal in self.removals}
+        }
+
+    def triples(self, known: Mapping[tuple[str, ...], int]) -> list[tuple[int, str, str]]:
+        """Source id, owner and target of each removal."""
+        ids = {key[3]: known[key] for key in self.sources()}
+        return [(ids[r.relation.value], r.owner_id, r.target_id) for r in self.removals]
+
     def records(self) -> list[Record]:
         """The removals as the history shows them."""
-        shared = {name: self.row[name] for name in OF_DELIVERY}
+        names = ("provider", "app_id", "command", "client_ip", "platform", "request_id")
+        shared = {name: self.row[name] for name in (*names, "received_at")}
         first = self.row["id"]
         return [
             Record(
@@ -78,16 +101,36 @@ class Entry:
         ]
 
 
+def learn_sources(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Have the sources of the removals in the database, in a transaction of its own.
+
+    Two processes may add the same one at the same time. What is known goes with the connection.
+    """
+    known = connection.info.setdefault(SOURCES, {})
+    for key in {key for entry in entries for key in entry.sources()} - known.keys():
+        values = dict(zip(SOURCE, key, strict=True))
+        same = (source_table.c[name] == value for name, value in values.items())
+        with connection.begin():
+            asked = select(source_table.c.id).where(*same).order_by(source_table.c.id)
+            source_id = connection.scalar(asked.limit(1))
+            if source_id is None:
+                done: Any = connection.execute(source_table.insert().values(values))
+                (source_id,) = done.inserted_primary_key
+        known[key] = source_id
+
+
 def insert(connection: Connection, entries: Sequence[Entry]) -> None:
-    """Insert the rows of all entries."""
+    """Insert the rows of all entries, whose sources were learnt on this connection."""
     inserts = _inserts(connection.dialect)
+    known = connection.info[SOURCES]
     inserts.delivery.run(connection, [inserts.delivery.bind(entry.row) for entry in entries])
     few: list[tuple[Any, ...]] = []
     for entry in entries:
-        if inserts.many_sql and len(entry.removals) >= MANY:
-            connection.exec_driver_sql(inserts.many_sql, inserts.many(entry))
+        triples = entry.triples(known)
+        if inserts.many_sql and len(triples) >= MANY:
+            connection.exec_driver_sql(inserts.many_sql, inserts.many(entry, triples))
         else:
-            few += inserts.few(entry)
+            few += inserts.few(entry, triples)
     inserts.removal.run(connection, few)
 
 
@@ -131,33 +174,25 @@ class _Inserts:
         self._shared = _Insert(removal_table, OF_DELIVERY, dialect)
         self.removal = _Insert(removal_table, OF_ITS_OWN + OF_DELIVERY, dialect)
         self.many_sql = ""
-        if dialect.name in PAIRS:
-            position, text, pairs = PAIRS[dialect.name]
+        if dialect.name in TRIPLES:
+            position, *columns, triples = TRIPLES[dialect.name]
             mark = self.removal.mark
-            columns = [f"{mark} + {position}", mark, position]
-            columns += [text.format(number) for number in range(3)] + [mark] * len(OF_DELIVERY)
+            columns = [f"{mark} + {position}", mark, *columns, *[mark] * len(OF_DELIVERY)]
             self.many_sql = (
-                f"{self.removal.into} SELECT {', '.join(columns)} FROM {pairs.format(mark)}"  # noqa: S608
+                f"{self.removal.into} SELECT {', '.join(columns)} FROM {triples.format(mark)}"  # noqa: S608
             )
 
-    def few(self, entry: Entry) -> list[tuple[Any, ...]]:
+    def few(self, entry: Entry, triples: list[tuple[int, str, str]]) -> list[tuple[Any, ...]]:
         """The rows of the removals."""
-        if not entry.removals:
-            return []
         first, shared = entry.row["id"], self._shared.bind(entry.row)
         return [
-            (first + position, first, position, *_pair(removal), *shared)
-            for position, removal in enumerate(entry.removals)
+            (first + position, first, *triple, *shared) for position, triple in enumerate(triples)
         ]
 
-    def many(self, entry: Entry) -> tuple[Any, ...]:
+    def many(self, entry: Entry, triples: list[tuple[int, str, str]]) -> tuple[Any, ...]:
         """The removals as one JSON array."""
         first, shared = entry.row["id"], self._shared.bind(entry.row)
-        return first, first, *shared, json.dumps([_pair(removal) for removal in entry.removals])
-
-
-def _pair(removal: Removal) -> tuple[str, str, str]:
-    return removal.relation.value, removal.owner_id, removal.target_id
+        return first, first, *shared, json.dumps(triples)
 
 
 @lru_cache

@@ -5,15 +5,26 @@ from __future__ import annotations
 import json
 import re
 from base64 import b64encode
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
 from marshmallow import RAISE, Schema, ValidationError, fields
+from marshmallow.validate import OneOf
 
 from .errors import HistoryQueryError
-from .events import Record, Relation
-from .history import DEFAULT_LIMIT, MAX_LIMIT, HistoryQuery
+from .events import Record, Relation, Status
+from .export import FORMATS
+from .history import Count
+from .query import (
+    BUCKETS,
+    DEFAULT_LIMIT,
+    GROUPS,
+    MAX_LIMIT,
+    DeliveryQuery,
+    HistoryQuery,
+    StatsQuery,
+)
 
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
 
@@ -50,50 +61,116 @@ class WholeNumber(fields.Integer):
         return int(value)
 
 
-def _texts(description: str) -> fields.List[Any]:
-    return fields.List(fields.String(), metadata={"description": description})
+def _texts(description: str, *choices: str) -> fields.List[Any]:
+    text = fields.String(validate=OneOf(choices) if choices else None)
+    return fields.List(text, metadata={"description": description})
 
 
-class HistoryQuerySchema(Schema):
-    """The parameters of the history, from strings. A list may be repeated: one of its values."""
+def _choice(description: str, *choices: str) -> fields.String:
+    return fields.String(validate=OneOf(choices), metadata={"description": description})
+
+
+class PeriodSchema(Schema):
+    """A list may be repeated: one of its values."""
 
     class Meta:
         unknown = RAISE
 
-    provider = _texts("tencent or openim")
-    app_id = _texts("Tencent's SDKAppID")
-    command = _texts("the provider's name of the callback")
-    relation = _texts("friend or blacklist")
-    owner_id = _texts("whose list changed")
-    target_id = _texts("who left the list")
-    account_id = _texts("on either side")
-    platform = _texts("as the provider tells it, such as iOS")
-    client_ip = _texts("of the user who removed, as the provider tells it")
-    request_id = _texts("Tencent's RequestId, OpenIM's operationID")
-    delivery_id = fields.List(WholeNumber(), metadata={"description": "of one delivery"})
     since = Moment(metadata={"description": "inclusive, such as 2026-11-20T18:05:00Z"})
     until = Moment(metadata={"description": "exclusive, such as 2026-11-20T18:05:00Z"})
-    order = fields.String(metadata={"description": "desc, newest first, or asc"})
+
+
+class OrderedSchema(PeriodSchema):
+    order = _choice("desc, newest first, or asc", "desc", "asc")
+
+
+class PagedSchema(OrderedSchema):
     limit = WholeNumber(metadata={"description": f"1 to {MAX_LIMIT}, else {DEFAULT_LIMIT}"})
     cursor = fields.String(metadata={"description": "next_cursor of the page before"})
 
 
-def read_query(parameters: Mapping[str, list[str]]) -> HistoryQuery:
-    """Make a query of all values of each parameter. Raises `HistoryQueryError`."""
+class FilterSchema(Schema):
+    provider = _texts("tencent or openim")
+    app_id = _texts("Tencent's SDKAppID")
+    command = _texts("the provider's name of the callback")
+    relation = _texts("friend or blacklist", *Relation)
+    owner_id = _texts("whose list changed")
+    target_id = _texts("who left the list")
+    account_id = _texts("on either side")
+    peer_id = _texts("on the other side than account_id")
+    platform = _texts("as the provider tells it, such as iOS")
+    client_ip = _texts("of the user who removed, as the provider tells it")
+    request_id = _texts("Tencent's RequestId, OpenIM's operationID")
+    delivery_id = fields.List(WholeNumber(), metadata={"description": "of one delivery"})
+
+
+class HistoryQuerySchema(FilterSchema, PagedSchema):
+    """The parameters of the history, from strings."""
+
+
+class StatsQuerySchema(FilterSchema, PeriodSchema):
+    """The parameters of the counts."""
+
+    bucket = _choice("hour, day, week (from Monday) or month, else day", *BUCKETS)
+    group_by = _choice(f"{', '.join(GROUPS)}, else none", *GROUPS)
+    tz = fields.String(metadata={"description": "where buckets begin: Asia/Shanghai, else UTC"})
+
+
+class ExportQuerySchema(FilterSchema, OrderedSchema):
+    """The parameters of an export."""
+
+    format = _choice("ndjson, csv or parquet, else ndjson", *FORMATS)
+    formulas = _choice(
+        "escape, or keep cells of CSV that a spreadsheet would run, else escape", "escape", "keep"
+    )
+
+
+class DeliveryQuerySchema(PagedSchema):
+    """The parameters of the deliveries."""
+
+    status = _texts(f"one of {', '.join(Status)}", *Status)
+
+
+def read(schema: Schema, parameters: Mapping[str, list[str]]) -> dict[str, Any]:
+    """Load all values of each parameter. Raises `HistoryQueryError`."""
     values: dict[str, Any] = {}
     for name, given in parameters.items():
-        repeatable = isinstance(HISTORY_QUERY.fields.get(name), fields.List)
+        repeatable = isinstance(schema.fields.get(name), fields.List)
         if not repeatable and len(given) > 1:
             raise HistoryQueryError(name, "is given more than once")
         values[name] = given if repeatable else given[0]
     try:
-        return HistoryQuery.from_filters(**HISTORY_QUERY.load(values))
+        return dict(schema.load(values))
     except ValidationError as error:
         problem: Any = error.messages
         name, problem = next(iter(problem.items()))
         while isinstance(problem, dict):
             problem = next(iter(problem.values()))
         raise HistoryQueryError(name, _lower(problem[0])) from error
+
+
+def read_query(parameters: Mapping[str, list[str]]) -> HistoryQuery:
+    """Make a query of the parameters of the history. Raises `HistoryQueryError`."""
+    return HistoryQuery.from_filters(**read(HISTORY_QUERY, parameters))
+
+
+def read_stats(parameters: Mapping[str, list[str]]) -> tuple[HistoryQuery, StatsQuery]:
+    """Likewise of the parameters of the counts."""
+    given = read(STATS_QUERY, parameters)
+    stats = {name: given.pop(name) for name in ("bucket", "group_by", "tz") if name in given}
+    return HistoryQuery.from_filters(**given), StatsQuery(**stats)
+
+
+def read_export(parameters: Mapping[str, list[str]]) -> tuple[HistoryQuery, str, bool]:
+    """Likewise of those of an export: the query, the format, and whether formulas are kept."""
+    given = read(EXPORT_QUERY, parameters)
+    format, keeps_formulas = given.pop("format", "ndjson"), given.pop("formulas", "") == "keep"
+    return HistoryQuery.from_filters(**given), format, keeps_formulas
+
+
+def read_deliveries(parameters: Mapping[str, list[str]]) -> DeliveryQuery:
+    """Likewise of those of the deliveries."""
+    return DeliveryQuery.from_filters(**read(DELIVERY_QUERY, parameters))
 
 
 def _lower(message: str) -> str:
@@ -141,7 +218,17 @@ class DeliverySchema(Schema):
     received_at = Moment()
 
 
-class CountSchema(Schema):
+class StatsSchema(Schema):
+    """The removals of a bucket, which is named by its begin."""
+
+    bucket = fields.Function(lambda count: count.bucket.isoformat().replace("+00:00", "Z"))
+    group = fields.String(allow_none=True)
+    count = fields.Integer()
+
+
+class TallySchema(Schema):
+    """The callbacks that were accepted, by command, and refused, by reason."""
+
     provider = fields.String()
     outcome = fields.String()
     what = fields.String()
@@ -162,12 +249,21 @@ def _text(body: bytes) -> str | None:
 
 
 HISTORY_QUERY = HistoryQuerySchema()
+STATS_QUERY = StatsQuerySchema()
+EXPORT_QUERY = ExportQuerySchema()
+DELIVERY_QUERY = DeliveryQuerySchema()
 REMOVAL = RemovalSchema()
 DELIVERY = DeliverySchema()
-COUNT = CountSchema()
+STATS = StatsSchema(many=True)
+TALLY = TallySchema()
 WAITING = WaitingSchema()
 
 
 def removal_json(record: Record) -> dict[str, Any]:
     """A record as JSON, its members in the order of the columns of an export."""
     return dict(REMOVAL.dump(record))
+
+
+def stats_json(counts: Sequence[Count]) -> list[dict[str, Any]]:
+    """Counts as JSON."""
+    return STATS.dump(counts)  # type: ignore[no-any-return]

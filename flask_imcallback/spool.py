@@ -12,28 +12,52 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, delete, event, func, select, update
+from sqlalchemy import (
+    URL,
+    ColumnElement,
+    Connection,
+    Engine,
+    and_,
+    create_engine,
+    delete,
+    event,
+    func,
+    select,
+    update,
+)
 from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.schema import CreateIndex, CreateTable
+from sqlalchemy.schema import CreateTable
 
 from .errors import StorageError
 from .events import Record, Relation, Removal
 from .faults import reason_of
+from .models import MAX_REMOVALS
 from .models import delivery as delivery_table
 from .models import removal as removal_table
-from .rows import BYTES_A_ROW, Entry, insert
+from .models import source as source_table
+from .rows import BYTES_A_ROW, Entry, insert, learn_sources
 from .sqlite import be_durable, turn
 from .writer import Writer
 
 logger = logging.getLogger("flask_imcallback")
 
 MAKE_TABLES = [
-    str(make.compile(dialect=sqlite.dialect()))
-    for table in (delivery_table, removal_table)
-    for make in [CreateTable(table, if_not_exists=True)]
-    + [CreateIndex(index, if_not_exists=True) for index in table.indexes]
+    str(CreateTable(table, if_not_exists=True).compile(dialect=sqlite.dialect()))
+    for table in (delivery_table, removal_table, source_table)
 ]
+SINCE_SOURCES = [
+    "ALTER TABLE imcallback_removal RENAME TO imcallback_removal_before",
+    *MAKE_TABLES,
+    "INSERT INTO imcallback_source (provider, app_id, command, relation, platform) SELECT DISTINCT "
+    "provider, app_id, command, relation, platform FROM imcallback_removal_before",
+    "INSERT INTO imcallback_removal "
+    "SELECT b.id, delivery_id, s.id, owner_id, target_id, client_ip, request_id "
+    "FROM imcallback_removal_before b JOIN imcallback_source s "
+    "USING (provider, app_id, command, relation, platform)",
+    "DROP TABLE imcallback_removal_before",
+]
+"""Brings a spool to what migration 0004 made of the tables; here they have no indexes."""
 PUT_SECONDS = 3
 """What the spool may take for a callback: a late answer is better than none."""
 MAX_CHUNK = 500
@@ -102,10 +126,10 @@ class Spool:
                 if total >= MAX_CHUNK_WEIGHT:
                     break
             rows = select(delivery_table).where(column.id.in_(ids)).order_by(column.id)
-            of_those = removal_table.c.delivery_id.in_(ids)
             removals: dict[int, list[Removal]] = {delivery_id: [] for delivery_id in ids}
-            pair = removal_table.c.relation, removal_table.c.owner_id, removal_table.c.target_id
-            pairs = select(removal_table.c.delivery_id, *pair).where(of_those)
+            pair = source_table.c.relation, removal_table.c.owner_id, removal_table.c.target_id
+            of_source = removal_table.c.source_id == source_table.c.id
+            pairs = select(removal_table.c.delivery_id, *pair).where(_of(ids), of_source)
             for of, relation, *accounts in connection.execute(pairs.order_by(removal_table.c.id)):
                 removals[of].append(Removal(Relation(relation), *accounts))
             return [
@@ -131,11 +155,13 @@ class Spool:
             raise StorageError(f"the spool cannot be read: {error}") from error
 
     @contextmanager
-    def writing(self) -> Iterator[Connection]:
-        """A transaction on the file. Raises `StorageError`."""
+    def writing(self, *entries: Entry) -> Iterator[Connection]:
+        """A transaction on the file, which may insert those entries. Raises `StorageError`."""
         try:
-            with turn(str(self.path)), self.engine.begin() as connection:
-                yield connection
+            with turn(str(self.path)), self.engine.connect() as connection:
+                learn_sources(connection, entries)
+                with connection.begin():
+                    yield connection
         except SQLAlchemyError as error:
             raise StorageError(f"the spool cannot be written: {error}") from error
 
@@ -157,7 +183,7 @@ class SpooledEntry(Entry):
     def move(self, delivery_id: int) -> None:
         """In the spool first: whoever drains it after a crash must meet what was stored."""
         super().move(delivery_id)
-        with self._spool.writing() as connection:
+        with self._spool.writing(self) as connection:
             self._lead(connection, delivery_id)
             _forget(connection, [self.spooled_as])
             insert(connection, [self])
@@ -169,12 +195,27 @@ class SpooledEntry(Entry):
 
 
 def _make_tables(connection: Any, _: object) -> None:
+    def is_before_sources() -> bool:
+        columns = connection.execute("SELECT name FROM pragma_table_info('imcallback_removal')")
+        return ("relation",) in columns.fetchall()
+
+    if is_before_sources():
+        connection.execute("BEGIN IMMEDIATE")
+        for statement in SINCE_SOURCES if is_before_sources() else ():
+            connection.execute(statement)
+        connection.commit()
     for statement in MAKE_TABLES:
         connection.execute(statement)
 
 
+def _of(ids: Sequence[int]) -> ColumnElement[bool]:
+    """The removals of those deliveries."""
+    near = removal_table.c.id.between(min(ids, default=0), max(ids, default=0) + MAX_REMOVALS)
+    return and_(near, removal_table.c.delivery_id.in_(ids))
+
+
 def _forget(connection: Connection, ids: Sequence[int]) -> None:
-    connection.execute(delete(removal_table).where(removal_table.c.delivery_id.in_(ids)))
+    connection.execute(delete(removal_table).where(_of(ids)))
     connection.execute(delete(delivery_table).where(delivery_table.c.id.in_(ids)))
 
 

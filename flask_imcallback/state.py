@@ -53,7 +53,7 @@ class AppState:
         self.tally = Tally(self.engine)
         # Like Flask's sessions, the newest key last: it signs, and all of them verify.
         keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.config.get("SECRET_KEY")]
-        self.history = History(self.engine, [key for key in keys if key])
+        self.history = History(self.engine, [key for key in keys if key], deadline)
         self._db = db
         self.is_ready = False
         """Whether `get_ready` has been called in this process."""

@@ -25,7 +25,7 @@ from .errors import StorageError
 from .events import Status
 from .faults import Fault, FileReplacedError, fault_of
 from .models import delivery as delivery_table
-from .rows import Entry, insert
+from .rows import Entry, insert, learn_sources
 from .sqlite import file_of, inode_of, turn
 
 MIN_WEIGHT, MAX_WEIGHT = 1000, 20_000
@@ -222,6 +222,7 @@ def _commit(engine: Engine, entries: list[Entry], worker: _Worker) -> None:
         try:
             if path and INODE not in connection.info:
                 connection.info[INODE] = inode_of(path)
+            learn_sources(connection, entries)
             with connection.begin():
                 insert(connection, entries)
             worker.end_turn()

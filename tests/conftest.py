@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 import servers
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, Connection, select
 
 from flask_imcallback import ImCallback, upgrade
+from flask_imcallback.models import moment_of, removal, source
 from flask_imcallback.state import get_state
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
@@ -72,6 +73,18 @@ def make_app(tmp_path: Path) -> Iterator[MakeApp]:
                 engines.append(state.drain.spool.engine)
             for engine in engines:
                 engine.dispose()
+
+
+def stored_removals(connection: Connection) -> list[dict[str, Any]]:
+    """All that is stored of each removal, with the names and in the order of a `Record`."""
+    of, what = removal.c, source.c
+    found = select(
+        *(of.id, what.provider, what.app_id, what.command, what.relation, of.owner_id),
+        *(of.target_id, (of.id - of.delivery_id).label("position"), of.delivery_id, of.client_ip),
+        *(what.platform, of.request_id),
+    ).join(source, what.id == of.source_id, isouter=True)
+    rows = connection.execute(found.order_by(of.id)).mappings()
+    return [{**row, "received_at": moment_of(row["delivery_id"])} for row in rows]
 
 
 def wait_for_tally() -> None:

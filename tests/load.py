@@ -240,7 +240,6 @@ class Stored(NamedTuple):
 
     id: int
     delivery_id: int
-    position: int
     target: str
 
 
@@ -271,9 +270,7 @@ def _judge(callback: Callback, rows: set[Stored], miscounted: set[int]) -> Repor
         half_stored=bool(rows)
         and not (is_whole and miscounted.isdisjoint(row.delivery_id for row in rows)),
         reordered=any(
-            row.id != row.delivery_id + row.position
-            or row.position >= len(callback.targets)
-            or row.target != callback.targets[row.position]
+            row.target != dict(enumerate(callback.targets)).get(row.id - row.delivery_id)
             for row in rows
         ),
         worst=callback.seconds,
@@ -299,7 +296,7 @@ def _read(databases: Iterable[URL | Path]) -> tuple[dict[str, set[Stored]], dict
             continue
         engine = create_engine(url, poolclass=NullPool)
         with engine.connect() as connection:
-            columns = (row.owner_id, row.id, row.delivery_id, row.position, row.target_id)
+            columns = (row.owner_id, row.id, row.delivery_id, row.target_id)
             for owner, *values in connection.execute(select(*columns)):
                 rows[owner].add(Stored(*values))
             deliveries = select(delivery.c.id, delivery.c.removal_count)

@@ -13,7 +13,7 @@ from typing import Any
 import pytest
 import samples
 import time_machine
-from conftest import MakeApp, wait_for_tally
+from conftest import MakeApp, stored_removals, wait_for_tally
 from flask import Flask, request
 from flask.testing import FlaskClient
 from sqlalchemy import URL, select
@@ -30,8 +30,7 @@ SAMPLES = samples.samples("tencent") + samples.samples("openim")
 def rows(app: Flask) -> tuple[list[Any], list[Any]]:
     with app.app_context(), get_state().engine().connect() as connection:
         deliveries = connection.execute(select(delivery).order_by(delivery.c.id)).mappings().all()
-        removals = connection.execute(select(removal).order_by(removal.c.id)).mappings().all()
-    return list(deliveries), list(removals)
+        return list(deliveries), stored_removals(connection)
 
 
 def clear(app: Flask) -> None:

@@ -77,10 +77,11 @@ def test_the_check_finds_each_fault(make_app: MakeApp, tmp_path: Path) -> None:
         for statement in (
             f"DELETE FROM imcallback_delivery WHERE id IN {of.format(0)}",
             "DELETE FROM imcallback_removal WHERE owner_id = 'owner0'",
-            "DELETE FROM imcallback_removal WHERE owner_id = 'owner2' AND position = 1",
+            "DELETE FROM imcallback_removal WHERE owner_id = 'owner2' AND id = delivery_id + 1",
             f"DELETE FROM imcallback_delivery WHERE id IN {of.format(3)}",
             "DELETE FROM imcallback_removal WHERE owner_id = 'owner4'",
-            "UPDATE imcallback_removal SET position = 2 - position WHERE owner_id = 'owner5'",
+            "UPDATE imcallback_removal SET target_id = CASE target_id WHEN 't0' THEN 't1' "
+            "WHEN 't1' THEN 't0' ELSE target_id END WHERE owner_id = 'owner5'",
             "UPDATE imcallback_removal SET id = id + 7 WHERE owner_id = 'owner6'",
         ):
             connection.execute(text(statement))

@@ -16,9 +16,10 @@ from sqlalchemy import URL
 
 from flask_imcallback import HistoryQueryError
 from flask_imcallback.events import Record, Relation, Removal
-from flask_imcallback.history import TEXT_FILTERS, HistoryQuery, Page
+from flask_imcallback.history import Page
 from flask_imcallback.models import moment_of
 from flask_imcallback.providers.base import Origin
+from flask_imcallback.query import TEXT_FILTERS, HistoryQuery
 from flask_imcallback.recorder import Delivery
 from flask_imcallback.state import get_state
 
@@ -107,7 +108,7 @@ def store_variety() -> list[Record]:
 
 def values(record: Record, name: str) -> tuple[Any, ...]:
     """What a filter of that name is compared with."""
-    if name == "account_id":
+    if name in ("account_id", "peer_id"):
         return record.owner_id, record.target_id
     return (getattr(record, name),)
 
@@ -118,10 +119,12 @@ def some_filters(draw: st.DrawFn, records: list[Record]) -> dict[str, Any]:
     likely, other = draw(st.sampled_from(records)), draw(st.sampled_from(records))
     filters: dict[str, Any] = {}
     names = st.sampled_from([*TEXT_FILTERS, "delivery_id"])
-    for name in draw(st.sets(names, max_size=3)):
+    for name in draw(st.sets(names, max_size=4)):
         choices = [*values(likely, name), *values(other, name)]
         one = st.sampled_from(choices)
         filters[name] = draw(one | st.lists(one, max_size=3))
+    if "peer_id" in filters and "account_id" not in filters:
+        filters["account_id"] = draw(st.sampled_from(values(likely, "account_id")))
     for name in draw(st.sets(st.sampled_from(["since", "until"]))):
         of = draw(st.sampled_from(records))
         moment = moment_of(of.id) + draw(st.integers(-1, 1)) * MICROSECOND
@@ -135,11 +138,20 @@ def expected(records: list[Record], filters: Mapping[str, Any]) -> list[Record]:
     """The oracle."""
     found = []
     for record in sorted(records, key=lambda r: r.id, reverse=filters["order"] == "desc"):
-        meets = [
-            bool({*values(record, name)} & {*(asked if isinstance(asked, list) else [asked])})
-            for name, asked in filters.items()
+        asked = {
+            name: {*(value if isinstance(value, list) else [value])}
+            for name, value in filters.items()
             if name in (*TEXT_FILTERS, "delivery_id")
-        ]
+        }
+        meets = [bool({*values(record, name)} & asked[name]) for name in asked]
+        if "peer_id" in filters:
+            sides = values(record, "account_id")
+            meets.append(
+                any(
+                    one in asked["account_id"] and other in asked["peer_id"]
+                    for one, other in (sides, sides[::-1])
+                )
+            )
         if "since" in filters:
             meets.append(record.received_at >= filters["since"])
         if "until" in filters:
@@ -280,7 +292,8 @@ def test_no_alternatives_find_nothing(make_app: MakeApp) -> None:
     with make_app().app_context():
         store(("owner", "target"))
         for name in (*TEXT_FILTERS, "delivery_id"):
-            assert find(**{name: []}).data == [], name
+            account = {"account_id": "owner"} if name == "peer_id" else {}
+            assert find(**{name: [], **account}).data == [], name
             assert len(find(**{name: None}).data) == 1, name
 
 

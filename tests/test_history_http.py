@@ -45,7 +45,7 @@ def assert_problem(response: TestResponse, status: int) -> dict[str, Any]:
     assert response.status_code == status
     assert response.mimetype == "application/problem+json"
     problem: dict[str, Any] = response.get_json()
-    assert problem["type"] == "about:blank"
+    assert problem["type"].startswith("urn:flask-imcallback:problem:")
     assert problem["status"] == status
     assert problem["title"]
     assert problem["detail"]

@@ -14,10 +14,12 @@ import pytest
 from sqlalchemy import NullPool, create_engine, inspect, text
 
 HOSTS = Path(__file__).parent / "hosts"
-HEAD, BEFORE, FIRST = "0003_delivery_nonce", "0002_tally", "0001_delivery_and_removal"
+HEAD, BEFORE = "0004_source_and_indexes", "0003_delivery_nonce"
+FIRST = "0001_delivery_and_removal"
 OURS = {
     "imcallback_delivery",
     "imcallback_removal",
+    "imcallback_source",
     "imcallback_tally",
     "alembic_version_imcallback",
 }
@@ -143,7 +145,8 @@ def test_bare_app_shows_our_history(bare: Site) -> None:
     history = bare.flask("db", "history").out
     assert [line.partition(",")[0] for line in history.splitlines()] == [
         f"{BEFORE} -> {HEAD} (head)",
-        f"{FIRST} -> {BEFORE}",
+        f"0002_tally -> {BEFORE}",
+        f"{FIRST} -> 0002_tally",
         f"<base> -> {FIRST}",
     ]
     assert bare.flask("imcallback", "revisions").out == history

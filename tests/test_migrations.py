@@ -5,24 +5,26 @@ from __future__ import annotations
 import ast
 import subprocess
 import sys
+from datetime import UTC
 from pathlib import Path
 from typing import Any
 
 import pytest
 from alembic.script import ScriptDirectory
 from alembic.util import CommandError
-from conftest import MakeApp
+from conftest import MakeApp, stored_removals
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import URL, Engine, Integer, inspect, select, text
+from sqlalchemy import URL, Engine, Integer, MetaData, Table, inspect, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
 from flask_imcallback.migration import VERSION_TABLE, current_revision, make_config, run
 from flask_imcallback.models import ExactText, metadata, moment_of, removal
 from flask_imcallback.state import get_state
 
-HEAD = "0003_delivery_nonce"
-OURS = {"imcallback_delivery", "imcallback_removal", "imcallback_tally"}
+HEAD = "0004_source_and_indexes"
+BEFORE = "0003_delivery_nonce"
+OURS = {"imcallback_delivery", "imcallback_removal", "imcallback_source", "imcallback_tally"}
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 REVISIONS = sorted((MIGRATIONS / "versions").glob("[0-9]*.py"))
 
@@ -104,14 +106,13 @@ def test_check_fails_where_the_tables_differ(engine: Engine) -> None:
         run("check")
     run("upgrade", "head")
     drop_index(engine)
-    with pytest.raises(CommandError, match="ix_imcallback_removal_owner_id_id"):
+    with pytest.raises(CommandError, match="ix_imcallback_removal_owner_id"):
         run("check")
 
 
 def insert_targets(engine: Engine, targets: list[str]) -> None:
     """A removal of each target, with the columns that are not asked about left empty."""
     empty: dict[str, Any] = {c.name: "" if isinstance(c.type, ExactText) else 0 for c in removal.c}
-    empty["received_at"] = moment_of(0)
     rows = [{**empty, "id": number, "target_id": id} for number, id in enumerate(targets)]
     with engine.begin() as connection:
         connection.execute(removal.insert(), rows)
@@ -134,24 +135,83 @@ def test_ids_are_equal_only_if_their_bytes_are(engine: Engine) -> None:
 def drop_index(engine: Engine) -> None:
     on = " ON imcallback_removal" if engine.dialect.name in ("mysql", "mariadb") else ""
     with engine.begin() as connection:
-        connection.execute(text(f"DROP INDEX ix_imcallback_removal_owner_id_id{on}"))
+        connection.execute(text(f"DROP INDEX ix_imcallback_removal_owner_id{on}"))
 
 
-def drop_removals(engine: Engine) -> None:
-    removal.drop(engine)
+def leave_table(engine: Engine) -> None:
+    """The removals as they were before they were replaced."""
+    with engine.begin() as connection:
+        connection.execute(text("CREATE TABLE imcallback_removal_old (id INTEGER)"))
 
 
-@pytest.mark.parametrize("undo", [drop_index, drop_removals])
+@pytest.mark.parametrize("undo", [drop_index, leave_table])
 def test_half_an_upgrade_is_finished_by_the_next(engine: Engine, undo: Any) -> None:
     """A first run that stopped between two steps is healed by running it again."""
     run("upgrade", "head")
     whole = schema(engine)
     undo(engine)
-    with engine.begin() as connection:
-        connection.execute(text(f"DELETE FROM {VERSION_TABLE}"))
+    run("stamp", BEFORE)
     run("upgrade", "head")
     assert schema(engine) == whole
+    assert tables(engine) == {*OURS, VERSION_TABLE}
     assert current_revision(engine) == HEAD
+
+
+OLD_ROWS = [
+    (100, 0, "tencent", "1400000000", "Sns.CallbackFriendDelete", "friend", "iOS", "r"),
+    (100, 1, "tencent", "1400000000", "Sns.CallbackFriendDelete", "friend", "iOS", "r"),
+    (200, 0, "tencent", "1400000000", "Sns.CallbackFriendDelete", "friend", "ios", "R"),
+    (300, 0, "openim", "", "callbackAfterRemoveBlackCommand", "blacklist", "", ""),
+]
+
+
+def test_removals_survive_both_ways(engine: Engine) -> None:
+    """What all of them say before 0004 is what they say after it, and after the way back."""
+    run("upgrade", BEFORE)
+    old = MetaData()
+    old.reflect(engine, only=["imcallback_delivery", "imcallback_removal"])
+    delivery, removal = old.tables["imcallback_delivery"], old.tables["imcallback_removal"]
+    with engine.begin() as connection:
+        for id, position, provider, app_id, command, relation, platform, request_id in OLD_ROWS:
+            row: dict[str, Any] = {
+                "id": id,
+                "delivery_id": id,
+                "position": position,
+                "provider": provider,
+                "app_id": app_id,
+                "command": command,
+                "relation": relation,
+                "owner_id": "á",
+                "target_id": f"t{position}",
+                "client_ip": "",
+                "platform": platform,
+                "request_id": request_id,
+                "received_at": moment_of(id).replace(tzinfo=None),
+            }
+            if position == 0:
+                empty = {c.name: "" for c in delivery.c if not c.nullable}
+                others = {"removal_count": 1, "body": b"", **row}
+                values = {k: v for k, v in (empty | others).items() if k in delivery.c}
+                connection.execute(delivery.insert().values(values))
+            connection.execute(removal.insert().values(row | {"id": id + position}))
+    before = dump(engine, removal)
+    run("upgrade", "head")
+    with engine.connect() as connection:
+        after = stored_removals(connection)
+        assert connection.scalar(text("SELECT COUNT(*) FROM imcallback_source")) == 3
+    assert sorted(map(sorted_items, after)) == sorted(map(sorted_items, before))
+    run("downgrade", BEFORE)
+    assert dump(engine, removal) == before
+
+
+def sorted_items(row: dict[str, Any]) -> list[tuple[str, Any]]:
+    return sorted(row.items())
+
+
+def dump(engine: Engine, table: Table) -> list[dict[str, Any]]:
+    with engine.connect() as connection:
+        rows = connection.execute(select(table).order_by(table.c.id)).mappings()
+        return [{**row, "received_at": row["received_at"].replace(tzinfo=UTC)} for row in rows]
 
 
 def test_six_upgrades_at_once(engine: Engine, database_url: URL) -> None:

@@ -72,21 +72,21 @@ def test_a_delivery_is_stored_as_it_came(database_url: URL, make_app: MakeApp) -
     assert delivery["body"] == DELIVERY.body
     assert delivery["removal_count"] == 2
     assert delivery["authenticated_by"] == "signature"
-    assert [dict(row) for row in removals] == [
+    assert removals == [
         {
             "id": id_at(MOMENT) + position,
-            "delivery_id": id_at(MOMENT),
-            "position": position,
-            "received_at": MOMENT,
             "provider": "tencent",
             "app_id": "1400000000",
             "command": "Sns.CallbackFriendDelete",
             "relation": "friend",
             "owner_id": pair.owner_id,
             "target_id": pair.target_id,
+            "position": position,
+            "delivery_id": id_at(MOMENT),
             "client_ip": "203.0.113.7",
             "platform": "iOS",
             "request_id": "2ea4e023",
+            "received_at": MOMENT,
         }
         for position, pair in enumerate(DELIVERY.removals)
     ]

@@ -13,7 +13,7 @@ from flask import Blueprint, Response
 
 from ..errors import ImCallbackError, StorageError
 from ..migration import is_at_head
-from ..schemas import COUNT, WAITING
+from ..schemas import TALLY, WAITING
 from ..state import AppState, get_state
 from .readers import token_is_known
 
@@ -60,7 +60,7 @@ def _ask(state: AppState, is_reader: bool) -> dict[str, Any]:
         return {"problem": "the tables need flask db upgrade"}
     if not is_reader:
         return {"problem": ""}
-    return {"problem": "", "callbacks": [COUNT.dump(count) for count in state.tally.counts()]}
+    return {"problem": "", "callbacks": [TALLY.dump(count) for count in state.tally.counts()]}
 
 
 def _within(seconds: float, asking: threading.Lock, question: Callable[[], T]) -> T:

@@ -1,130 +1,156 @@
-"""The history as JSON."""
+"""The history as JSON and as files."""
 
 from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
+from itertools import chain
 from typing import Any
 from urllib.parse import parse_qs, urlencode
 
-from flask import Blueprint, Response, request
-from werkzeug.datastructures import WWWAuthenticate
+from flask import Blueprint, Response, request, stream_with_context
 
-from ..errors import HistoryQueryError, StorageError
-from ..schemas import DELIVERY, read_query, removal_json
+from ..errors import ConfigError, HistoryQueryError
+from ..export import FORMATS, encode, json_lines
+from ..schemas import (
+    DELIVERY,
+    read_deliveries,
+    read_export,
+    read_query,
+    read_stats,
+    removal_json,
+    stats_json,
+)
 from ..state import get_state
-from .readers import token_is_known
+from .problems import (
+    BAD_PARAMETER,
+    NOT_FOUND,
+    NOT_INSTALLED,
+    ProblemError,
+    answer_with_problems,
+    json_response,
+)
+from .readers import METHODS, guarded
 
 logger = logging.getLogger("flask_imcallback")
 
 
-class ProblemError(Exception):
-    """A problem to answer with, as RFC 9457 describes it."""
-
-    def __init__(self, status: int, title: str, detail: str, **members: object) -> None:
-        super().__init__(detail)
-        self.status = status
-        self.body = {"title": title, "status": status, "detail": detail, **members}
-
-
-def make_blueprint(decorators: tuple[Callable[..., Any], ...]) -> Blueprint:
+def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     blueprint = Blueprint("imcallback_history", __name__)
-    for rule, view in (("/history", _history), ("/history/<removal_id>", _removal)):
+    for rule, view in ROUTES.items():
         blueprint.add_url_rule(
-            rule, endpoint=view.__name__[1:], view_func=_guarded(view, decorators)
+            rule,
+            endpoint=view.__name__[1:],
+            view_func=guarded(view, decorators),
+            methods=METHODS,
+            strict_slashes=False,
         )
-    blueprint.register_error_handler(ProblemError, _problem)
-    blueprint.register_error_handler(HistoryQueryError, _bad_parameter)
-    blueprint.register_error_handler(StorageError, _no_database)
+    answer_with_problems(blueprint)
     blueprint.after_request(_no_store)
     return blueprint
 
 
-def _guarded(
-    view: Callable[..., Any], decorators: tuple[Callable[..., Any], ...]
-) -> Callable[..., Any]:
-    """Open the view to a bearer token, or to whom the host's decorators let in."""
-    decorated = view
-    for decorator in decorators:
-        decorated = decorator(decorated)
-
-    def guard(**arguments: Any) -> Any:
-        is_known = token_is_known()
-        if is_known:
-            return view(**arguments)
-        if is_known is False:
-            raise ProblemError(401, "Unauthorized", "The bearer token is not known.")
-        if decorators:
-            return decorated(**arguments)
-        if get_state().settings.history_tokens:
-            raise ProblemError(401, "Unauthorized", "Send a bearer token: Authorization: Bearer …")
-        raise ProblemError(
-            403,
-            "Forbidden",
-            "The history is closed. Set IMCALLBACK_HISTORY_TOKENS, or pass history_decorators to "
-            "ImCallback, to open it.",
-        )
-
-    return guard
-
-
 def _history() -> Response:
-    page = get_state().history.page(read_query(_parameters()))
-    response = _json(
-        {"data": [removal_json(r) for r in page.data], "next_cursor": page.next_cursor}
-    )
+    page = get_state().history.values_page(read_query(_parameters()))
+    data = ", ".join(json_lines(page.data))
+    text = f'{{"data": [{data}], "next_cursor": {json.dumps(page.next_cursor)}}}\n'
+    response = Response(text, mimetype="application/json")
     if page.next_cursor is not None:
-        response.headers["Link"] = f'<{_next_url(page.next_cursor)}>; rel="next"'
+        response.headers["Link"] = f'<{_url_with(page.next_cursor)}>; rel="next"'
+    elif page.resume_cursor is not None:
+        response.headers["Resume-Cursor"] = page.resume_cursor
     return response
+
+
+def _removal(removal_id: str) -> Response:
+    _take_no_parameters()
+    found = get_state().history.get(_id(removal_id))
+    if found is None:
+        raise ProblemError(NOT_FOUND, "There is no such removal.")
+    record, delivery = found
+    return json_response(removal_json(record) | {"delivery": DELIVERY.dump(delivery)})
+
+
+def _stats() -> Response:
+    counts = get_state().history.stats(*read_stats(_parameters()))
+    return json_response({"data": stats_json(counts)})
+
+
+def _export() -> Response:
+    query, format, keeps_formulas = read_export(_parameters())
+    parts = get_state().history.stream(query)
+    try:
+        file = encode(format, parts, keeps_formulas=keeps_formulas)
+    except ConfigError as error:
+        raise ProblemError(NOT_INSTALLED, str(error)) from error
+    # The first bytes are made before the answer begins: what fails until then is told by it.
+    file = chain([next(file)], file)
+    response = Response(stream_with_context(_logged(file)), content_type=FORMATS[format].media_type)
+    name = f"removals.{format}"
+    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    return response
+
+
+def _logged(file: Iterator[bytes]) -> Iterator[bytes]:
+    """What fails while it is sent can only be logged; the server cuts the answer off."""
+    try:
+        yield from file
+    except Exception:
+        logger.exception("An export was cut off")
+        raise
+
+
+def _deliveries() -> Response:
+    data, next_cursor = get_state().history.deliveries(read_deliveries(_parameters()))
+    body = {"data": DELIVERY.dump(data, many=True), "next_cursor": next_cursor}
+    response = json_response(body)
+    if next_cursor is not None:
+        response.headers["Link"] = f'<{_url_with(next_cursor)}>; rel="next"'
+    return response
+
+
+def _delivery(delivery_id: str) -> Response:
+    _take_no_parameters()
+    found = get_state().history.get_delivery(_id(delivery_id))
+    if found is None:
+        raise ProblemError(NOT_FOUND, "There is no such delivery.")
+    delivery, removals = found
+    body = DELIVERY.dump(delivery) | {"removals": [removal_json(record) for record in removals]}
+    return json_response(body)
+
+
+ROUTES: dict[str, Callable[..., Response]] = {
+    "/history": _history,
+    "/history/stats": _stats,
+    "/history/export": _export,
+    "/history/<path:removal_id>": _removal,
+    "/deliveries": _deliveries,
+    "/deliveries/<path:delivery_id>": _delivery,
+}
 
 
 def _parameters() -> dict[str, list[str]]:
     try:
         query = request.query_string.decode()
         return parse_qs(query, keep_blank_values=True, errors="strict")
-    except UnicodeDecodeError as error:
-        raise ProblemError(400, "Bad Request", "The query is not UTF-8.") from error
+    except (UnicodeDecodeError, ValueError) as error:
+        raise ProblemError(BAD_PARAMETER, "The query is not UTF-8.") from error
 
 
-def _next_url(cursor: str) -> str:
+def _take_no_parameters() -> None:
+    for name in _parameters():
+        raise HistoryQueryError(name, "is not a parameter of this address")
+
+
+def _id(text: str) -> int:
+    """The number that stands in an address, or one that nothing has."""
+    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 16 else -1
+
+
+def _url_with(cursor: str) -> str:
     parameters = {**_parameters(), "cursor": [cursor]}
     return f"{request.base_url}?{urlencode(parameters, doseq=True)}"
-
-
-def _removal(removal_id: str) -> Response:
-    for name in _parameters():
-        raise HistoryQueryError(name, "is not a parameter of one removal")
-    is_id = removal_id.isascii() and removal_id.isdecimal() and len(removal_id) <= 16
-    found = get_state().history.get(int(removal_id)) if is_id else None
-    if found is None:
-        raise ProblemError(404, "Not Found", "There is no such removal.")
-    record, delivery = found
-    return _json(removal_json(record) | {"delivery": DELIVERY.dump(delivery)})
-
-
-def _json(body: Any) -> Response:
-    text = json.dumps(body, ensure_ascii=False)
-    return Response(text + "\n", mimetype="application/json")
-
-
-def _problem(refusal: ProblemError) -> Response:
-    response = _json({"type": "about:blank", **refusal.body})
-    response.status_code = refusal.status
-    response.mimetype = "application/problem+json"
-    if refusal.status == 401:
-        response.www_authenticate = WWWAuthenticate("bearer", {"realm": "imcallback"})
-    return response
-
-
-def _bad_parameter(error: HistoryQueryError) -> Response:
-    detail = f"{error.parameter} {error}"
-    return _problem(ProblemError(400, "Bad Request", detail, parameter=error.parameter))
-
-
-def _no_database(error: StorageError) -> Response:
-    logger.error("The history cannot be read: %s", error, exc_info=error)
-    return _problem(ProblemError(503, "Service Unavailable", str(error)))
 
 
 def _no_store(response: Response) -> Response:

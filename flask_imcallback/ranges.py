@@ -1,0 +1,317 @@
+# ruff: noqa: S608 (what is put together here are names of columns and of parameters)
+"""A search among the removals, as ranges of the indexes, each in the order of ids.
+
+SQL as text: what a planner makes of it decides between a millisecond and a minute, and each
+database has its own words to say which index is meant. In PostgreSQL, which has none, the order by
+all columns of an index can only be that of this index, and comparing them as a row is its range.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from itertools import product
+from typing import Any
+
+from sqlalchemy import Connection, text
+
+from .models import MAX_ID
+
+COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id", "client_ip", "request_id")
+MAX_RANGES = 200
+"""Of more than these together, the database itself chooses how to find them."""
+FEW = 8
+"""Ranges of a way that are looked at to choose between it and another."""
+DENSE = 20
+"""Removals that are read for each that is found, before an index of few of them is quicker."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Search:
+    """What removals must meet; each of the alternatives is given once."""
+
+    owner_id: tuple[str, ...] | None = None
+    target_id: tuple[str, ...] | None = None
+    account_id: tuple[str, ...] | None = None
+    peer_id: tuple[str, ...] | None = None
+    client_ip: tuple[str, ...] | None = None
+    request_id: tuple[str, ...] | None = None
+    source_id: tuple[int, ...] | None = None
+    delivery_id: tuple[int, ...] | None = None
+    spans: tuple[tuple[int, int], ...] = ()
+    """First and last ids of the removals of each of those deliveries."""
+    since: int | None = None
+    """Delivery id, inclusive."""
+    until: int | None = None
+    """Delivery id, exclusive."""
+    low: int = -1
+    """An id below all that are searched."""
+    high: int = MAX_ID
+    """An id above them."""
+
+
+@dataclass(frozen=True)
+class Range:
+    """Entries of an index that begin with the same values; of the key, where there are none."""
+
+    index: str = ""
+    equal: Mapping[str, Any] = field(default_factory=dict)
+    span: tuple[int, int] = (0, MAX_ID)
+    no_owner: tuple[str, ...] = ()
+    """Owners whose removals are in other ranges."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """Disjoint ranges in which all of a search is, and the conditions that they meet."""
+
+    ranges: Sequence[Range]
+    met: frozenset[str]
+    weight: float = 1
+    """What it costs to pass over an entry that does not meet the others."""
+
+
+KEY = Way((Range(),), frozenset())
+
+
+def ways(search: Search) -> list[Way]:
+    """Those that are narrower than the whole table; the first is best where it is the only one."""
+    if search.delivery_id is not None:
+        spans = search.spans
+        if len(spans) > MAX_RANGES:
+            return [Way([Range(span=(min(spans)[0], max(spans)[1]))], frozenset())]
+        return [Way([Range(span=span) for span in spans], frozenset(["delivery_id"]))]
+    pairs, met = _pairs(search)
+    if pairs and len(pairs) <= MAX_RANGES:
+        return [Way([_range("pair", owner_id=o, target_id=t) for o, t in pairs], frozenset(met))]
+    found = []
+    for name in ("request_id", "client_ip", "owner_id", "target_id", "source_id"):
+        if values := getattr(search, name):
+            ranges = [_range(name, **{name: value}) for value in values]
+            has_source = name in ("owner_id", "target_id")
+            found.append(Way(ranges, frozenset([name]), 0.1 if has_source else 1))
+    if accounts := search.account_id:
+        ranges = [_range("owner_id", owner_id=account) for account in accounts]
+        ranges += [_range("target_id", no_owner=accounts, target_id=a) for a in accounts]
+        found.append(Way(ranges, frozenset(["account_id"] if not search.peer_id else []), 0.1))
+    return [way for way in found if len(way.ranges) <= MAX_RANGES]
+
+
+def _range(name: str, no_owner: tuple[str, ...] = (), **equal: Any) -> Range:
+    return Range(f"ix_imcallback_removal_{name}", equal, no_owner=no_owner)
+
+
+def _pairs(search: Search) -> tuple[list[tuple[str, str]], list[str]]:
+    """Owners and targets, where both are known."""
+    if search.account_id and search.peer_id:
+        many = len(search.account_id) * len(search.peer_id) * 2
+        if many > MAX_RANGES:
+            return [], []
+        one = list(product(search.account_id, search.peer_id))
+        return list(dict.fromkeys(one + [(b, a) for a, b in one])), ["account_id", "peer_id"]
+    if search.owner_id and search.target_id:
+        if len(search.owner_id) * len(search.target_id) > MAX_RANGES:
+            return [], []
+        return list(product(search.owner_id, search.target_id)), ["owner_id", "target_id"]
+    return [], []
+
+
+class Finder:
+    """Runs searches on a connection."""
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._dialect = connection.dialect.name
+        self.statements: list[tuple[str, dict[str, Any]]] = []
+        """Those that were run, for whoever wants to explain them."""
+
+    def find(self, search: Search, *, is_desc: bool, limit: int) -> list[Any]:
+        """Rows of `COLUMNS`, in order."""
+        possible = ways(search)
+        if not possible:
+            return self._rows(self._one(search, KEY, is_desc, limit))
+        if len(possible) > 1:
+            way = self._narrowest(search, possible, is_desc, limit)
+        else:
+            (way,) = possible
+            if len(way.ranges) > 1 and way.met == {"source_id"}:
+                # Most often there are enough of them among the next of all removals.
+                near = self._near(search, is_desc, limit)
+                if len(near) == limit:
+                    return near
+        if len(way.ranges) == 1:
+            return self._rows(self._one(search, way, is_desc, limit))
+        return self._rows(self._several(search, way, is_desc, limit)) if way.ranges else []
+
+    def count(self, search: Search, width: int, *, by_source: bool) -> list[Any]:
+        """Rows of a bucket's number, a source id and how many there are.
+
+        Buckets are so many microseconds wide. Without `by_source`, the source id is 0.
+        """
+        possible = ways(search)
+        only_sources = [way.met for way in possible] == [{"source_id"}]
+        if only_sources:
+            possible.append(KEY)
+        way = possible[0] if possible else KEY
+        if len(possible) > 1:
+            way = self._narrowest(search, possible, True, 1000)
+        if not way.ranges:
+            return []
+        binds = _Binds()
+        divided = "delivery_id DIV" if self._dialect in ("mysql", "mariadb") else "delivery_id /"
+        bucket = f"{divided} {int(width)}"
+        what = f"{bucket} AS bucket, {'source_id' if by_source else '0'} AS source"
+        parts = (self._from(binds, search, way, one, None) for one in way.ranges)
+        union = " UNION ALL ".join(f"SELECT {what} {part}" for part in parts)
+        sql = f"SELECT bucket, source, COUNT(*) FROM ({union}) AS found GROUP BY bucket, source"
+        return self._rows((sql, binds.values))
+
+    def first_id(self, search: Search) -> int | None:
+        """Of all removals between the bounds of the search."""
+        bounds = Search(low=search.low, high=search.high)
+        rows = self._rows(self._one(bounds, KEY, False, 1, what="id"))
+        return rows[0][0] if rows else None
+
+    def _rows(self, statement: tuple[str, dict[str, Any]]) -> list[Any]:
+        self.statements.append(statement)
+        sql, values = statement
+        return list(self._connection.execute(text(sql), values))
+
+    def _narrowest(self, search: Search, possible: list[Way], is_desc: bool, limit: int) -> Way:
+        """That by which the fewest entries must be read, as far as one can see from here.
+
+        The entry that is `limit` further on, in each range, tells how close they lie.
+        """
+        asked = [(way, one) for way in possible for one in way.ranges[:FEW]]
+        binds = _Binds()
+        start = self._from(binds, search, KEY, Range(), is_desc, conditions=False)
+        probes = [f"(SELECT id {start} LIMIT 1)"]
+        for way, one in asked:
+            entries = self._from(binds, search, way, one, is_desc, conditions=False)
+            probes.append(f"(SELECT id {entries} LIMIT 1 OFFSET {limit})")
+        first, *found = self._rows((f"SELECT {', '.join(probes)}", binds.values))[0]
+        if first is None:
+            return Way((), frozenset())
+        whole = abs(first - (max(search.low, 0) if is_desc else search.high))
+        cost = dict.fromkeys(range(len(possible)), 0.0)
+        for (way, _), last in zip(asked, found, strict=True):
+            distance = whole if last is None else abs(first - last)
+            scale = max(1, len(way.ranges) / FEW) * way.weight
+            cost[possible.index(way)] += scale / max(distance, 1)
+        return possible[min(cost, key=lambda number: cost[number])]
+
+    def _near(self, search: Search, is_desc: bool, limit: int) -> list[Any]:
+        binds = _Binds()
+        order = "DESC" if is_desc else "ASC"
+        entries = self._from(binds, search, KEY, Range(), is_desc, conditions=False)
+        names = ", ".join(COLUMNS)
+        conditions = " AND ".join(_conditions(binds, search, frozenset()))
+        sql = (
+            f"SELECT {names} FROM (SELECT {names} {entries} LIMIT {limit * DENSE}) AS near"
+            f" WHERE {conditions} ORDER BY id {order} LIMIT {limit}"
+        )
+        return self._rows((sql, binds.values))
+
+    def _one(
+        self, search: Search, way: Way, is_desc: bool, limit: int, what: str = ", ".join(COLUMNS)
+    ) -> tuple[str, dict[str, Any]]:
+        binds = _Binds()
+        part = self._from(binds, search, way, way.ranges[0], is_desc)
+        return f"SELECT {what} {part} LIMIT {limit}", binds.values
+
+    def _several(
+        self, search: Search, way: Way, is_desc: bool, limit: int
+    ) -> tuple[str, dict[str, Any]]:
+        """Each range has its own limit; the rows are read only of those that are in the page."""
+        binds = _Binds()
+        order = "DESC" if is_desc else "ASC"
+        parts = (self._from(binds, search, way, one, is_desc) for one in way.ranges)
+        union = " UNION ALL ".join(
+            f"SELECT id FROM (SELECT id {part} LIMIT {limit}) AS r{number}"
+            for number, part in enumerate(parts)
+        )
+        names = ", ".join(f"removal.{name}" for name in COLUMNS)
+        sql = (
+            f"SELECT {names} FROM (SELECT id FROM ({union}) AS ids ORDER BY id {order}"
+            f" LIMIT {limit}) AS page JOIN imcallback_removal AS removal ON removal.id = page.id"
+            f" ORDER BY removal.id {order}"
+        )
+        return sql, binds.values
+
+    def _from(
+        self,
+        binds: _Binds,
+        search: Search,
+        way: Way,
+        one: Range,
+        is_desc: bool | None,
+        *,
+        conditions: bool = True,
+    ) -> str:
+        """FROM, WHERE and ORDER BY of a range; in no order if `is_desc` is None."""
+        order = "" if is_desc is None else "DESC" if is_desc else "ASC"
+        low = binds(max(search.low, one.span[0] - 1))
+        high = binds(min(search.high, one.span[1] + 1))
+        names = [*one.equal, "id"]
+        values = [binds(value) for value in one.equal.values()]
+        hint = ""
+        if one.index and self._dialect == "postgresql" and order:
+            row = f"({', '.join(names)})"
+            where = [
+                f"{row} {sign} ({', '.join([*values, end])})"
+                for sign, end in ((">", low), ("<", high))
+            ]
+            by = ", ".join(f"{name} {order}" for name in names)
+        else:
+            where = [f"{name} = {value}" for name, value in zip(one.equal, values, strict=True)]
+            where += [f"id > {low}", f"id < {high}"]
+            by = f"id {order}"
+            if one.index and self._dialect == "sqlite":
+                hint = f" INDEXED BY {one.index}"
+            elif one.index and self._dialect in ("mysql", "mariadb"):
+                hint = f" FORCE INDEX ({one.index})"
+        if conditions:
+            where += _conditions(binds, search, way.met)
+            if one.no_owner:
+                where.append(f"owner_id NOT IN {binds.several(one.no_owner)}")
+        tail = f" ORDER BY {by}" if order else ""
+        return f"FROM imcallback_removal{hint} WHERE {' AND '.join(where)}{tail}"
+
+
+class _Binds:
+    """Values on their way into a statement."""
+
+    def __init__(self) -> None:
+        self.values: dict[str, Any] = {}
+
+    def __call__(self, value: Any) -> str:
+        name = f"v{len(self.values)}"
+        self.values[name] = value
+        return f":{name}"
+
+    def several(self, values: Iterable[Any]) -> str:
+        return f"({', '.join([self(value) for value in values]) or 'NULL'})"
+
+
+def _conditions(binds: _Binds, search: Search, met: frozenset[str]) -> list[str]:
+    """Those of a search that are not met yet."""
+    found = []
+    for name in COLUMNS[1:]:
+        values = getattr(search, name)
+        if values is not None and name not in met:
+            found.append(f"{name} IN {binds.several(values)}")
+    if search.account_id is not None and "account_id" not in met:
+        accounts, others = search.account_id, search.peer_id
+        sides = []
+        for one, other in (("owner_id", "target_id"), ("target_id", "owner_id")):
+            side = f"{one} IN {binds.several(accounts)}"
+            if others is not None:
+                side += f" AND {other} IN {binds.several(others)}"
+            sides.append(f"({side})")
+        found.append(f"({' OR '.join(sides)})")
+    # A removal's id is near its delivery's, which is exactly the time.
+    if search.since is not None:
+        found.append(f"delivery_id >= {binds(search.since)}")
+    if search.until is not None:
+        found.append(f"delivery_id < {binds(search.until)}")
+    return found
