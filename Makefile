@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint fuzz torture test-oldest benchmark clean
+.PHONY: run test lint docs fuzz torture test-oldest benchmark clean
 
 # One install for both; made anew when what is asked for changes.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -29,6 +29,10 @@ lint: $(VENV)/tested
 test: lint
 	$(BIN)/python tests/servers.py
 	$(BIN)/python -m pytest -n 2
+
+# The documentation, into build/docs; a warning stops it.
+docs: $(VENV)/tested
+	$(BIN)/sphinx-build --quiet --fail-on-warning docs build/docs
 
 # The addresses of the callbacks under 100,000 requests a provider; a quarter of an hour or more.
 fuzz: $(VENV)/tested

@@ -1,0 +1,30 @@
+"""How the site is made: `make docs`."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+from flask_imcallback import __version__
+
+project = "flask-imcallback"
+copyright = "2026 the flask-imcallback developers"
+version = release = __version__
+
+extensions = ["myst_parser", "sphinx.ext.autodoc", "pallets_sphinx_themes", "generated"]
+myst_heading_anchors = 3
+# The docstrings' backticks.
+default_role = "code"
+autodoc_member_order = "bysource"
+autodoc_preserve_defaults = True
+
+html_theme = "flask"
+html_title = f"flask-imcallback {version}"
+html_show_sourcelink = False
+html_copy_source = False
+html_sidebars = {
+    "index": ["searchbox.html"],
+    "**": ["localtoc.html", "relations.html", "searchbox.html"],
+}
