@@ -165,7 +165,9 @@ def serving(name: str, url: URL, folder: Path, checkout: Path = ROOT) -> Iterato
     env["PYTHONPATH"] = str(checkout if is_ours else APPS)
     if is_ours:
         env["FLASK_SQLALCHEMY_DATABASE_URI"] = address
-        env["FLASK_IMCALLBACK_SECRETS"] = json.dumps([SECRET])
+        env["FLASK_IMCALLBACK_SECRETS"] = env["FLASK_IMCALLBACK_HISTORY_TOKENS"] = json.dumps(
+            [SECRET]
+        )
         env["FLASK_IMCALLBACK_TENCENT_APPS"] = json.dumps({APP_ID: []})
     python: list[str | Path] = [sys.executable, "-m"]
     create = [*python, "flask", "--app", "example_app", "imcallback", "upgrade"]

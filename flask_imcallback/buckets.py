@@ -17,19 +17,27 @@ def starts_between(
 
     All are aware. Raises `TooWideError` if there are more than `most`.
     """
-    start = _floor(since.astimezone(zone), bucket)
     starts: list[datetime] = []
+    if since >= until:
+        return starts
+    start = _floor(since.astimezone(zone), bucket)
     while start < until:
         if len(starts) == most:
             raise TooWideError("bucket", f"is too small for that time: more than {most} counts")
         starts.append(start)
-        if bucket == "hour":
-            start = _floor((start + HOUR).astimezone(zone), bucket)
-        else:
-            # From its middle on, the next is the same number of days away in every zone.
-            days = {"day": 1, "week": 7, "month": 31}[bucket]
-            start = _floor((start + DAY * days + DAY / 2).astimezone(zone), bucket)
+        start = _next(start, bucket, zone)
     return starts
+
+
+def _next(start: datetime, bucket: str, zone: ZoneInfo) -> datetime:
+    """When the bucket after the one that begins then begins; in UTC."""
+    if bucket == "hour":
+        # Where clocks are put back by half an hour, an hour of theirs lasts half an hour longer.
+        ends = (_floor((start + HOUR * many).astimezone(zone), bucket) for many in (1, 2))
+        return next(end for end in ends if end > start)
+    # From its middle on, the next is the same number of days away in every zone.
+    days = {"day": 1, "week": 7, "month": 31}[bucket]
+    return _floor((start + DAY * days + DAY / 2).astimezone(zone), bucket)
 
 
 def _floor(local: datetime, bucket: str) -> datetime:

@@ -8,6 +8,7 @@ import os
 import secrets
 import sys
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -194,7 +195,7 @@ def _stats(format: str, **parameters: Any) -> None:
 
 @_names_options
 def _export(file: str, **parameters: Any) -> None:
-    suffix = Path(file).suffix[1:]
+    suffix = Path(file).suffix[1:].lower()
     if parameters["format"] is None and suffix in FORMATS:
         parameters["format"] = suffix
     query, format, keeps_formulas = read_export(_given(parameters))
@@ -209,20 +210,24 @@ def _export(file: str, **parameters: Any) -> None:
     # Under its name it is whole.
     unfinished = f"{file}.part"
     try:
-        with open(unfinished, "wb") as target:
+        with open(unfinished, "wb") as target, ExitStack() as stack:
+            stack.callback(os.unlink, unfinished)
             target.writelines(made)
-        os.replace(unfinished, file)
+            target.close()
+            os.replace(unfinished, file)
+            stack.pop_all()
     except OSError as error:
         raise click.FileError(file, str(error)) from error
 
 
 def _shown(parts: Iterator[list[Values]], query: HistoryQuery) -> Iterator[list[Values]]:
     """The same, while a progress bar tells how much of the time is covered."""
-    history, ends = get_state().history, []
+    history = get_state().history
+    ends: list[int] = []
     for order in ("asc", "desc"):
         page = history.values_page(replace(query, order=order, limit=1))
         ends += [values[0] for values in page.data]
-    first, last = ends or (0, 0)
+    first, last = (min(ends), max(ends)) if ends else (0, 0)
     whole = max(1, last - first)
     with click.progressbar(length=whole, file=sys.stderr) as bar:
         for part in parts:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from bisect import bisect_left, bisect_right
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,9 +21,10 @@ from .errors import HistoryQueryError, StorageError, TooWideError
 from .events import Record, Relation
 from .models import MAX_ID, MAX_REMOVALS, id_at, moment_of
 from .models import delivery as delivery_table
+from .models import removal as removal_table
 from .models import source as source_table
 from .query import GROUPS, DeliveryQuery, HistoryQuery, StatsQuery
-from .ranges import Finder, Search
+from .ranges import Finder, Found, Search
 
 CHUNK = 2000
 """Removals of a stream that are read at once."""
@@ -127,16 +128,19 @@ class History:
         """As `page`, without making records."""
         is_desc, limit = query.order == "desc", query.limit
         place = self._place(query)
-        settled = id_at(datetime.now(UTC) - self._unsettled)
+        now = datetime.now(UTC)
         with self._reading() as connection:
             search = _resolve(connection, query)
-            rows = _find(connection, search, place, is_desc, limit + 1) if search else []
-            is_last = len(rows) <= limit
-            rows = rows[:limit]
+            found = _find(connection, search, place, is_desc, limit + 1) if search else Found([])
+            rows, end = found.rows[:limit], found.end
+            is_last = len(found.rows) <= limit and end is None
             if not is_desc:
-                rows, is_last, place = _fit(place, settled, rows, is_last)
-            elif rows:
-                place = _Place(rows[-1].id)
+                settled = id_at(now - self._unsettled)
+                rows, is_last, place = _fit(
+                    place, settled, id_at(now), rows=rows, is_last=is_last, end=end
+                )
+            elif not is_last:
+                place = _Place(rows[-1].id if end is None else end)
             data = _values(connection, rows)
         cursor = str(self._cursors.dumps(_packed(place, query.digest)))
         if not is_last:
@@ -159,13 +163,13 @@ class History:
     def _stream(self, search: Search | None, is_desc: bool) -> Iterator[list[Values]]:
         while search is not None:
             with self._reading() as connection:
-                rows = Finder(connection).find(search, is_desc=is_desc, limit=CHUNK)
-                data = _values(connection, rows)
+                found = Finder(connection).find(search, is_desc=is_desc, limit=CHUNK)
+                data = _values(connection, found.rows)
             if data:
                 yield data
-            if len(rows) < CHUNK:
+            last: int | None = data[-1][0] if len(data) == CHUNK else found.end
+            if last is None:
                 return
-            last = rows[-1].id
             search = replace(search, high=last) if is_desc else replace(search, low=last)
 
     def stats(self, query: HistoryQuery, stats: StatsQuery) -> list[Count]:
@@ -180,8 +184,8 @@ class History:
             search = _resolve(connection, query) or Search(delivery_id=())
             since = query.since
             if since is None:
-                first = Finder(connection).first_id(search)
-                since = until if first is None else moment_of(first)
+                first = Finder(connection).first(search)
+                since = moment_of(first.delivery_id) if first else until
             since = max(since, moment_of(0))
             starts = starts_between(since, until, stats.bucket, stats.zone, MAX_COUNTS)
             # All begin at a multiple of the width, so that what is counted together is in one.
@@ -193,9 +197,6 @@ class History:
         for number, source_id, count in found:
             start = starts[max(0, bisect_right(starts, moment_of(number * width)) - 1)]
             counts[groups[source_id]][start] += count
-        if query.since is None:
-            seen = min((min(of_group) for of_group in counts.values()), default=until)
-            starts = starts[bisect_left(starts, seen) :]
         if stats.group_by is None and not counts:
             counts[None] = defaultdict(int)
         if len(starts) * len(counts) > MAX_COUNTS:
@@ -214,7 +215,7 @@ class History:
             return None
         with self._reading() as connection:
             one = Search(low=removal_id - 1, high=removal_id + 1)
-            rows = Finder(connection).find(one, is_desc=True, limit=1)
+            rows = Finder(connection).find(one, is_desc=True, limit=1).rows
             if not rows:
                 return None
             its = select(delivery_table).where(delivery_table.c.id == rows[0].delivery_id)
@@ -234,7 +235,7 @@ class History:
                 return None
             count = delivery["removal_count"]
             search = Search(low=delivery_id - 1, high=delivery_id + count)
-            rows = Finder(connection).find(search, is_desc=False, limit=count) if count else []
+            rows = Finder(connection).find(search, is_desc=False, limit=count).rows
             return delivery, [_record(values) for values in _values(connection, rows)]
 
     def deliveries(self, query: DeliveryQuery) -> tuple[list[RowMapping], str | None]:
@@ -246,7 +247,7 @@ class History:
         place = self._place(query)
         conditions = [column.id < place.id if is_desc else column.id > place.id]
         if query.status is not None:
-            conditions.append(column.status.in_(query.status))
+            conditions.append(column.status.in_(set(query.status)))
         if query.since is not None:
             conditions.append(column.id >= id_at(query.since))
         if query.until is not None:
@@ -281,12 +282,13 @@ class History:
         if query.cursor is None:
             return _Place(MAX_ID if query.order == "desc" else -1)
         try:
-            version, digest, place, runs = self._cursors.loads(query.cursor)
+            version, *parts = self._cursors.loads(query.cursor)
         except (BadSignature, ValueError, TypeError) as error:
             problem = "was altered, is cut off, or is not one of this history"
             raise HistoryQueryError("cursor", problem) from error
         if version != VERSION:
             raise HistoryQueryError("cursor", "is outdated: begin again without it")
+        digest, place, runs = parts
         if digest != query.digest:
             raise HistoryQueryError("cursor", "belongs to other filters or another order")
         ends = [place]
@@ -301,20 +303,30 @@ def _packed(place: _Place, digest: str) -> list[Any]:
 
 
 def _fit(
-    place: _Place, settled: int, rows: list[Any], is_last: bool
+    place: _Place,
+    settled: int,
+    now: int,
+    *,
+    rows: list[Any],
+    is_last: bool,
+    end: int | None,
 ) -> tuple[list[Any], bool, _Place]:
     """What of the rows a page shows, whether it is the last, and where that leads.
 
     A removal can be stored a little later than its id says. So a cursor leads back to where nothing
-    can come any more, and knows what of the rest was shown; what it cannot know waits.
+    can come any more, and knows what of the rest was shown; what it cannot know waits. If that is
+    of a clock ahead of ours, it waits too long for whoever asks for the next page at once.
     """
+    reached = end if end is not None else rows[-1].id if rows else settled
     while True:
-        bound = settled if is_last or not rows else min(settled, rows[-1].id)
+        bound = settled if is_last else min(settled, reached)
         after = place.move(bound, [row.id for row in rows])
         if len(after.shown) <= MAX_SHOWN or not rows:
             return rows, is_last, after
-        is_last = False
-        rows = rows[: -max(1, len(after.shown) - MAX_SHOWN)]
+        fit = max(0, min(len(rows) - 1, len(rows) + MAX_SHOWN - len(after.shown)))
+        is_last = fit == 0 and rows[0].id > now
+        rows = rows[:fit]
+        reached = rows[-1].id if rows else settled
 
 
 def _resolve(connection: Connection, query: HistoryQuery) -> Search | None:
@@ -334,17 +346,29 @@ def _resolve(connection: Connection, query: HistoryQuery) -> Search | None:
     if not all(found.values()):
         return None
     if query.since is not None:
-        found["since"] = id_at(query.since)
-        found["low"] = found["since"] - 1
+        found["low"] = _first_id(connection, query.since) - 1
     if query.until is not None:
-        found["until"] = id_at(query.until)
-        found["high"] = found["until"] + MAX_REMOVALS
+        found["high"] = _first_id(connection, query.until)
     return Search(**found)
+
+
+def _first_id(connection: Connection, moment: datetime) -> int:
+    """The least id that removals have which were received at that moment, or later.
+
+    A delivery of before may have ids that are later moments.
+    """
+    first, column = id_at(moment), removal_table.c
+    later = select(column.delivery_id).where(column.id >= first).order_by(column.id).limit(1)
+    before = connection.scalar(later)
+    if before is None or before >= first:
+        return first
+    its = column.id.between(first, before + MAX_REMOVALS), column.delivery_id == before
+    return 1 + (connection.scalar(select(func.max(column.id)).where(*its)) or first)
 
 
 def _find(
     connection: Connection, search: Search, place: _Place, is_desc: bool, limit: int
-) -> list[Any]:
+) -> Found:
     """Rows from that place on, without those that were shown."""
     finder = Finder(connection)
     rows: list[Any] = []
@@ -352,13 +376,14 @@ def _find(
         search = replace(search, high=min(search.high, place.id))
         return finder.find(search, is_desc=True, limit=limit)
     low = max(search.low, place.id)
+    at_once = max(limit, CHUNK) if place.shown else limit
     while len(rows) < limit:
-        more = finder.find(replace(search, low=low), is_desc=False, limit=limit)
-        rows += [row for row in more if not place.has(row.id)]
-        if len(more) < limit:
-            break
-        low = more[-1].id
-    return rows[:limit]
+        more = finder.find(replace(search, low=low), is_desc=False, limit=at_once)
+        rows += [row for row in more.rows if not place.has(row.id)]
+        if len(rows) < limit and len(more.rows) < at_once:
+            return Found(rows, more.end)
+        low = more.rows[-1].id
+    return Found(rows[:limit])
 
 
 def _values(connection: Connection, rows: Sequence[Any]) -> list[Values]:

@@ -156,14 +156,14 @@ removal = Table(
     Column("request_id", ExactText(255), nullable=False),
     PrimaryKeyConstraint("id", name="pk_imcallback_removal"),
     # Each is in the order of the pages, so that whatever is asked for is a range of one, or a few.
-    # An account's removals; those of another source are passed over within the index.
+    # Where the source is in it, removals of another are passed over without reading them.
     Index("ix_imcallback_removal_owner_id", "owner_id", "id", "source_id"),
     Index("ix_imcallback_removal_target_id", "target_id", "id", "source_id"),
     # Those between two accounts, of which each may have many.
     Index("ix_imcallback_removal_pair", "owner_id", "target_id", "id"),
     # All combinations of provider, app_id, command, relation and platform.
     Index("ix_imcallback_removal_source_id", "source_id", "id"),
-    Index("ix_imcallback_removal_client_ip", "client_ip", "id"),
+    Index("ix_imcallback_removal_client_ip", "client_ip", "id", "source_id"),
     Index("ix_imcallback_removal_request_id", "request_id", "id"),
 )
 

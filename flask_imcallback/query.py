@@ -32,7 +32,7 @@ TEXT_FILTERS = (
 MAY_BE_EMPTY = frozenset(["app_id", "command", "platform", "client_ip", "request_id"])
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 MAX_ALTERNATIVES = 10_000
-"""Databases take some ten thousand parameters."""
+"""Of all filters together; databases take some ten thousand parameters."""
 BUCKETS = ("hour", "day", "week", "month")
 GROUPS = ("provider", "app_id", "command", "relation", "platform")
 
@@ -67,13 +67,16 @@ class HistoryQuery:
         return cls(texts=texts, **given)
 
     def __post_init__(self) -> None:
+        numbers = {name: len(values) for name, values in self.texts.items()}
+        numbers["delivery_id"] = len(self.delivery_id or ())
+        if sum(numbers.values()) > MAX_ALTERNATIVES:
+            problem = f"makes, with the others, more than {MAX_ALTERNATIVES} alternatives"
+            raise HistoryQueryError(max(numbers, key=lambda name: numbers[name]), problem)
         for name, values in self.texts.items():
-            _check_number_of(name, values)
             for value in values:
                 _check_text(name, value)
         if "peer_id" in self.texts and "account_id" not in self.texts:
             raise HistoryQueryError("peer_id", "is the other side of account_id, and needs it")
-        _check_number_of("delivery_id", self.delivery_id or ())
         for number in self.delivery_id or ():
             _check_number("delivery_id", number, MAX_ID)
         _check_range(self.since, self.until)
@@ -160,11 +163,6 @@ def _ids_at(*moments: datetime | None) -> list[int | None]:
 
 def _sequence(value: Any) -> tuple[Any, ...]:
     return tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
-
-
-def _check_number_of(name: str, values: tuple[Any, ...]) -> None:
-    if len(values) > MAX_ALTERNATIVES:
-        raise HistoryQueryError(name, f"has more than {MAX_ALTERNATIVES} alternatives")
 
 
 def _check_text(name: str, value: object) -> None:

@@ -9,7 +9,7 @@ all columns of an index can only be that of this index, and comparing them as a 
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
@@ -20,10 +20,15 @@ from .models import MAX_ID
 COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id", "client_ip", "request_id")
 MAX_RANGES = 200
 """Of more than these together, the database itself chooses how to find them."""
+MAX_VALUES = 25_000
+"""Parameters of a statement, of which SQLite takes 32,766."""
 FEW = 8
 """Ranges of a way that are looked at to choose between it and another."""
 DENSE = 20
 """Removals that are read for each that is found, before an index of few of them is quicker."""
+STEPS, STEP_IN_INDEX = (2_000, 20_000), 200_000
+"""Entries that are read, one step after the other, for those that meet the other conditions: so
+many at last, if the index itself tells whether they do. The rest is for the next page."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,10 +45,6 @@ class Search:
     delivery_id: tuple[int, ...] | None = None
     spans: tuple[tuple[int, int], ...] = ()
     """First and last ids of the removals of each of those deliveries."""
-    since: int | None = None
-    """Delivery id, inclusive."""
-    until: int | None = None
-    """Delivery id, exclusive."""
     low: int = -1
     """An id below all that are searched."""
     high: int = MAX_ID
@@ -67,8 +68,23 @@ class Way:
 
     ranges: Sequence[Range]
     met: frozenset[str]
-    weight: float = 1
-    """What it costs to pass over an entry that does not meet the others."""
+    unmet: frozenset[str] = frozenset()
+    """The other conditions of the search."""
+    has_source: bool = False
+    """Whether the indexes tell the source."""
+
+    @property
+    def is_told_by_index(self) -> bool:
+        return self.has_source and self.unmet <= {"source_id"}
+
+
+@dataclass(frozen=True)
+class Found:
+    """Rows of `COLUMNS`, in order."""
+
+    rows: list[Any]
+    end: int | None = None
+    """The id up to which the search came, if it did not come to its end nor to its limit."""
 
 
 KEY = Way((Range(),), frozenset())
@@ -78,27 +94,50 @@ def ways(search: Search) -> list[Way]:
     """Those that are narrower than the whole table; the first is best where it is the only one."""
     if search.delivery_id is not None:
         spans = search.spans
-        if len(spans) > MAX_RANGES:
-            return [Way([Range(span=(min(spans)[0], max(spans)[1]))], frozenset())]
-        return [Way([Range(span=span) for span in spans], frozenset(["delivery_id"]))]
+        way = _way(search, [Range(span=span) for span in spans], "delivery_id")
+        if _fits(search, way):
+            return [way]
+        return [Way([Range(span=(min(spans)[0], max(spans)[1]))], frozenset())]
     pairs, met = _pairs(search)
-    if pairs and len(pairs) <= MAX_RANGES:
-        return [Way([_range("pair", owner_id=o, target_id=t) for o, t in pairs], frozenset(met))]
+    way = _way(search, [_range("pair", owner_id=o, target_id=t) for o, t in pairs], *met)
+    if pairs and _fits(search, way):
+        return [way]
     found = []
     for name in ("request_id", "client_ip", "owner_id", "target_id", "source_id"):
         if values := getattr(search, name):
-            ranges = [_range(name, **{name: value}) for value in values]
-            has_source = name in ("owner_id", "target_id")
-            found.append(Way(ranges, frozenset([name]), 0.1 if has_source else 1))
+            found.append(_way(search, [_range(name, **{name: value}) for value in values], name))
     if accounts := search.account_id:
         ranges = [_range("owner_id", owner_id=account) for account in accounts]
         ranges += [_range("target_id", no_owner=accounts, target_id=a) for a in accounts]
-        found.append(Way(ranges, frozenset(["account_id"] if not search.peer_id else []), 0.1))
-    return [way for way in found if len(way.ranges) <= MAX_RANGES]
+        found.append(_way(search, ranges, *["account_id"] * (not search.peer_id)))
+    fitting = [way for way in found if _fits(search, way)]
+    if len(fitting) < len(found) and all(way.met == {"source_id"} for way in fitting):
+        return []
+    return fitting
+
+
+def _way(search: Search, ranges: list[Range], *met: str) -> Way:
+    asked = {name for name in (*COLUMNS[1:], "account_id") if getattr(search, name) is not None}
+    has_source = all(one.index in WITH_SOURCE for one in ranges)
+    return Way(ranges, frozenset(met), frozenset(asked - {*met}), has_source)
+
+
+def _fits(search: Search, way: Way) -> bool:
+    """Whether a statement can have all ranges, each with the conditions that are not met."""
+    if len(way.ranges) > MAX_RANGES:
+        return False
+    binds = _Binds()
+    _conditions(binds, search, way.met)
+    of_owners = sum(len(one.no_owner) for one in way.ranges)
+    return len(way.ranges) * len(binds.values) + of_owners <= MAX_VALUES
+
+
+PREFIX = "ix_imcallback_removal_"
+WITH_SOURCE = {f"{PREFIX}{name}" for name in ("owner_id", "target_id", "client_ip")}
 
 
 def _range(name: str, no_owner: tuple[str, ...] = (), **equal: Any) -> Range:
-    return Range(f"ix_imcallback_removal_{name}", equal, no_owner=no_owner)
+    return Range(f"{PREFIX}{name}", equal, no_owner=no_owner)
 
 
 def _pairs(search: Search) -> tuple[list[tuple[str, str]], list[str]]:
@@ -125,11 +164,11 @@ class Finder:
         self.statements: list[tuple[str, dict[str, Any]]] = []
         """Those that were run, for whoever wants to explain them."""
 
-    def find(self, search: Search, *, is_desc: bool, limit: int) -> list[Any]:
-        """Rows of `COLUMNS`, in order."""
+    def find(self, search: Search, *, is_desc: bool, limit: int) -> Found:
+        """The first rows of a search, as far as they are found by reading a bounded part of it."""
         possible = ways(search)
         if not possible:
-            return self._rows(self._one(search, KEY, is_desc, limit))
+            return Found(self._rows(self._one(search, KEY, is_desc, limit)))
         if len(possible) > 1:
             way = self._narrowest(search, possible, is_desc, limit)
         else:
@@ -138,10 +177,20 @@ class Finder:
                 # Most often there are enough of them among the next of all removals.
                 near = self._near(search, is_desc, limit)
                 if len(near) == limit:
-                    return near
-        if len(way.ranges) == 1:
-            return self._rows(self._one(search, way, is_desc, limit))
-        return self._rows(self._several(search, way, is_desc, limit)) if way.ranges else []
+                    return Found(near)
+        if not way.ranges:
+            return Found([])
+        if not way.unmet:
+            return Found(self._read(search, way, is_desc, limit))
+        return self._find_stepwise(search, way, is_desc, limit)
+
+    def first(self, search: Search) -> Any | None:
+        """The row with the lowest id."""
+        while True:
+            found = self.find(search, is_desc=False, limit=1)
+            if found.rows or found.end is None:
+                return found.rows[0] if found.rows else None
+            search = replace(search, low=found.end)
 
     def count(self, search: Search, width: int, *, by_source: bool) -> list[Any]:
         """Rows of a bucket's number, a source id and how many there are.
@@ -165,12 +214,6 @@ class Finder:
         union = " UNION ALL ".join(f"SELECT {what} {part}" for part in parts)
         sql = f"SELECT bucket, source, COUNT(*) FROM ({union}) AS found GROUP BY bucket, source"
         return self._rows((sql, binds.values))
-
-    def first_id(self, search: Search) -> int | None:
-        """Of all removals between the bounds of the search."""
-        bounds = Search(low=search.low, high=search.high)
-        rows = self._rows(self._one(bounds, KEY, False, 1, what="id"))
-        return rows[0][0] if rows else None
 
     def _rows(self, statement: tuple[str, dict[str, Any]]) -> list[Any]:
         self.statements.append(statement)
@@ -196,9 +239,38 @@ class Finder:
         cost = dict.fromkeys(range(len(possible)), 0.0)
         for (way, _), last in zip(asked, found, strict=True):
             distance = whole if last is None else abs(first - last)
-            scale = max(1, len(way.ranges) / FEW) * way.weight
+            scale = max(1, len(way.ranges) / FEW) * (0.1 if way.is_told_by_index else 1)
             cost[possible.index(way)] += scale / max(distance, 1)
         return possible[min(cost, key=lambda number: cost[number])]
+
+    def _find_stepwise(self, search: Search, way: Way, is_desc: bool, limit: int) -> Found:
+        """Those of the ranges that meet the other conditions, however few they are."""
+        rows: list[Any] = []
+        for step in (*STEPS, STEP_IN_INDEX) if way.is_told_by_index else STEPS:
+            end = self._end(search, way, is_desc, step // len(way.ranges))
+            if end is None:
+                return Found(rows + self._read(search, way, is_desc, limit - len(rows)))
+            near = replace(search, low=end - 1) if is_desc else replace(search, high=end + 1)
+            rows += self._read(near, way, is_desc, limit - len(rows))
+            if len(rows) == limit:
+                return Found(rows)
+            search = replace(search, high=end) if is_desc else replace(search, low=end)
+        return Found(rows, end)
+
+    def _end(self, search: Search, way: Way, is_desc: bool, step: int) -> int | None:
+        """The next id that is so many entries on in one of the ranges; None if all are shorter."""
+        binds = _Binds()
+        ends = []
+        for one in way.ranges:
+            entries = self._from(binds, search, way, one, is_desc, conditions=False)
+            ends.append(f"(SELECT id {entries} LIMIT 1 OFFSET {step})")
+        row = self._rows((f"SELECT {', '.join(ends)}", binds.values))[0]
+        nearest = max if is_desc else min
+        return nearest((end for end in row if end is not None), default=None)
+
+    def _read(self, search: Search, way: Way, is_desc: bool, limit: int) -> list[Any]:
+        make = self._one if len(way.ranges) == 1 else self._several
+        return self._rows(make(search, way, is_desc, limit))
 
     def _near(self, search: Search, is_desc: bool, limit: int) -> list[Any]:
         binds = _Binds()
@@ -213,11 +285,11 @@ class Finder:
         return self._rows((sql, binds.values))
 
     def _one(
-        self, search: Search, way: Way, is_desc: bool, limit: int, what: str = ", ".join(COLUMNS)
+        self, search: Search, way: Way, is_desc: bool, limit: int
     ) -> tuple[str, dict[str, Any]]:
         binds = _Binds()
         part = self._from(binds, search, way, way.ranges[0], is_desc)
-        return f"SELECT {what} {part} LIMIT {limit}", binds.values
+        return f"SELECT {', '.join(COLUMNS)} {part} LIMIT {limit}", binds.values
 
     def _several(
         self, search: Search, way: Way, is_desc: bool, limit: int
@@ -309,9 +381,4 @@ def _conditions(binds: _Binds, search: Search, met: frozenset[str]) -> list[str]
                 side += f" AND {other} IN {binds.several(others)}"
             sides.append(f"({side})")
         found.append(f"({' OR '.join(sides)})")
-    # A removal's id is near its delivery's, which is exactly the time.
-    if search.since is not None:
-        found.append(f"delivery_id >= {binds(search.since)}")
-    if search.until is not None:
-        found.append(f"delivery_id < {binds(search.until)}")
     return found

@@ -15,7 +15,7 @@ INDEXES = {
     "target_id": ["target_id", "id", "source_id"],
     "pair": ["owner_id", "target_id", "id"],
     "source_id": ["source_id", "id"],
-    "client_ip": ["client_ip", "id"],
+    "client_ip": ["client_ip", "id", "source_id"],
     "request_id": ["request_id", "id"],
 }
 SHARED = "provider, app_id, command, relation, platform"
