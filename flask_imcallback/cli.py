@@ -233,7 +233,8 @@ def _shown(parts: Iterator[list[Values]], query: HistoryQuery) -> Iterator[list[
         for part in parts:
             yield part
             reached = part[-1][0]
-            bar.update((last - reached if query.order == "desc" else reached - first) - bar.pos)
+            covered = last - reached if query.order == "desc" else reached - first
+            bar.update(max(0, covered - bar.pos))
         bar.update(whole - bar.pos)
 
 

@@ -19,7 +19,7 @@ from sqlalchemy.exc import SQLAlchemyError
 from .buckets import starts_between
 from .errors import HistoryQueryError, StorageError, TooWideError
 from .events import Record, Relation
-from .models import MAX_ID, MAX_REMOVALS, id_at, moment_of
+from .models import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
 from .models import delivery as delivery_table
 from .models import removal as removal_table
 from .models import source as source_table
@@ -36,6 +36,8 @@ UNSETTLED = timedelta(seconds=5)
 """What a transaction may take, and clocks may differ, beyond the deadline."""
 MAX_SHOWN = 400
 """Runs of ids in a cursor, which has to fit an address."""
+SOURCE = ", ".join(column.name for column in source_table.c)
+START = EPOCH.replace(tzinfo=None)
 VERSION = 2
 """Of cursors."""
 Values = tuple[Any, ...]
@@ -388,10 +390,12 @@ def _find(
 
 def _values(connection: Connection, rows: Sequence[Any]) -> list[Values]:
     """The rows with what they share with others."""
-    ids = {row[2] for row in rows}
-    asked = select(source_table).where(source_table.c.id.in_(ids))
-    shared = {source[0]: source[1:] for source in connection.execute(asked)} if ids else {}
-    data, clock = [], _Clock()
+    if not rows:
+        return []
+    ids = ", ".join({str(row[2]) for row in rows})
+    asked = f"SELECT {SOURCE} FROM imcallback_source WHERE id IN ({ids})"  # noqa: S608
+    shared = {source[0]: source[1:] for source in connection.exec_driver_sql(asked)}
+    data = []
     try:
         for id, delivery_id, source_id, owner_id, target_id, client_ip, request_id in rows:
             provider, app_id, command, relation, platform = shared[source_id]
@@ -399,26 +403,12 @@ def _values(connection: Connection, rows: Sequence[Any]) -> list[Values]:
                 (
                     *(id, provider, app_id, command, relation, owner_id, target_id),
                     *(id - delivery_id, delivery_id, client_ip, platform, request_id),
-                    clock.text(delivery_id),
+                    f"{(START + delivery_id * MICROSECOND).isoformat('T', 'microseconds')}Z",
                 )
             )
     except KeyError as error:
         raise StorageError(f"imcallback_source has no row {error}") from error
     return data
-
-
-class _Clock:
-    """Tells what time an id is, as text; most often it is in the same second as the last."""
-
-    def __init__(self) -> None:
-        self._second, self._text = -1, ""
-
-    def text(self, delivery_id: int) -> str:
-        second, rest = divmod(delivery_id, 1_000_000)
-        if second != self._second:
-            self._second = second
-            self._text = moment_of(second * 1_000_000).strftime("%Y-%m-%dT%H:%M:%S")
-        return f"{self._text}.{rest:06}Z"
 
 
 def _record(values: Values) -> Record:

@@ -2,8 +2,10 @@
 """A search among the removals, as ranges of the indexes, each in the order of ids.
 
 SQL as text: what a planner makes of it decides between a millisecond and a minute, and each
-database has its own words to say which index is meant. In PostgreSQL, which has none, the order by
-all columns of an index can only be that of this index, and comparing them as a row is its range.
+database has its own words to say which index is meant. PostgreSQL has none. There, the order by the
+first column of an index and the id can only be that of the index, as long as the planner does not
+see that the first is always the same, which is why it is given as an array of one; and other
+conditions stand outside of a LIMIT, where they do not lead it to other indexes.
 """
 
 from __future__ import annotations
@@ -13,7 +15,7 @@ from dataclasses import dataclass, field, replace
 from itertools import product
 from typing import Any
 
-from sqlalchemy import Connection, text
+from sqlalchemy import Connection
 
 from .models import MAX_ID
 
@@ -26,7 +28,7 @@ FEW = 8
 """Ranges of a way that are looked at to choose between it and another."""
 DENSE = 20
 """Removals that are read for each that is found, before an index of few of them is quicker."""
-STEPS, STEP_IN_INDEX = (2_000, 20_000), 200_000
+STEPS, STEP_IN_INDEX = (1_000, 10_000), 150_000
 """Entries that are read, one step after the other, for those that meet the other conditions: so
 many at last, if the index itself tells whether they do. The rest is for the next page."""
 
@@ -59,7 +61,7 @@ class Range:
     equal: Mapping[str, Any] = field(default_factory=dict)
     span: tuple[int, int] = (0, MAX_ID)
     no_owner: tuple[str, ...] = ()
-    """Owners whose removals are in other ranges."""
+    """Owners whose removals are in other ranges, too."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +101,7 @@ def ways(search: Search) -> list[Way]:
             return [way]
         return [Way([Range(span=(min(spans)[0], max(spans)[1]))], frozenset())]
     pairs, met = _pairs(search)
-    way = _way(search, [_range("pair", owner_id=o, target_id=t) for o, t in pairs], *met)
+    way = _way(search, pairs, *met)
     if pairs and _fits(search, way):
         return [way]
     found = []
@@ -140,19 +142,29 @@ def _range(name: str, no_owner: tuple[str, ...] = (), **equal: Any) -> Range:
     return Range(f"{PREFIX}{name}", equal, no_owner=no_owner)
 
 
-def _pairs(search: Search) -> tuple[list[tuple[str, str]], list[str]]:
-    """Owners and targets, where both are known."""
-    if search.account_id and search.peer_id:
-        many = len(search.account_id) * len(search.peer_id) * 2
-        if many > MAX_RANGES:
-            return [], []
-        one = list(product(search.account_id, search.peer_id))
-        return list(dict.fromkeys(one + [(b, a) for a, b in one])), ["account_id", "peer_id"]
-    if search.owner_id and search.target_id:
-        if len(search.owner_id) * len(search.target_id) > MAX_RANGES:
-            return [], []
-        return list(product(search.owner_id, search.target_id)), ["owner_id", "target_id"]
-    return [], []
+def _pairs(search: Search) -> tuple[list[Range], list[str]]:
+    """Ranges for a search that names both sides, and the conditions that they meet."""
+    owners, targets, accounts = search.owner_id, search.target_id, search.account_id
+    sides = [side for side in (accounts, search.peer_id, owners, targets) if side][:2]
+    if len(sides) < 2 or len(sides[0]) * len(sides[1]) > MAX_RANGES:
+        return [], []
+    whole: list[Range] = []
+    if accounts and search.peer_id:
+        pairs = [pair for a, b in product(accounts, search.peer_id) for pair in ((a, b), (b, a))]
+        met = ["account_id", "peer_id"]
+    elif owners and targets:
+        pairs, met = list(product(owners, targets)), ["owner_id", "target_id"]
+    elif owners and accounts:
+        whole = [_range("owner_id", owner_id=owner) for owner in owners if owner in accounts]
+        pairs = [(owner, a) for owner in owners if owner not in accounts for a in accounts]
+        met = ["owner_id", "account_id"]
+    else:
+        targets, accounts = targets or (), accounts or ()
+        whole = [_range("target_id", target_id=target) for target in targets if target in accounts]
+        pairs = [(a, target) for target in targets if target not in accounts for a in accounts]
+        met = ["target_id", "account_id"]
+    of_pairs = [_range("pair", owner_id=o, target_id=t) for o, t in dict.fromkeys(pairs)]
+    return whole + of_pairs, met
 
 
 class Finder:
@@ -161,6 +173,7 @@ class Finder:
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._dialect = connection.dialect.name
+        self._mark = ":{}" if self._dialect == "sqlite" else "%({})s"
         self.statements: list[tuple[str, dict[str, Any]]] = []
         """Those that were run, for whoever wants to explain them."""
 
@@ -168,7 +181,7 @@ class Finder:
         """The first rows of a search, as far as they are found by reading a bounded part of it."""
         possible = ways(search)
         if not possible:
-            return Found(self._rows(self._one(search, KEY, is_desc, limit)))
+            return Found(self._rows(self._one(search, KEY, is_desc, limit, None)))
         if len(possible) > 1:
             way = self._narrowest(search, possible, is_desc, limit)
         else:
@@ -181,7 +194,7 @@ class Finder:
         if not way.ranges:
             return Found([])
         if not way.unmet:
-            return Found(self._read(search, way, is_desc, limit))
+            return Found(self._read(search, way, is_desc, limit, None))
         return self._find_stepwise(search, way, is_desc, limit)
 
     def first(self, search: Search) -> Any | None:
@@ -206,19 +219,24 @@ class Finder:
             way = self._narrowest(search, possible, True, 1000)
         if not way.ranges:
             return []
-        binds = _Binds()
+        binds = _Binds(self._mark)
         divided = "delivery_id DIV" if self._dialect in ("mysql", "mariadb") else "delivery_id /"
         bucket = f"{divided} {int(width)}"
         what = f"{bucket} AS bucket, {'source_id' if by_source else '0'} AS source"
-        parts = (self._from(binds, search, way, one, None) for one in way.ranges)
-        union = " UNION ALL ".join(f"SELECT {what} {part}" for part in parts)
+        parts = []
+        for one in way.ranges:
+            where = _conditions(binds, search, way.met)
+            if one.no_owner:
+                where.append(f"owner_id NOT IN {binds.several(one.no_owner)}")
+            parts.append(f"SELECT {what} {self._entries(binds, search, one, None, where)}")
+        union = " UNION ALL ".join(parts)
         sql = f"SELECT bucket, source, COUNT(*) FROM ({union}) AS found GROUP BY bucket, source"
         return self._rows((sql, binds.values))
 
     def _rows(self, statement: tuple[str, dict[str, Any]]) -> list[Any]:
         self.statements.append(statement)
-        sql, values = statement
-        return list(self._connection.execute(text(sql), values))
+        # To have SQLAlchemy compile it takes longer than to run it.
+        return list(self._connection.exec_driver_sql(*statement).all())
 
     def _narrowest(self, search: Search, possible: list[Way], is_desc: bool, limit: int) -> Way:
         """That by which the fewest entries must be read, as far as one can see from here.
@@ -226,11 +244,11 @@ class Finder:
         The entry that is `limit` further on, in each range, tells how close they lie.
         """
         asked = [(way, one) for way in possible for one in way.ranges[:FEW]]
-        binds = _Binds()
-        start = self._from(binds, search, KEY, Range(), is_desc, conditions=False)
+        binds = _Binds(self._mark)
+        start = self._entries(binds, search, Range(), is_desc)
         probes = [f"(SELECT id {start} LIMIT 1)"]
-        for way, one in asked:
-            entries = self._from(binds, search, way, one, is_desc, conditions=False)
+        for _, one in asked:
+            entries = self._entries(binds, search, one, is_desc)
             probes.append(f"(SELECT id {entries} LIMIT 1 OFFSET {limit})")
         first, *found = self._rows((f"SELECT {', '.join(probes)}", binds.values))[0]
         if first is None:
@@ -249,9 +267,9 @@ class Finder:
         for step in (*STEPS, STEP_IN_INDEX) if way.is_told_by_index else STEPS:
             end = self._end(search, way, is_desc, step // len(way.ranges))
             if end is None:
-                return Found(rows + self._read(search, way, is_desc, limit - len(rows)))
+                return Found(rows + self._read(search, way, is_desc, limit - len(rows), step))
             near = replace(search, low=end - 1) if is_desc else replace(search, high=end + 1)
-            rows += self._read(near, way, is_desc, limit - len(rows))
+            rows += self._read(near, way, is_desc, limit - len(rows), step)
             if len(rows) == limit:
                 return Found(rows)
             search = replace(search, high=end) if is_desc else replace(search, low=end)
@@ -259,23 +277,28 @@ class Finder:
 
     def _end(self, search: Search, way: Way, is_desc: bool, step: int) -> int | None:
         """The next id that is so many entries on in one of the ranges; None if all are shorter."""
-        binds = _Binds()
+        binds = _Binds(self._mark)
         ends = []
         for one in way.ranges:
-            entries = self._from(binds, search, way, one, is_desc, conditions=False)
+            entries = self._entries(binds, search, one, is_desc)
             ends.append(f"(SELECT id {entries} LIMIT 1 OFFSET {step})")
         row = self._rows((f"SELECT {', '.join(ends)}", binds.values))[0]
         nearest = max if is_desc else min
         return nearest((end for end in row if end is not None), default=None)
 
-    def _read(self, search: Search, way: Way, is_desc: bool, limit: int) -> list[Any]:
-        make = self._one if len(way.ranges) == 1 else self._several
-        return self._rows(make(search, way, is_desc, limit))
+    def _read(
+        self, search: Search, way: Way, is_desc: bool, limit: int, step: int | None
+    ) -> list[Any]:
+        """The first rows; there are no more than `step` entries, if that is given."""
+        # What only the index is asked about, PostgreSQL answers from it if nothing else is wanted.
+        is_plain = len(way.ranges) == 1 and not (way.unmet and way.is_told_by_index)
+        make = self._one if is_plain else self._several
+        return self._rows(make(search, way, is_desc, limit, step))
 
     def _near(self, search: Search, is_desc: bool, limit: int) -> list[Any]:
-        binds = _Binds()
+        binds = _Binds(self._mark)
         order = "DESC" if is_desc else "ASC"
-        entries = self._from(binds, search, KEY, Range(), is_desc, conditions=False)
+        entries = self._entries(binds, search, Range(), is_desc)
         names = ", ".join(COLUMNS)
         conditions = " AND ".join(_conditions(binds, search, frozenset()))
         sql = (
@@ -285,26 +308,34 @@ class Finder:
         return self._rows((sql, binds.values))
 
     def _one(
-        self, search: Search, way: Way, is_desc: bool, limit: int
+        self, search: Search, way: Way, is_desc: bool, limit: int, step: int | None
     ) -> tuple[str, dict[str, Any]]:
-        binds = _Binds()
-        part = self._from(binds, search, way, way.ranges[0], is_desc)
-        return f"SELECT {', '.join(COLUMNS)} {part} LIMIT {limit}", binds.values
+        binds, names = _Binds(self._mark), ", ".join(COLUMNS)
+        part = self._from(binds, search, way, way.ranges[0], is_desc, step=step, names=names)
+        return f"SELECT {names} {part} LIMIT {limit}", binds.values
 
     def _several(
-        self, search: Search, way: Way, is_desc: bool, limit: int
+        self, search: Search, way: Way, is_desc: bool, limit: int, step: int | None
     ) -> tuple[str, dict[str, Any]]:
-        """Each range has its own limit; the rows are read only of those that are in the page."""
-        binds = _Binds()
+        """Each range has its own limit; rows are read only of the ids that are in the page."""
+        binds = _Binds(self._mark)
         order = "DESC" if is_desc else "ASC"
-        parts = (self._from(binds, search, way, one, is_desc) for one in way.ranges)
-        union = " UNION ALL ".join(
+        asked = dict.fromkeys(["id", *sorted(way.unmet - {"account_id"})])
+        if "account_id" in way.unmet:
+            asked |= dict.fromkeys(["owner_id", "target_id"])
+        parts = (
+            self._from(binds, search, way, one, is_desc, step=step, names=", ".join(asked))
+            for one in way.ranges
+        )
+        # Whoever removes himself is on both sides.
+        union = " UNION " if any(one.no_owner for one in way.ranges) else " UNION ALL "
+        ids = union.join(
             f"SELECT id FROM (SELECT id {part} LIMIT {limit}) AS r{number}"
             for number, part in enumerate(parts)
         )
         names = ", ".join(f"removal.{name}" for name in COLUMNS)
         sql = (
-            f"SELECT {names} FROM (SELECT id FROM ({union}) AS ids ORDER BY id {order}"
+            f"SELECT {names} FROM (SELECT id FROM ({ids}) AS ids ORDER BY id {order}"
             f" LIMIT {limit}) AS page JOIN imcallback_removal AS removal ON removal.id = page.id"
             f" ORDER BY removal.id {order}"
         )
@@ -316,50 +347,59 @@ class Finder:
         search: Search,
         way: Way,
         one: Range,
-        is_desc: bool | None,
+        is_desc: bool,
         *,
-        conditions: bool = True,
+        step: int | None,
+        names: str,
+    ) -> str:
+        """FROM, WHERE and ORDER BY of what is in a range and meets the other conditions."""
+        conditions = _conditions(binds, search, way.met)
+        if not conditions or step is None or self._dialect != "postgresql":
+            return self._entries(binds, search, one, is_desc, conditions)
+        entries = self._entries(binds, search, one, is_desc)
+        order = "DESC" if is_desc else "ASC"
+        return (
+            f"FROM (SELECT {names} {entries} LIMIT {step + 1}) AS entries"
+            f" WHERE {' AND '.join(conditions)} ORDER BY id {order}"
+        )
+
+    def _entries(
+        self,
+        binds: _Binds,
+        search: Search,
+        one: Range,
+        is_desc: bool | None,
+        conditions: Sequence[str] = (),
     ) -> str:
         """FROM, WHERE and ORDER BY of a range; in no order if `is_desc` is None."""
-        order = "" if is_desc is None else "DESC" if is_desc else "ASC"
-        low = binds(max(search.low, one.span[0] - 1))
-        high = binds(min(search.high, one.span[1] + 1))
-        names = [*one.equal, "id"]
-        values = [binds(value) for value in one.equal.values()]
-        hint = ""
-        if one.index and self._dialect == "postgresql" and order:
-            row = f"({', '.join(names)})"
-            where = [
-                f"{row} {sign} ({', '.join([*values, end])})"
-                for sign, end in ((">", low), ("<", high))
-            ]
-            by = ", ".join(f"{name} {order}" for name in names)
-        else:
-            where = [f"{name} = {value}" for name, value in zip(one.equal, values, strict=True)]
-            where += [f"id > {low}", f"id < {high}"]
-            by = f"id {order}"
-            if one.index and self._dialect == "sqlite":
-                hint = f" INDEXED BY {one.index}"
-            elif one.index and self._dialect in ("mysql", "mariadb"):
-                hint = f" FORCE INDEX ({one.index})"
-        if conditions:
-            where += _conditions(binds, search, way.met)
-            if one.no_owner:
-                where.append(f"owner_id NOT IN {binds.several(one.no_owner)}")
-        tail = f" ORDER BY {by}" if order else ""
-        return f"FROM imcallback_removal{hint} WHERE {' AND '.join(where)}{tail}"
+        where = [f"{name} = {binds(value)}" for name, value in one.equal.items()]
+        by, hint, order = ["id"], "", "DESC" if is_desc else "ASC"
+        if one.index and self._dialect == "sqlite":
+            hint = f" INDEXED BY {one.index}"
+        elif one.index and self._dialect in ("mysql", "mariadb"):
+            hint = f" FORCE INDEX ({one.index})"
+        elif one.index and is_desc is not None:
+            first, value = next(iter(one.equal.items()))
+            where[0] = f"{first} = ANY (ARRAY[{binds(value)}])"
+            by = [first, "id"]
+        where.append(f"id > {binds(max(search.low, one.span[0] - 1))}")
+        where.append(f"id < {binds(min(search.high, one.span[1] + 1))}")
+        where += conditions
+        sorted_by = "" if is_desc is None else f" ORDER BY {', '.join(f'{n} {order}' for n in by)}"
+        return f"FROM imcallback_removal{hint} WHERE {' AND '.join(where)}{sorted_by}"
 
 
 class _Binds:
     """Values on their way into a statement."""
 
-    def __init__(self) -> None:
+    def __init__(self, mark: str = "") -> None:
         self.values: dict[str, Any] = {}
+        self._mark = mark
 
     def __call__(self, value: Any) -> str:
         name = f"v{len(self.values)}"
         self.values[name] = value
-        return f":{name}"
+        return self._mark.format(name)
 
     def several(self, values: Iterable[Any]) -> str:
         return f"({', '.join([self(value) for value in values]) or 'NULL'})"

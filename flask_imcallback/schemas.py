@@ -9,17 +9,20 @@ from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
-from marshmallow import RAISE, Schema, ValidationError, fields
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields
 from marshmallow.validate import OneOf
 
 from .errors import HistoryQueryError
 from .events import Record, Relation, Status
 from .export import FORMATS
 from .history import Count
+from .models import MAX_ID
+from .providers.base import MAX_TEXT
 from .query import (
     BUCKETS,
     DEFAULT_LIMIT,
     GROUPS,
+    MAX_ALTERNATIVES,
     MAX_LIMIT,
     DeliveryQuery,
     HistoryQuery,
@@ -61,13 +64,24 @@ class WholeNumber(fields.Integer):
         return int(value)
 
 
-def _texts(description: str, *choices: str) -> fields.List[Any]:
-    text = fields.String(validate=OneOf(choices) if choices else None)
-    return fields.List(text, metadata={"description": description})
+# The metadata is for the OpenAPI document: the queries check what it says.
+def _alternatives(description: str, one: fields.Field[Any]) -> fields.List[Any]:
+    metadata = {"description": description, "maxItems": MAX_ALTERNATIVES}
+    return fields.List(one, metadata=metadata)
 
 
-def _choice(description: str, *choices: str) -> fields.String:
-    return fields.String(validate=OneOf(choices), metadata={"description": description})
+def _texts(description: str, *, min_length: int = 0) -> fields.List[Any]:
+    metadata = {"minLength": min_length, "maxLength": MAX_TEXT}
+    return _alternatives(description, fields.String(metadata=metadata))
+
+
+def _choices(description: str, *choices: str) -> fields.List[Any]:
+    return _alternatives(description, fields.String(validate=OneOf(choices)))
+
+
+def _choice(description: str, *choices: str, default: str | None = None) -> fields.String:
+    metadata = {"description": description} | ({"default": default} if default else {})
+    return fields.String(validate=OneOf(choices), metadata=metadata)
 
 
 class PeriodSchema(Schema):
@@ -81,27 +95,36 @@ class PeriodSchema(Schema):
 
 
 class OrderedSchema(PeriodSchema):
-    order = _choice("desc, newest first, or asc", "desc", "asc")
+    order = _choice("desc, newest first, or asc", "desc", "asc", default="desc")
 
 
 class PagedSchema(OrderedSchema):
-    limit = WholeNumber(metadata={"description": f"1 to {MAX_LIMIT}, else {DEFAULT_LIMIT}"})
+    limit = WholeNumber(
+        metadata={
+            "description": f"1 to {MAX_LIMIT}, else {DEFAULT_LIMIT}",
+            "minimum": 1,
+            "maximum": MAX_LIMIT,
+            "default": DEFAULT_LIMIT,
+        }
+    )
     cursor = fields.String(metadata={"description": "next_cursor of the page before"})
 
 
 class FilterSchema(Schema):
-    provider = _texts("tencent or openim")
+    provider = _texts("tencent or openim", min_length=1)
     app_id = _texts("Tencent's SDKAppID")
     command = _texts("the provider's name of the callback")
-    relation = _texts("friend or blacklist", *Relation)
-    owner_id = _texts("whose list changed")
-    target_id = _texts("who left the list")
-    account_id = _texts("on either side")
-    peer_id = _texts("on the other side than account_id")
+    relation = _choices("friend or blacklist", *Relation)
+    owner_id = _texts("whose list changed", min_length=1)
+    target_id = _texts("who left the list", min_length=1)
+    account_id = _texts("on either side", min_length=1)
+    peer_id = _texts("on the other side than account_id, which it needs", min_length=1)
     platform = _texts("as the provider tells it, such as iOS")
     client_ip = _texts("of the user who removed, as the provider tells it")
     request_id = _texts("Tencent's RequestId, OpenIM's operationID")
-    delivery_id = fields.List(WholeNumber(), metadata={"description": "of one delivery"})
+    delivery_id = _alternatives(
+        "of one delivery", WholeNumber(metadata={"minimum": 1, "maximum": MAX_ID})
+    )
 
 
 class HistoryQuerySchema(FilterSchema, PagedSchema):
@@ -111,24 +134,31 @@ class HistoryQuerySchema(FilterSchema, PagedSchema):
 class StatsQuerySchema(FilterSchema, PeriodSchema):
     """The parameters of the counts."""
 
-    bucket = _choice("hour, day, week (from Monday) or month, else day", *BUCKETS)
+    bucket = _choice("hour, day, week (from Monday) or month, else day", *BUCKETS, default="day")
     group_by = _choice(f"{', '.join(GROUPS)}, else none", *GROUPS)
-    tz = fields.String(metadata={"description": "where buckets begin: Asia/Shanghai, else UTC"})
+    tz = fields.String(
+        metadata={"description": "where buckets begin: Asia/Shanghai, else UTC", "default": "UTC"}
+    )
 
 
 class ExportQuerySchema(FilterSchema, OrderedSchema):
     """The parameters of an export."""
 
-    format = _choice("ndjson, csv or parquet, else ndjson", *FORMATS)
+    format = _choice("ndjson, csv or parquet, else ndjson", *FORMATS, default="ndjson")
     formulas = _choice(
-        "escape, or keep cells of CSV that a spreadsheet would run, else escape", "escape", "keep"
+        "escape, or keep cells of CSV that a spreadsheet would run, else escape",
+        *("escape", "keep"),
+        default="escape",
     )
 
 
 class DeliveryQuerySchema(PagedSchema):
     """The parameters of the deliveries."""
 
-    status = _texts(f"one of {', '.join(Status)}", *Status)
+    status = fields.List(
+        fields.String(validate=OneOf(list(Status))),
+        metadata={"description": f"one of {', '.join(Status)}"},
+    )
 
 
 def read(schema: Schema, parameters: Mapping[str, list[str]]) -> dict[str, Any]:
@@ -177,12 +207,24 @@ def _lower(message: str) -> str:
     return message[:1].lower() + message[1:].rstrip(".")
 
 
-class RemovalSchema(Schema):
+class AnswerSchema(Schema):
+    """What we say, in which no member is ever missing unless it says so itself; others may come."""
+
+    class Meta:
+        unknown = EXCLUDE
+
+    def on_bind_field(self, field_name: str, field_obj: fields.Field[Any]) -> None:
+        field_obj.required = not field_obj.metadata.get("may_be_missing")
+
+
+class RemovalSchema(AnswerSchema):
+    """`owner_id`'s list lost `target_id`."""
+
     id = fields.Integer()
     provider = fields.String()
     app_id = fields.String()
     command = fields.String()
-    relation = fields.Enum(Relation, by_value=True)
+    relation = fields.Enum(Relation, by_value=True, metadata={"type": "string"})
     owner_id = fields.String()
     target_id = fields.String()
     position = fields.Integer()
@@ -193,14 +235,14 @@ class RemovalSchema(Schema):
     received_at = Moment()
 
 
-class DeliverySchema(Schema):
+class DeliverySchema(AnswerSchema):
     """The body is text where it is UTF-8, else in base64."""
 
     id = fields.Integer()
     provider = fields.String()
     app_id = fields.String()
     command = fields.String()
-    status = fields.String()
+    status = fields.String(validate=OneOf(list(Status)))
     duplicate_of = fields.Integer(allow_none=True)
     error = fields.String()
     removal_count = fields.Integer()
@@ -210,23 +252,33 @@ class DeliverySchema(Schema):
     platform = fields.String()
     request_id = fields.String()
     query = fields.String()
-    headers = fields.Function(lambda row: json.loads(row["headers"]))
-    body = fields.Function(lambda row: _text(row["body"]))
+    headers = fields.Function(
+        lambda row: json.loads(row["headers"]),
+        metadata={"type": "object", "additionalProperties": {"type": "string"}},
+    )
+    body = fields.Function(
+        lambda row: _text(row["body"]), metadata={"type": "string"}, allow_none=True
+    )
     body_base64 = fields.Function(
-        lambda row: None if _text(row["body"]) is not None else b64encode(row["body"]).decode()
+        lambda row: None if _text(row["body"]) is not None else b64encode(row["body"]).decode(),
+        metadata={"type": "string"},
+        allow_none=True,
     )
     received_at = Moment()
 
 
-class StatsSchema(Schema):
+class StatsSchema(AnswerSchema):
     """The removals of a bucket, which is named by its begin."""
 
-    bucket = fields.Function(lambda count: count.bucket.isoformat().replace("+00:00", "Z"))
+    bucket = fields.Function(
+        lambda count: count.bucket.isoformat().replace("+00:00", "Z"),
+        metadata={"type": "string", "format": "date-time"},
+    )
     group = fields.String(allow_none=True)
     count = fields.Integer()
 
 
-class TallySchema(Schema):
+class TallySchema(AnswerSchema):
     """The callbacks that were accepted, by command, and refused, by reason."""
 
     provider = fields.String()
@@ -236,9 +288,70 @@ class TallySchema(Schema):
     last_at = Moment()
 
 
-class WaitingSchema(Schema):
+class WaitingSchema(AnswerSchema):
+    """What waits in the spool."""
+
     waiting = fields.Integer(attribute="count")
     oldest = Moment(allow_none=True)
+
+
+# These are made by hand, of those above, and are here for the OpenAPI document.
+
+
+class HistoryPageSchema(AnswerSchema):
+    """A page of removals."""
+
+    data = fields.List(fields.Nested(RemovalSchema))
+    next_cursor = fields.String(allow_none=True)
+
+
+class OneRemovalSchema(RemovalSchema):
+    """A removal with the delivery that it came in."""
+
+    delivery = fields.Nested(DeliverySchema)
+
+
+class DeliveryPageSchema(AnswerSchema):
+    """A page of deliveries."""
+
+    data = fields.List(fields.Nested(DeliverySchema))
+    next_cursor = fields.String(allow_none=True)
+
+
+class OneDeliverySchema(DeliverySchema):
+    """A delivery with its removals."""
+
+    removals = fields.List(fields.Nested(RemovalSchema))
+
+
+class CountsSchema(AnswerSchema):
+    """All counts."""
+
+    data = fields.List(fields.Nested(StatsSchema))
+
+
+class HealthSchema(AnswerSchema):
+    """Whether callbacks can be recorded, and if not, why."""
+
+    status = fields.String(validate=OneOf(["ok", "unavailable"]))
+    problem = fields.String()
+    callbacks = fields.List(
+        fields.Nested(TallySchema),
+        metadata={"description": "for readers only", "may_be_missing": True},
+    )
+    spool = fields.Nested(WaitingSchema, metadata={"may_be_missing": True})
+
+
+class ProblemSchema(AnswerSchema):
+    """A problem of RFC 9457."""
+
+    type = fields.String()
+    title = fields.String()
+    status = fields.Integer()
+    detail = fields.String()
+    parameter = fields.String(
+        metadata={"description": "the one that is wrong", "may_be_missing": True}
+    )
 
 
 def _text(body: bytes) -> str | None:

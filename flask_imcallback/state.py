@@ -24,7 +24,7 @@ from .sqlite import be_durable
 from .tally import Tally
 
 EXTENSION = "imcallback"
-RESERVED = ("deliveries", "health", "history")
+RESERVED = ("deliveries", "docs", "health", "history")
 """Addresses of our own, which a provider's would hide."""
 
 

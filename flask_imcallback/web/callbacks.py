@@ -28,7 +28,7 @@ CHUNK = 64 * 1024
 def make_blueprint(providers: Iterable[str]) -> Blueprint:
     blueprint = Blueprint("imcallback_callbacks", __name__)
     for name in providers:
-        for rule in (f"/{name}", f"/{name}/<path:rest>"):
+        for rule in (f"/{name}", f"/{name}/<imcallback_rest:rest>"):
             blueprint.add_url_rule(
                 rule,
                 endpoint=name,

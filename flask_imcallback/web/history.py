@@ -124,9 +124,9 @@ ROUTES: dict[str, Callable[..., Response]] = {
     "/history": _history,
     "/history/stats": _stats,
     "/history/export": _export,
-    "/history/<path:removal_id>": _removal,
+    "/history/<imcallback_rest:removal_id>": _removal,
     "/deliveries": _deliveries,
-    "/deliveries/<path:delivery_id>": _delivery,
+    "/deliveries/<imcallback_rest:delivery_id>": _delivery,
 }
 
 

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from flask import Blueprint, Response
-from werkzeug.datastructures import WWWAuthenticate
 
 from ..errors import HistoryQueryError, StorageError, TooWideError
 
@@ -83,11 +83,14 @@ KINDS = (
 
 
 class ProblemError(Exception):
-    """A problem to answer with."""
+    """A problem to answer with; `schemes` are those that a reader may authenticate by."""
 
-    def __init__(self, kind: Kind, detail: str, **members: object) -> None:
+    def __init__(
+        self, kind: Kind, detail: str, *, schemes: Sequence[str] = ("Bearer",), **members: object
+    ) -> None:
         super().__init__(detail)
         self.kind = kind
+        self.schemes = schemes
         self.body = {
             "type": kind.type,
             "title": kind.title,
@@ -116,7 +119,8 @@ def _problem(problem: ProblemError) -> Response:
     response.status_code = problem.kind.status
     response.mimetype = "application/problem+json"
     if problem.kind is UNAUTHORIZED:
-        response.www_authenticate = WWWAuthenticate("bearer", {"realm": "imcallback"})
+        for scheme in problem.schemes:
+            response.headers.add("WWW-Authenticate", f'{scheme} realm="imcallback"')
     elif problem.kind is METHOD_NOT_ALLOWED:
         response.headers["Allow"] = "GET, HEAD, OPTIONS"
     return response

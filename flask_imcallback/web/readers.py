@@ -15,18 +15,27 @@ METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
 """All are routed to the guard, so that each gets an answer that its sender can read."""
 
 
-def token_is_known() -> bool | None:
-    """Whether the bearer token that the request presents is one of ours; None if it has none."""
+def token_is_known(*, in_browser: bool = False) -> bool | None:
+    """Whether the token that the request presents is one of ours; None if it has none.
+
+    In a browser it can be the password of Basic credentials. Another one there may be the host's.
+    """
     tokens, given = get_state().settings.history_tokens, request.authorization
-    if not tokens or given is None or given.type != "bearer":
+    if not tokens or given is None:
         return None
-    return is_one_of(given.token or "", tokens)
+    if in_browser and given.type == "basic":
+        return is_one_of(given.password or "", tokens) or None
+    return is_one_of(given.token or "", tokens) if given.type == "bearer" else None
 
 
 def guarded(
-    view: Callable[..., Any], decorators: Sequence[Callable[..., Any]]
+    view: Callable[..., Any], decorators: Sequence[Callable[..., Any]], *, in_browser: bool = False
 ) -> Callable[..., Any]:
-    """Open the view to readers alone."""
+    """Open the view to readers alone; one that is seen `in_browser` takes Basic credentials, too.
+
+    Nobody can send a bearer token by typing an address.
+    """
+    schemes = ("Basic", "Bearer") if in_browser else ("Bearer",)
     decorated = view
     for decorator in decorators:
         decorated = decorator(decorated)
@@ -34,15 +43,17 @@ def guarded(
     def guard(**arguments: Any) -> Any:
         if request.method not in ("GET", "HEAD"):
             raise ProblemError(METHOD_NOT_ALLOWED, "The history is read, by GET.")
-        is_known = token_is_known()
+        is_known = token_is_known(in_browser=in_browser)
         if is_known:
             return view(**arguments)
         if is_known is False:
-            raise ProblemError(UNAUTHORIZED, "The bearer token is not known.")
+            raise ProblemError(UNAUTHORIZED, "The bearer token is not known.", schemes=schemes)
         if decorators:
             return decorated(**arguments)
         if get_state().settings.history_tokens:
-            raise ProblemError(UNAUTHORIZED, "Send a bearer token: Authorization: Bearer …")
+            other = ", or the token as a password" if in_browser else ""
+            detail = f"Send a bearer token: Authorization: Bearer …{other}"
+            raise ProblemError(UNAUTHORIZED, detail, schemes=schemes)
         raise ProblemError(
             CLOSED,
             "The history is closed. Set IMCALLBACK_HISTORY_TOKENS, or pass history_decorators to "
