@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint docs fuzz torture test-oldest benchmark clean
+.PHONY: run test lint docs fuzz torture test-oldest benchmark benchmark-history clean
 
 # One install for both; made anew when what is asked for changes.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -57,6 +57,13 @@ benchmark:
 	.venv-benchmark/bin/pip install --quiet --disable-pip-version-check \
 		--editable '.[postgresql,mysql,serve]' --requirement benchmarks/requirements.txt
 	.venv-benchmark/bin/python benchmarks/run.py --output build/benchmark.md
+
+# How fast the history answers on ten million removals, SQLite and PostgreSQL; about half an hour.
+benchmark-history:
+	$(PYTHON) -m venv .venv-benchmark
+	.venv-benchmark/bin/pip install --quiet --disable-pip-version-check \
+		--editable '.[postgresql,mysql,serve]' --requirement benchmarks/requirements.txt
+	.venv-benchmark/bin/python benchmarks/history.py --output build/history.md
 
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-benchmark build dist *.egg-info

@@ -6,11 +6,13 @@ import re
 import shlex
 import subprocess
 import sys
+from dataclasses import fields
 from pathlib import Path
 
 import pytest
 
 from flask_imcallback.providers import openim, tencent
+from flask_imcallback.settings import PREFIX, Settings
 
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text("utf-8")
@@ -21,6 +23,15 @@ def test_readme_lists_every_command() -> None:
     recorded = {command: relation for command, (relation, _) in openim.REMOVALS.items()}
     for command, relation in (tencent.RELATIONS | recorded).items():
         assert re.search(rf"^\| `\w+` \| `{command}` \| `{relation}` \|", README, re.MULTILINE)
+
+
+def test_readme_lists_every_setting_with_its_default() -> None:
+    """No more and no fewer."""
+    rows = dict(re.findall(r"^\| `(IMCALLBACK_\w+)` \| `(.+?)` \|", README, re.MULTILINE))
+    known = {PREFIX + f.name.upper(): f.metadata["default"] for f in fields(Settings)}
+    assert {key: text.strip('"') for key, text in rows.items()} == {
+        key: str(default) for key, default in known.items()
+    }
 
 
 def test_the_printed_commands_record_and_list(
