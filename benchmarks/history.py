@@ -267,8 +267,8 @@ class Bench:
             f"{len(found):,} questions, each for 100 removals: median "
             f"{statistics.median(times):.2f} ms, 99 of 100 below "
             f"{statistics.quantiles(times, n=100)[98]:.1f} ms, the slowest {max(times):.1f} ms; "
-            f"the newest page takes {newest:.2f} ms. Of {partial:,} the search stopped before it had "
-            "found 100, or that there are no more. The slowest:",
+            f"the newest page takes {newest:.2f} ms. {partial:,} pages have fewer than 100 and a "
+            "cursor, because the search had read as much as a page may. The slowest:",
             "",
         ]
         self.report.table(

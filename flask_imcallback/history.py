@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
+from functools import partial
 from itertools import pairwise
 from math import gcd
 from typing import Any
@@ -62,6 +63,8 @@ class ValuesPage:
     data: list[Values]
     next_cursor: str | None
     resume_cursor: str | None
+    is_early: bool = False
+    """Whether there is more, but the cursor holds no more of it until it is settled."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,11 +136,12 @@ class History:
         now = datetime.now(UTC)
         with self._reading() as connection:
             search = _resolve(connection, query)
-            found = _find(connection, search, place, is_desc, limit + 1) if search else Found([])
+            settled = id_at(now - self._unsettled)
+            find = _find_desc if is_desc else partial(_find_asc, settled=settled)
+            found = find(connection, search, place, limit + 1) if search else Found([])
             rows, end = found.rows[:limit], found.end
             is_last = len(found.rows) <= limit and end is None
             if not is_desc:
-                settled = id_at(now - self._unsettled)
                 rows, is_last, place = _fit(
                     place, settled, id_at(now), rows=rows, is_last=is_last, end=end
                 )
@@ -146,7 +150,7 @@ class History:
             data = _values(connection, rows)
         cursor = str(self._cursors.dumps(_packed(place, query.digest)))
         if not is_last:
-            return ValuesPage(data, cursor, None)
+            return ValuesPage(data, cursor, None, is_early=bool(found.rows) and not data)
         return ValuesPage(data, None, None if is_desc else cursor)
 
     def stream(self, query: HistoryQuery) -> Iterator[list[Values]]:
@@ -368,23 +372,32 @@ def _first_id(connection: Connection, moment: datetime) -> int:
     return 1 + (connection.scalar(select(func.max(column.id)).where(*its)) or first)
 
 
-def _find(
-    connection: Connection, search: Search, place: _Place, is_desc: bool, limit: int
+def _find_desc(connection: Connection, search: Search, place: _Place, limit: int) -> Found:
+    """Rows from that place on."""
+    search = replace(search, high=min(search.high, place.id))
+    return Finder(connection).find(search, is_desc=True, limit=limit)
+
+
+def _find_asc(
+    connection: Connection, search: Search, place: _Place, limit: int, *, settled: int
 ) -> Found:
-    """Rows from that place on, without those that were shown."""
+    """Rows from that place on, without those that were shown.
+
+    What is not settled yet is read to its end: a page that ends in it leads back to its begin.
+    """
     finder = Finder(connection)
     rows: list[Any] = []
-    if is_desc:
-        search = replace(search, high=min(search.high, place.id))
-        return finder.find(search, is_desc=True, limit=limit)
     low = max(search.low, place.id)
     at_once = max(limit, CHUNK) if place.shown else limit
     while len(rows) < limit:
         more = finder.find(replace(search, low=low), is_desc=False, limit=at_once)
         rows += [row for row in more.rows if not place.has(row.id)]
-        if len(rows) < limit and len(more.rows) < at_once:
-            return Found(rows, more.end)
-        low = more.rows[-1].id
+        if len(more.rows) == at_once:
+            low = more.rows[-1].id
+        elif more.end is not None and more.end > settled:
+            low = more.end
+        else:
+            return Found(rows[:limit], more.end if len(rows) < limit else None)
     return Found(rows[:limit])
 
 

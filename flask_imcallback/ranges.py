@@ -10,6 +10,7 @@ conditions stand outside of a LIMIT, where they do not lead it to other indexes.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from itertools import product
@@ -31,6 +32,9 @@ DENSE = 20
 STEPS, STEP_IN_INDEX = (1_000, 10_000), 150_000
 """Entries that are read, one step after the other, for those that meet the other conditions: so
 many at last, if the index itself tells whether they do. The rest is for the next page."""
+
+NAMED = re.compile(r":(v\d+)")
+"""A parameter of SQLite; nothing else in a statement looks so."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,8 +239,13 @@ class Finder:
 
     def _rows(self, statement: tuple[str, dict[str, Any]]) -> list[Any]:
         self.statements.append(statement)
+        sql, values = statement
         # To have SQLAlchemy compile it takes longer than to run it.
-        return list(self._connection.exec_driver_sql(*statement).all())
+        if self._dialect != "sqlite":
+            return list(self._connection.exec_driver_sql(sql, values).all())
+        # It compares each name with all before it: thousands of them would take seconds.
+        given = tuple(values[name] for name in NAMED.findall(sql))
+        return list(self._connection.exec_driver_sql(NAMED.sub("?", sql), given).all())
 
     def _narrowest(self, search: Search, possible: list[Way], is_desc: bool, limit: int) -> Way:
         """That by which the fewest entries must be read, as far as one can see from here.

@@ -15,6 +15,8 @@ from sqlalchemy import URL
 from test_history import MOMENT, store
 from test_history_http import MEMBERS, get, open_history
 
+from flask_imcallback.events import Relation
+
 AWKWARD = 'a,b "c"\r\nd\t\x1b[31m\u202e\\ é😀 '
 TABLE = ["id", "received_at", "provider", "relation", "owner_id", "target_id", "platform"]
 
@@ -66,6 +68,18 @@ def test_csv_of_nothing_has_its_header(app: Flask) -> None:
     """So that a program knows the columns."""
     result = run(app, "--format", "csv", "--owner-id", "nobody")
     assert result.stdout_bytes.decode() == ",".join(MEMBERS) + "\r\n"
+
+
+def test_csv_neutralises_formulas(make_app: MakeApp) -> None:
+    """What a spreadsheet would run gets an apostrophe; `ndjson` has it as it is."""
+    app = open_history(make_app)
+    with app.app_context():
+        store(('=HYPERLINK("x")', "@t"), platform="+1")
+    parsed = list(csv.DictReader(io.StringIO(run(app, "--format", "csv").stdout, newline="")))
+    assert [parsed[0][name][:2] for name in ("owner_id", "target_id", "platform")] == [
+        *("'=", "'@", "'+")
+    ]
+    assert rows(run(app, "--format", "ndjson"))[0]["owner_id"] == '=HYPERLINK("x")'
 
 
 def test_table(app: Flask) -> None:
@@ -170,3 +184,77 @@ def test_help(app: Flask) -> None:
     names = [*MEMBERS, "account_id", "since", "until", "order", "limit", "cursor", "format"]
     for name in set(names) - {"id", "position", "received_at"}:
         assert f"--{name.replace('_', '-')} " in output, name
+
+
+STATS = ("stats", "--since", "2026-11-20T00:00:00Z", "--until", "2026-11-21T12:00:00Z")
+
+
+def run_stats(app: Flask, *arguments: str, status: int = 0) -> Result:
+    result = app.test_cli_runner().invoke(args=["imcallback", *STATS, *arguments])
+    assert result.exit_code == status, result.output
+    return result
+
+
+@pytest.mark.parametrize("group_by", [None, "relation", "platform"])
+def test_stats_in_every_format(make_app: MakeApp, group_by: str | None) -> None:
+    """They are those of the HTTP address."""
+    app = open_history(make_app)
+    with app.app_context():
+        store(("a", "1"), ("b", "2"), platform="=1+1")
+        store(("c", "3"), relation=Relation.BLACKLIST)
+    given = dict(zip(("since", "until"), STATS[2::2], strict=True))
+    options: list[str] = []
+    if group_by:
+        given["group_by"] = group_by
+        options = ["--group-by", group_by]
+    data = get(app, "/imcallback/history/stats", query_string=given).get_json()["data"]
+    assert sum(row["count"] for row in data) == 3
+    assert rows(run_stats(app, "--format", "ndjson", *options)) == data
+    columns = ["bucket", "group", "count"]
+    file = run_stats(app, "--format", "csv", *options).stdout_bytes.decode()
+    cells = [list(row.values()) for row in data]
+    expected = [
+        ["'=1+1" if cell == "=1+1" else "" if cell is None else str(cell) for cell in row]
+        for row in cells
+    ]
+    assert list(csv.reader(io.StringIO(file, newline=""), strict=True)) == [columns, *expected]
+    lines = run_stats(app, *options).stdout.splitlines()
+    assert lines[0].split() == columns
+    assert [line.split() for line in lines[1:]] == [
+        [str(cell or "-") if cell != 0 else "0" for cell in row] for row in cells
+    ]
+
+
+def test_stats_of_nothing(make_app: MakeApp) -> None:
+    """Each format is what it is without rows."""
+    app = open_history(make_app)
+    nothing = ("--group-by", "relation")
+    assert run_stats(app, "--format", "ndjson", *nothing).stdout == ""
+    assert run_stats(app, "--format", "csv", *nothing).stdout_bytes == b"bucket,group,count\r\n"
+    assert run_stats(app, *nothing).stdout.split() == ["bucket", "group", "count"]
+
+
+@pytest.mark.parametrize(
+    ("option", "value"),
+    [
+        *(("--bucket", value) for value in ("", "minute", "DAY", "x" * 10_000)),
+        *(("--group-by", value) for value in ("", "owner_id", "x" * 10_000)),
+        *(("--tz", value) for value in ("", "America", "../etc/passwd", "x" * 10_000, "é")),
+        *(("--format", "xml"), ("--limit", "1"), ("--order", "asc"), ("--cursor", "x")),
+        *(("--owner-id", ""), ("--peer-id", "x"), ("--relation", "foe"), ("--delivery-id", "0")),
+    ],
+)
+def test_a_wrong_option_of_stats_is_named(make_app: MakeApp, option: str, value: str) -> None:
+    """With exit status 2, and nothing on stdout."""
+    result = run_stats(open_history(make_app, migrate=False), f"{option}={value}", status=2)
+    assert result.stdout == ""
+    assert option in result.stderr
+
+
+def test_too_many_counts_are_said(app: Flask) -> None:
+    """With the option that makes fewer."""
+    result = app.test_cli_runner().invoke(
+        args=["imcallback", "stats", "--since", "2001-01-01T00:00:00Z", "--bucket", "hour"]
+    )
+    assert result.exit_code == 2
+    assert "--bucket" in result.stderr

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from datetime import UTC, date, datetime, timedelta, timezone, tzinfo
+from itertools import islice
 from typing import Any
 
 import pytest
+import time_machine
 from conftest import MakeApp
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -16,14 +19,16 @@ from sqlalchemy import URL
 
 from flask_imcallback import HistoryQueryError
 from flask_imcallback.events import Record, Relation, Removal
-from flask_imcallback.history import Page
+from flask_imcallback.history import Page, _record
 from flask_imcallback.models import moment_of
 from flask_imcallback.providers.base import Origin
-from flask_imcallback.query import TEXT_FILTERS, HistoryQuery
+from flask_imcallback.query import TEXT_FILTERS, HistoryQuery, StatsQuery
 from flask_imcallback.recorder import Delivery
 from flask_imcallback.state import get_state
+from flask_imcallback.writer import Writer
 
 MOMENT = datetime(2026, 11, 20, 18, 5, 0, 123456, UTC)
+PAST = MOMENT.replace(year=2023)
 MICROSECOND = timedelta(microseconds=1)
 # Pairs that a database confuses if it folds case, accents or blanks, and what quoting must survive.
 ACCOUNTS = [
@@ -45,16 +50,16 @@ ACCOUNTS = [
 ]
 
 
-def store(
+def delivery_of(
     *pairs: tuple[str, str],
     at: datetime = MOMENT,
     relation: Relation = Relation.FRIEND,
     provider: str = "openim",
     body: bytes = b"{}",
     **origin: str,
-) -> list[Record]:
-    """Record a delivery of the current app that removes each pair of owner and target."""
-    delivery = Delivery(
+) -> Delivery:
+    """One that removes each pair of owner and target."""
+    return Delivery(
         provider=provider,
         repeats_callbacks=False,
         origin=Origin(**origin),
@@ -66,9 +71,22 @@ def store(
         body=body,
         removals=tuple(Removal(relation, owner, target) for owner, target in pairs),
     )
-    stored = get_state().recorder.record(delivery)
+
+
+def store(*pairs: tuple[str, str], **arguments: Any) -> list[Record]:
+    """Record such a delivery of the current app."""
+    stored = get_state().recorder.record(delivery_of(*pairs, **arguments))
     assert stored
     return stored.records()
+
+
+def store_all(deliveries: Sequence[Delivery]) -> list[Record]:
+    """Record them in the current app, in few transactions."""
+    state = get_state()
+    entries = [state.recorder._entry(delivery) for delivery in deliveries]
+    Writer(state.engine, patient=True).write(entries, 60)
+    assert [entry.error for entry in entries if entry.error] == []
+    return [record for entry in entries for record in entry.records()]
 
 
 def find(**filters: Any) -> Page:
@@ -80,30 +98,45 @@ def find_all(**filters: Any) -> list[Record]:
     page = find(**filters)
     found = page.data
     while page.next_cursor is not None:
-        assert len(page.data) == filters["limit"]
+        assert len(page.data) <= filters["limit"]
         page = find(cursor=page.next_cursor, **filters)
-        assert not page.data or page.data[0] not in found, "pages repeat"
+        assert not found or not page.data or page.data[0] != found[-1], "pages repeat"
         found += page.data
+        assert len(found) < 20_000, "there is no end"
     return found
 
 
-def store_variety() -> list[Record]:
-    """Deliveries of many kinds, in bursts whose removals overlap the next microseconds."""
+class Records(list[Record]):
+    def __repr__(self) -> str:
+        return "records"  # Hypothesis would show all of them
+
+
+def store_variety() -> Records:
+    """Deliveries of many kinds, in bursts whose removals overlap the next microseconds.
+
+    They are of three times. What is only in the first, in the last, or in both is rare.
+    """
     draw = random.Random(20261120)
-    records: list[Record] = []
-    for number in range(40):
-        records += store(
-            *((draw.choice(ACCOUNTS), draw.choice(ACCOUNTS)) for _ in range(draw.randrange(6))),
-            at=MOMENT + timedelta(hours=number // 8, microseconds=draw.randrange(20)),
-            relation=draw.choice(list(Relation)),
-            provider=draw.choice(["openim", "tencent"]),
-            command=draw.choice(["", "Sns.CallbackFriendDelete", "callbackX"]),
-            app_id=draw.choice(["", "1400000000", "1400000001"]),
-            client_ip=draw.choice(["", "203.0.113.7", "2001:db8::1"]),
-            platform=draw.choice(["", "iOS", "ios", "iOS "]),
-            request_id=draw.choice(["", "r", "R"]),
+    deliveries = []
+    for number in range(260):
+        days, seconds = number // 100 * 300, number % 100 // 8
+        rare = [["oldest", "both"], [], ["newest", "both"]][number // 100]
+        accounts = [*ACCOUNTS, *rare]
+        of_time = [["r"], [], ["R"]][number // 100]
+        deliveries.append(
+            delivery_of(
+                *((draw.choice(accounts), draw.choice(accounts)) for _ in range(draw.randrange(6))),
+                at=PAST + timedelta(days=days, seconds=seconds, microseconds=draw.randrange(20)),
+                relation=draw.choice(list(Relation)),
+                provider=draw.choice(["openim", "tencent"]),
+                command=draw.choice(["", "Sns.CallbackFriendDelete", "callbackX"]),
+                app_id=draw.choice(["", "1400000000", "1400000001"]),
+                client_ip=draw.choice(["", "203.0.113.7", "2001:db8::1"]),
+                platform=draw.choice(["", "iOS", "ios", "iOS ", *rare]),
+                request_id=draw.choice(["", *of_time, str(number % 7)]),
+            )
         )
-    return records
+    return Records(store_all(deliveries))
 
 
 def values(record: Record, name: str) -> tuple[Any, ...]:
@@ -111,6 +144,9 @@ def values(record: Record, name: str) -> tuple[Any, ...]:
     if name in ("account_id", "peer_id"):
         return record.owner_id, record.target_id
     return (getattr(record, name),)
+
+
+NOBODY = [f"nobody{number}" for number in range(220)]
 
 
 @st.composite
@@ -125,13 +161,83 @@ def some_filters(draw: st.DrawFn, records: list[Record]) -> dict[str, Any]:
         filters[name] = draw(one | st.lists(one, max_size=3))
     if "peer_id" in filters and "account_id" not in filters:
         filters["account_id"] = draw(st.sampled_from(values(likely, "account_id")))
+    for name in draw(st.sets(st.sampled_from(TEXT_FILTERS), max_size=3)) & {*filters} - {
+        "relation"
+    }:
+        filters[name] = [*NOBODY, *as_list(filters[name])]
     for name in draw(st.sets(st.sampled_from(["since", "until"]))):
         of = draw(st.sampled_from(records))
         moment = moment_of(of.id) + draw(st.integers(-1, 1)) * MICROSECOND
         filters[name] = moment.astimezone(timezone(timedelta(hours=draw(st.integers(-12, 14)))))
     filters["order"] = draw(st.sampled_from(["asc", "desc"]))
-    filters["limit"] = draw(st.sampled_from([2, 7, 30, 1000]))
+    filters["limit"] = draw(st.sampled_from([7, 30, 1000]))
     return filters
+
+
+def as_list(value: Any) -> list[Any]:
+    return value if isinstance(value, list) else [value]
+
+
+def every_way(records: list[Record]) -> list[dict[str, Any]]:
+    """Filters for each way to search, with those beside it that make it harder."""
+    deliveries = sorted({record.delivery_id for record in records})
+    middle = records[len(records) // 2]
+    inside = moment_of(next(r.id for r in records if r.position == 2 and r.id > middle.id))
+    two = ACCOUNTS[:2]
+    return [
+        {},
+        # Pairs: one, several, both directions, of oneself, with what no index tells.
+        {"owner_id": "a", "target_id": "A"},
+        {"owner_id": two, "target_id": [*two, "ss"], "provider": "openim", "until": inside},
+        {"account_id": two, "peer_id": two},
+        {"account_id": "a", "peer_id": "a"},
+        {"account_id": ["a", "a", "both"], "peer_id": [*two, "oldest"], "platform": ["", "iOS"]},
+        {"account_id": [*ACCOUNTS, *NOBODY], "peer_id": [*ACCOUNTS, "both"], "owner_id": "both"},
+        {"account_id": [*two, *NOBODY[:90]], "peer_id": [*two, "ß"]},
+        {"owner_id": [*two, *NOBODY[:90]], "target_id": [*two, "ß"], "relation": "friend"},
+        # One side, and an account on either.
+        {"owner_id": ["a", "newest"], "account_id": ["a", "A", "both"]},
+        {"target_id": ["a", "A", "oldest"], "account_id": ["a", "both"]},
+        {"target_id": "a", "account_id": "A", "relation": "friend"},
+        {"target_id": two, "account_id": [*ACCOUNTS, *NOBODY]},
+        # An account on either side.
+        {"account_id": "both"},
+        {"account_id": two, "relation": "blacklist"},
+        {"account_id": ACCOUNTS, "owner_id": ["oldest", "a"]},
+        {"account_id": ACCOUNTS, "client_ip": "203.0.113.7", "since": inside},
+        # One of several that might be narrow.
+        {"request_id": "r", "owner_id": "a"},
+        {"request_id": ["", "r"], "owner_id": ["newest", "both"]},
+        {"request_id": "3", "client_ip": "", "target_id": "oldest"},
+        {"request_id": "nothing", "client_ip": "", "platform": "iOS"},
+        {"owner_id": "both", "platform": "newest"},
+        # Sources: one, several, of which many or few are near.
+        {
+            "platform": "iOS ",
+            "relation": "friend",
+            "app_id": "",
+            "command": "",
+            "provider": "openim",
+        },
+        {"platform": ["iOS", "ios"]},
+        {"platform": ["oldest", "newest"]},
+        {"platform": "oldest", "app_id": "1400000000"},
+        {"provider": "tencent", "since": inside, "until": moment_of(middle.id) + MICROSECOND},
+        # More than are searched one by one.
+        {"owner_id": [*ACCOUNTS, *NOBODY]},
+        {"owner_id": [*two, *NOBODY], "target_id": [*ACCOUNTS, *NOBODY]},
+        {"request_id": ["r", *NOBODY], "platform": ""},
+        {"delivery_id": deliveries},
+        {"delivery_id": deliveries[-205:], "owner_id": [*two, *NOBODY]},
+        # Deliveries.
+        {"delivery_id": middle.delivery_id},
+        {"delivery_id": deliveries[1:99:7], "owner_id": ACCOUNTS, "account_id": "a"},
+        {"delivery_id": [middle.delivery_id, 5], "since": moment_of(middle.delivery_id)},
+        {"delivery_id": middle.delivery_id, "since": moment_of(middle.delivery_id) + MICROSECOND},
+        {"since": inside, "until": inside},
+        {"since": inside - MICROSECOND, "until": inside + 9 * MICROSECOND},
+        {"since": datetime.max.replace(tzinfo=UTC), "platform": "", "owner_id": "a"},
+    ]
 
 
 def expected(records: list[Record], filters: Mapping[str, Any]) -> list[Record]:
@@ -139,7 +245,7 @@ def expected(records: list[Record], filters: Mapping[str, Any]) -> list[Record]:
     found = []
     for record in sorted(records, key=lambda r: r.id, reverse=filters["order"] == "desc"):
         asked = {
-            name: {*(value if isinstance(value, list) else [value])}
+            name: {*as_list(value)}
             for name, value in filters.items()
             if name in (*TEXT_FILTERS, "delivery_id")
         }
@@ -162,18 +268,109 @@ def expected(records: list[Record], filters: Mapping[str, Any]) -> list[Record]:
 
 
 def test_pages_equal_a_sorted_list(database_url: URL, make_app: MakeApp) -> None:
-    """For any filters, order and limit, all pages are what Python filters from a list."""
+    """For any filters, order and limit, all pages are what Python filters from a list.
+
+    So is the stream; and the counts are those of the list.
+    """
     with make_app(database_url).app_context():
         records = store_variety()
         assert find_all(order="asc", limit=7) == records
         assert all(0 < record.id < 2**53 for record in records)
+        owners = {record.owner_id for record in records if record.owner_id == record.target_id}
+        assert owners >= {"a", "A"}, "nobody removes himself"
 
-        @settings(max_examples=100, deadline=None, database=None)
-        @given(some_filters(records))
         def check(filters: dict[str, Any]) -> None:
-            assert find_all(**filters) == expected(records, filters)
+            found = expected(records, filters)
+            assert find_all(**filters) == found
+            assert stream(**filters) == found
+            counted = Counter(record.relation.value for record in found)
+            assert count(**filters) == {None: len(found)}
+            assert {**counted} == count("relation", **filters)
 
-        check()
+        for filters in every_way(records):
+            many = len(expected(records, filters | {"order": "asc"}))
+            for order in ("asc", "desc"):
+                check({**filters, "order": order, "limit": max(9, many // 3)})
+
+        settings(max_examples=40, deadline=None, database=None)(
+            given(some_filters(records))(check)
+        )()
+
+
+def stream(**filters: Any) -> list[Record]:
+    """All parts of the stream."""
+    of = filters | {"limit": 1}
+    parts = list(islice(get_state().history.stream(HistoryQuery.from_filters(**of)), 100))
+    assert all(parts)
+    assert len(parts) < 100, "there is no end"
+    return [_record(values) for part in parts for values in part]
+
+
+def count(group_by: str | None = None, **filters: Any) -> dict[str | None, int]:
+    """By group."""
+    query = HistoryQuery.from_filters(**filters)
+    found: dict[str | None, int] = {} if group_by else {None: 0}
+    for one in get_state().history.stats(query, StatsQuery(bucket="month", group_by=group_by)):
+        found[one.group] = found.get(one.group, 0) + one.count
+    return found
+
+
+def test_a_page_may_find_little(database_url: URL, make_app: MakeApp) -> None:
+    """Where much must be read for it; the pages after go on from there, to the last of them."""
+    with make_app(database_url).app_context():
+        deliveries = []
+        for number in range(30):
+            at = PAST + timedelta(minutes=number * 2)
+            kind = {"platform": "rare", "client_ip": "rare", "relation": Relation.BLACKLIST}
+            more: dict[str, Any] = kind if number in (5, 11, 12, 29) else {}
+            deliveries.append(delivery_of(*[("o", "t")] * 30, at=at, **more))
+        records = store_all(deliveries)
+        middle = PAST + timedelta(minutes=23)
+        for filters, is_short in (
+            # As many pairs as are searched one by one.
+            ({"owner_id": ["o", *NOBODY[:99]], "target_id": ["t", "x"], "platform": "rare"}, True),
+            ({"account_id": "o", "client_ip": "rare"}, False),
+            ({"owner_id": "o", "relation": "blacklist", "until": middle}, False),
+        ):
+            for order in ("asc", "desc"):
+                found = expected(records, filters | {"order": order})
+                page = find(order=order, limit=1000, **filters)
+                assert (page.next_cursor is not None) == is_short
+                assert find_all(order=order, limit=1000, **filters) == found
+            assert stream(order=order, **filters) == found
+            assert count(**filters) == {None: len(found)}
+
+
+def test_a_stream_has_several_parts(make_app: MakeApp) -> None:
+    """Where they meet nothing is lost, and nothing comes twice; also within a delivery."""
+    with make_app().app_context():
+        records = store_all(
+            [
+                delivery_of(
+                    *((f"o{n % 2}", str(m)) for m in range(700)), at=PAST + timedelta(hours=n)
+                )
+                for n in range(9)
+            ]
+        )
+        for filters in ({}, {"owner_id": "o1"}, {"owner_id": ["o0", "o1"]}):
+            found = expected(records, filters | {"order": "asc"})
+            assert stream(order="asc", **filters) == found
+            assert stream(order="desc", **filters) == found[::-1]
+
+
+def test_a_stream_ends_with_what_there_was(database_url: URL, make_app: MakeApp) -> None:
+    """What is received after its begin is not in it, in either order."""
+    with make_app(database_url).app_context():
+        now = datetime.now(UTC) - timedelta(seconds=5)
+        with time_machine.travel(now, tick=False):
+            for minutes in range(9):
+                store(*(("o", str(n)) for n in range(500)), at=now - timedelta(minutes=minutes))
+            for order in ("asc", "desc"):
+                query = HistoryQuery.from_filters(order=order)
+                parts = get_state().history.stream(query)
+                next(parts)
+                store(("o", "later"), at=now + timedelta(seconds=2))
+                assert sum(len(part) for part in parts) == 4500 - 2000
 
 
 @pytest.mark.parametrize("account", ACCOUNTS)
@@ -295,6 +492,41 @@ def test_no_alternatives_find_nothing(make_app: MakeApp) -> None:
             account = {"account_id": "owner"} if name == "peer_id" else {}
             assert find(**{name: [], **account}).data == [], name
             assert len(find(**{name: None}).data) == 1, name
+
+
+def names_of(text: str, count: int) -> list[str]:
+    return [f"{text}{number}" for number in range(count)]
+
+
+def test_many_alternatives_of_several_filters(database_url: URL, make_app: MakeApp) -> None:
+    """They are not too many for any database, in whatever way they are looked for."""
+    with make_app(database_url).app_context():
+        (record,) = store(("o3", "t4"), at=PAST, client_ip="c5", request_id="6")
+        store(("o3", "x"), ("x", "t4"), at=PAST, client_ip="x")
+        owners, targets = names_of("o", 200), names_of("t", 300)
+        of_it: list[dict[str, Any]] = [
+            {"owner_id": owners, "target_id": targets},
+            {"owner_id": "o3", "target_id": targets[:150], "request_id": names_of("", 900)},
+            {"account_id": owners[:100], "peer_id": targets},
+            {"account_id": owners[:50], "peer_id": "t4", "client_ip": names_of("c", 900)},
+            {"delivery_id": [record.delivery_id, 7], "owner_id": owners, "target_id": targets},
+        ]
+        for filters in of_it:
+            assert find(**filters).data == [record]
+            assert count(**filters) == {None: 1}
+        most = {"account_id": names_of("o", 5000), "peer_id": names_of("t", 5000)}
+        assert find(**most).data == [record]
+
+
+@pytest.mark.parametrize("name", ["owner_id", "delivery_id"])
+def test_too_many_alternatives(name: str) -> None:
+    """More than 10,000 of all filters together; the one that has most of them is named."""
+    most: list[Any] = list(range(1, 9000)) if name == "delivery_id" else names_of("o", 8999)
+    HistoryQuery.from_filters(**{name: most, "target_id": names_of("t", 1001)})
+    with pytest.raises(HistoryQueryError) as caught:
+        HistoryQuery.from_filters(**{name: most, "target_id": names_of("t", 1002)})
+    assert caught.value.parameter == name
+    assert "10000" in str(caught.value)
 
 
 @pytest.mark.parametrize("name", ["owner_id", "account_id", "delivery_id"])

@@ -442,3 +442,97 @@ def test_one_removal_takes_no_parameters(make_app: MakeApp) -> None:
     response = app.test_client().get("/imcallback/history/1?owner_id=a", headers=headers)
     assert response.status_code == 400
     assert response.get_json()["parameter"] == "owner_id"
+
+
+ADDRESSES = [
+    *(HISTORY, f"{HISTORY}/1", f"{HISTORY}/stats", f"{HISTORY}/export"),
+    *("/imcallback/deliveries", "/imcallback/deliveries/1"),
+]
+
+
+@pytest.mark.parametrize("path", ADDRESSES)
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE"])
+def test_another_method_is_a_problem(make_app: MakeApp, path: str, method: str) -> None:
+    """Of every address, with and without a token; `Allow` says what is allowed."""
+    app = open_history(make_app, migrate=False)
+    for token in (TOKEN, None):
+        response = get(app, path, token, method=method)
+        assert_problem(response, 405)
+        allowed = set(response.headers["Allow"].split(", "))
+        assert {"GET", "HEAD"} <= allowed <= {"GET", "HEAD", "OPTIONS"}
+
+
+@pytest.mark.parametrize("path", ADDRESSES)
+def test_a_final_slash_changes_nothing(make_app: MakeApp, path: str) -> None:
+    """It is served as without, and never redirected."""
+    app = open_history(make_app)
+    without, with_it = (get(app, path + end, buffered=True) for end in ("", "/"))
+    assert without.status_code == with_it.status_code == (404 if path.endswith("1") else 200)
+    assert without.data == with_it.data
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("history/x", "history/1/x", "history/stats/x", "history/export/x", "history/x/"),
+        *("history/stats.json", "history/..", "history/%2e%2e", "history/\u00e9", "history/%00"),
+        *("history/%ff", "history/1%2f2", "history/😀", "history/" + "x" * 10_000),
+        *("deliveries/x", "deliveries/1/x", "deliveries/stats", "deliveries/%00", "deliveries/x/"),
+    ],
+    ids=lambda path: ascii(path)[:40],
+)
+@pytest.mark.parametrize("token", [TOKEN, None])
+def test_an_unknown_address_is_a_problem(make_app: MakeApp, path: str, token: str | None) -> None:
+    """404 for whoever may read; others are not told."""
+    response = get(open_history(make_app), f"/imcallback/{path}", token)
+    assert_problem(response, 404 if token else 401)
+
+
+BAD_STATS: list[tuple[str, Any]] = [
+    *(("bucket", value) for value in ("", "minute", "DAY", "x" * 10_000, "\0", "é", ["day"] * 2)),
+    *(("group_by", value) for value in ("", "owner_id", "x" * 10_000, "\0", ["platform"] * 2)),
+    *(("tz", value) for value in (["UTC", "UTC"], ["UTC", "Asia/Tokyo"])),
+    *((name, moment) for name in ("since", "until") for moment in TIMES),
+    *((name, ["2026-11-20T18:05:00Z"] * 2) for name in ("since", "until")),
+    *(("delivery_id", number) for number in [*NUMBERS, "0"]),
+    *((name, "") for name in ("provider", "owner_id", "target_id", "account_id", "relation")),
+    *((name, "\0") for name in ("app_id", "command", "platform", "client_ip", "request_id")),
+    *((name, "x") for name in ("peer_id", "limit", "order", "cursor", "format", "status", "", "é")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD_STATS, ids=lambda v: ascii(v)[:40])
+def test_a_bad_parameter_of_stats_is_named(make_app: MakeApp, name: str, value: Any) -> None:
+    """It is malformed, unknown or given twice."""
+    app = open_history(make_app, migrate=False)
+    problem = assert_problem(get(app, f"{HISTORY}/stats", query_string={name: value}), 400)
+    assert problem["parameter"] == name
+
+
+@pytest.mark.parametrize("query", ["owner_id=%ff", "%ff=x", "owner_id=%ed%b3%bf", "a=%C3"])
+@pytest.mark.parametrize("path", ADDRESSES)
+def test_a_query_that_is_no_text(make_app: MakeApp, path: str, query: str) -> None:
+    """Bytes that are not UTF-8 are no parameter, nor the name of one."""
+    app = open_history(make_app, migrate=False)
+    assert_problem(get(app, f"{path}?{query}"), 400)
+
+
+@pytest.mark.parametrize("year", ["0001", "1969", "1970", "2200", "2255", "2256", "9999"])
+@pytest.mark.parametrize("tz", ["UTC", "Asia/Shanghai", "America/New_York"])
+def test_any_year_can_be_asked_for(make_app: MakeApp, year: str, tz: str) -> None:
+    """Of every address that takes times, alone and together."""
+    app = open_history(make_app)
+    with app.app_context():
+        store(("o", "t"))
+    moment = f"{year}-12-31T23:59:59.999999Z" if year != "0001" else "0001-01-01T00:00:00Z"
+    for path in (HISTORY, f"{HISTORY}/export", "/imcallback/deliveries"):
+        for given in ({"since": moment}, {"until": moment}, {"since": moment, "until": moment}):
+            for order in ("asc", "desc"):
+                query = given | {"order": order}
+                response = get(app, path, query_string=query, buffered=True)
+                assert response.status_code == 200
+    for given in ({"since": moment}, {"until": moment}, {"since": moment, "until": moment}):
+        for bucket in ("hour", "month"):
+            query = given | {"bucket": bucket, "tz": tz}
+            response = get(app, f"{HISTORY}/stats", query_string=query)
+            assert response.status_code in (200, 422), (given, bucket)

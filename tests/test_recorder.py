@@ -139,7 +139,7 @@ def test_a_refused_callback_may_come_again(make_app: MakeApp) -> None:
 
 def test_many_at_once_record_a_callback_once(database_url: URL, make_app: MakeApp) -> None:
     """Sixteen threads, each with the same ten callbacks, all received in one microsecond."""
-    app = make_app(database_url)
+    app = make_app(database_url, IMCALLBACK_DEADLINE=30)
     callbacks = [
         replace(DELIVERY, origin=replace(DELIVERY.origin, request_id=str(number)))
         for number in range(10)

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import logging
+import sqlite3
+import subprocess
+import sys
 import time
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
@@ -299,3 +302,88 @@ def test_one_line_says_that_callbacks_wait_and_one_that_none_does(
     assert len(lines) == 2
     assert "no such table" in lines[0]
     assert "needle" not in caplog.text
+
+
+BEFORE_SOURCES = """
+CREATE TABLE imcallback_removal (
+    id INTEGER NOT NULL, delivery_id INTEGER NOT NULL, position INTEGER NOT NULL,
+    received_at DATETIME NOT NULL, provider VARCHAR(32) NOT NULL, app_id VARCHAR(32) NOT NULL,
+    command VARCHAR(255) NOT NULL, relation VARCHAR(16) NOT NULL, owner_id VARCHAR(255) NOT NULL,
+    target_id VARCHAR(255) NOT NULL, client_ip VARCHAR(255) NOT NULL,
+    platform VARCHAR(255) NOT NULL, request_id VARCHAR(255) NOT NULL,
+    CONSTRAINT pk_imcallback_removal PRIMARY KEY (id)
+)
+"""
+"""As spools had it until migration 0004."""
+
+
+def old_entries(app: Flask, count: int) -> list[Entry]:
+    """Of two platforms."""
+    entries = entries_of(app, count)
+    for entry in entries[::2]:
+        entry.row["platform"] = "another"
+    return entries
+
+
+def make_old_spool(app: Flask, count: int) -> None:
+    """Deliveries wait in a spool that an older release made."""
+    entries = old_entries(app, count)
+    repeated = [entry_of(app, replace(DELIVERY, received_at=MOMENT + timedelta(hours=1)))]
+    put(app, *entries, *repeated)
+    spool = spool_of(app)
+    spool.engine.dispose()
+    connection = sqlite3.connect(spool.path)
+    connection.execute("ALTER TABLE imcallback_removal RENAME TO new")
+    connection.execute(BEFORE_SOURCES)
+    connection.execute(
+        "INSERT INTO imcallback_removal SELECT r.id, delivery_id, r.id - delivery_id, received_at, "
+        "s.provider, s.app_id, s.command, s.relation, owner_id, target_id, r.client_ip, "
+        "s.platform, r.request_id FROM new r JOIN imcallback_source s ON s.id = source_id "
+        "JOIN imcallback_delivery d ON d.id = delivery_id"
+    )
+    connection.execute("DROP TABLE new")
+    connection.execute("DROP TABLE imcallback_source")
+    connection.commit()
+    connection.close()
+
+
+def stored_in(app: Flask) -> list[dict[str, Any]]:
+    names = ("owner_id", "target_id", "relation", "position", "platform", "command", "request_id")
+    return [{name: row[name] for name in names} for row in rows(app)[1]]
+
+
+def test_a_spool_of_an_older_release_is_drained(database_url: URL, make_app: MakeApp) -> None:
+    """Its deliveries are stored with all that they had, and new ones can be put into it."""
+    app, other = make_app(database_url), make_app()
+    make_old_spool(app, 30)
+    put(app, *entries_of(app, 40)[30:])
+    assert spool_of(app).waiting().count == 41
+    assert drain(app) == ""
+    write(other, *old_entries(other, 30), *entries_of(other, 40)[30:])
+    write(other, entry_of(other, replace(DELIVERY, received_at=MOMENT + timedelta(hours=1))))
+    assert len(rows(app)[0]) == 41
+    assert stored_in(app) == stored_in(other)
+    assert not spool_of(app).waiting().count
+
+
+OPEN = """
+import sys, time
+from pathlib import Path
+from flask_imcallback.spool import Spool
+while time.time() < float(sys.argv[2]):
+    pass
+spool = Spool(Path(sys.argv[1]))
+print(spool.waiting().count, sum(len(entry.removals) for entry in spool.oldest(0, 500)))
+"""
+
+
+def test_processes_that_open_an_old_spool_at_once(make_app: MakeApp) -> None:
+    """One of them takes it over, once; each finds all that waits."""
+    app = make_app()
+    make_old_spool(app, 200)
+    command = [sys.executable, "-c", OPEN, str(spool_of(app).path), str(time.time() + 3)]
+    opened = [subprocess.Popen(command, stdout=subprocess.PIPE) for _ in range(4)]
+    assert [process.communicate(timeout=60)[0] for process in opened] == [b"201 402\n"] * 4
+    assert [process.returncode for process in opened] == [0] * 4
+    assert drain(app) == ""
+    assert (len(rows(app)[0]), len(rows(app)[1])) == (201, 402)

@@ -58,6 +58,8 @@ def _history() -> Response:
     response = Response(text, mimetype="application/json")
     if page.next_cursor is not None:
         response.headers["Link"] = f'<{_url_with(page.next_cursor)}>; rel="next"'
+        if page.is_early:
+            response.headers["Retry-After"] = "1"
     elif page.resume_cursor is not None:
         response.headers["Resume-Cursor"] = page.resume_cursor
     return response

@@ -157,6 +157,12 @@ RESUME_CURSOR = {
         "schema": TEXT,
     }
 }
+RETRY_AFTER = {
+    "Retry-After": {
+        "description": "With order=asc and an empty page: the seconds to wait before the next.",
+        "schema": TEXT,
+    }
+}
 ATTACHMENT = {"Content-Disposition": {"required": True, "schema": TEXT}}
 ALLOW = {"Allow": {"required": True, "schema": TEXT}}
 WWW_AUTHENTICATE = {"WWW-Authenticate": {"required": True, "schema": TEXT}}
@@ -216,7 +222,7 @@ def _id_in_path(name: str) -> dict[str, Any]:
 READ: dict[str, dict[str, Any]] = {
     "/history": _get(
         *("listRemovals", "history", "The recorded removals, newest first"),
-        _json("A page.", schemas.HistoryPageSchema, LINK, RESUME_CURSOR),
+        _json("A page.", schemas.HistoryPageSchema, LINK, RESUME_CURSOR, RETRY_AFTER),
         *(BAD_PARAMETER, *OF_ALL, UNAVAILABLE),
         parameters=[{"in": "query", "schema": schemas.HistoryQuerySchema}],
     ),
