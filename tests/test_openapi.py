@@ -105,7 +105,7 @@ def test_what_stands_in_it(make_app: MakeApp) -> None:
     assert history["security"] == [{"token": []}]
     assert list(history["responses"]) == ["200", "400", "401", "403", "405", "503"]
     assert set(history["responses"]["200"]["headers"]) == {
-        *("Cache-Control", "Link", "Resume-Cursor")
+        *("Cache-Control", "Link", "Resume-Cursor", "Retry-After")
     }
     page = history["responses"]["200"]["content"]["application/json"]["schema"]
     assert page == {"$ref": "#/components/schemas/HistoryPage"}
