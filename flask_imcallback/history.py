@@ -171,6 +171,9 @@ class History:
             with self._reading() as connection:
                 found = Finder(connection).find(search, is_desc=is_desc, limit=CHUNK)
                 data = _values(connection, found.rows)
+                if connection.dialect.name == "sqlite":
+                    # The pages of the file that it keeps will not be read again.
+                    connection.exec_driver_sql("PRAGMA shrink_memory")
             if data:
                 yield data
             last: int | None = data[-1][0] if len(data) == CHUNK else found.end

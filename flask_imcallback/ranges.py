@@ -226,7 +226,7 @@ class Finder:
         binds = _Binds(self._mark)
         divided = "delivery_id DIV" if self._dialect in ("mysql", "mariadb") else "delivery_id /"
         bucket = f"{divided} {int(width)}"
-        what = f"{bucket} AS bucket, {'source_id' if by_source else '0'} AS source"
+        what = f"{bucket} AS bucket{', source_id' if by_source else ''}"
         parts = []
         for one in way.ranges:
             where = _conditions(binds, search, way.met)
@@ -234,7 +234,8 @@ class Finder:
                 where.append(f"owner_id NOT IN {binds.several(one.no_owner)}")
             parts.append(f"SELECT {what} {self._entries(binds, search, one, None, where)}")
         union = " UNION ALL ".join(parts)
-        sql = f"SELECT bucket, source, COUNT(*) FROM ({union}) AS found GROUP BY bucket, source"
+        source, by = ("source_id", "bucket, source_id") if by_source else ("0", "bucket")
+        sql = f"SELECT bucket, {source}, COUNT(*) FROM ({union}) AS found GROUP BY {by}"
         return self._rows((sql, binds.values))
 
     def _rows(self, statement: tuple[str, dict[str, Any]]) -> list[Any]:
