@@ -29,7 +29,7 @@ FEW = 8
 """Ranges of a way that are looked at to choose between it and another."""
 DENSE = 20
 """Removals that are read for each that is found, before an index of few of them is quicker."""
-STEPS, STEP_IN_INDEX = (1_000, 10_000), 150_000
+STEPS, STEP_IN_INDEX = (1_000, 8_000), 150_000
 """Entries that are read, one step after the other, for those that meet the other conditions: so
 many at last, if the index itself tells whether they do. The rest is for the next page."""
 
@@ -106,9 +106,9 @@ def ways(search: Search) -> list[Way]:
         return [Way([Range(span=(min(spans)[0], max(spans)[1]))], frozenset())]
     pairs, met = _pairs(search)
     way = _way(search, pairs, *met)
-    if pairs and _fits(search, way):
-        return [way]
-    found = []
+    found = [way] if pairs and _fits(search, way) else []
+    if found and all(one.index == PAIR for one in pairs):
+        return found
     for name in ("request_id", "client_ip", "owner_id", "target_id", "source_id"):
         if values := getattr(search, name):
             found.append(_way(search, [_range(name, **{name: value}) for value in values], name))
@@ -139,6 +139,7 @@ def _fits(search: Search, way: Way) -> bool:
 
 
 PREFIX = "ix_imcallback_removal_"
+PAIR = f"{PREFIX}pair"
 WITH_SOURCE = {f"{PREFIX}{name}" for name in ("owner_id", "target_id", "client_ip")}
 
 
