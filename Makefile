@@ -3,7 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint docs fuzz torture test-oldest benchmark benchmark-history clean
+.PHONY: run test lint docs translations screenshots vendor fuzz torture test-oldest benchmark benchmark-history
+.PHONY: clean
 
 # One install for both; made anew when what is asked for changes.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -28,11 +29,24 @@ lint: $(VENV)/tested
 
 test: lint
 	$(BIN)/python tests/servers.py
+	$(BIN)/python tests/browsers.py
 	$(BIN)/python -m pytest -n 2
 
 # The documentation, into build/docs; a warning stops it.
 docs: $(VENV)/tested
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs build/docs
+
+# The pictures in the documentation, into docs/images.
+screenshots: $(VENV)/tested
+	$(BIN)/python tests/screenshots.py
+
+# The messages of the page in other languages, from the .po files.
+translations: $(VENV)/tested
+	$(BIN)/pybabel -q compile --domain imcallback --directory flask_imcallback/web/translations
+
+# The files of others that the page consists of, from npm; what and which version: vendor.json there.
+vendor:
+	$(PYTHON) tests/vendor.py
 
 # The addresses of the callbacks under 100,000 requests a provider; a quarter of an hour or more.
 fuzz: $(VENV)/tested

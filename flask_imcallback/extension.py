@@ -16,7 +16,7 @@ from .history import History
 from .providers import PROVIDERS, Provider
 from .state import EXTENSION, AppState, get_state
 from .tally import Count
-from .web import Rest, callbacks, health, openapi
+from .web import Rest, callbacks, health, openapi, page
 from .web import history as history_pages
 
 logger = logging.getLogger("flask_imcallback")
@@ -64,10 +64,9 @@ class ImCallback:
         prefix = state.settings.url_prefix or None
         app.url_map.converters["imcallback_rest"] = Rest
         app.register_blueprint(callbacks.make_blueprint(state.providers), url_prefix=prefix)
-        pages = history_pages.make_blueprint(state.history_decorators)
-        app.register_blueprint(pages, url_prefix=prefix)
-        document = openapi.make_blueprint(state.history_decorators)
-        app.register_blueprint(document, url_prefix=prefix)
+        for of_readers in (history_pages, openapi, page):
+            blueprint = of_readers.make_blueprint(state.history_decorators)
+            app.register_blueprint(blueprint, url_prefix=prefix)
         app.register_blueprint(health.make_blueprint(), url_prefix=prefix)
         callbacks.wrap(app, state)
         add_commands(app)

@@ -24,7 +24,7 @@ from .sqlite import be_durable
 from .tally import Tally
 
 EXTENSION = "imcallback"
-RESERVED = ("deliveries", "docs", "health", "history")
+RESERVED = ("account", "deliveries", "docs", "health", "history", "page", "removal")
 """Addresses of our own, which a provider's would hide."""
 
 

@@ -304,6 +304,12 @@ def _env(base: Path) -> Command:
     return ["env", f"LD_LIBRARY_PATH={libraries}", f"PATH={programs}"]
 
 
+def cache_folder() -> Path:
+    """Where what was downloaded is kept for the next tests; it may not be there yet."""
+    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return home / "flask-imcallback-tests"
+
+
 def unpacked(
     name: str,
     works: Callable[[Path], bool],
@@ -315,8 +321,7 @@ def unpacked(
     """The folder with the packages; whichever test worker is first makes it for all of them."""
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
         raise ServerError(f"{name} is missing: {remedy}")
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    caches = home / "flask-imcallback-tests"
+    caches = cache_folder()
     system = platform.freedesktop_os_release()
     release = f"{system['ID']}{system.get('VERSION_ID', '')}-{platform.machine()}"
     cache = caches / f"{name}-{release}"

@@ -73,6 +73,15 @@ def test_wheel_is_the_package_and_its_migrations(packages: Packages) -> None:
     assert installed == package | {f"flask_imcallback/{name}" for name in migrations}
 
 
+def test_wheel_has_the_licences_of_others(packages: Packages) -> None:
+    """Beside our own, that of everything of others which is in it."""
+    licences = {name for name in packages.wheel if name.rpartition("/")[2] == "LICENSE"}
+    info = {name.partition("licenses/")[2] for name in licences if ".dist-info/licenses/" in name}
+    in_tree = {name for name in licences if ".dist-info/" not in name}
+    assert len(in_tree) == 2
+    assert info == in_tree | {"LICENSE"}
+
+
 def test_sdist_is_the_checkout(packages: Packages) -> None:
     """All files of the checkout but those for git and CI alone, and only generated ones besides."""
     checkout = {name for name in packages.tree if not name.startswith(".")}

@@ -131,7 +131,9 @@ def test_networks(address: str, is_allowed: bool) -> None:
     assert Settings.from_config({}).allows(address)
 
 
-@pytest.mark.parametrize("name", ["history", "health", "Mine", "my/own", "", "x" * 33, "tencent"])
+@pytest.mark.parametrize(
+    "name", ["history", "health", "page", "Mine", "my/own", "", "x" * 33, "tencent"]
+)
 def test_a_provider_cannot_have_any_name(name: str) -> None:
     """It is an address, and must hide none of ours or of another provider's."""
 

@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
-from urllib.parse import parse_qs, urlencode
+from urllib.parse import urlencode
 
 from flask import Blueprint, Response, request, stream_with_context
 
@@ -24,35 +24,27 @@ from ..schemas import (
 )
 from ..state import get_state
 from .problems import (
-    BAD_PARAMETER,
     NOT_FOUND,
     NOT_INSTALLED,
     ProblemError,
     answer_with_problems,
     json_response,
 )
-from .readers import METHODS, guarded
+from .readers import add_guarded, number_in, parameters
 
 logger = logging.getLogger("flask_imcallback")
 
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     blueprint = Blueprint("imcallback_history", __name__)
-    for rule, view in ROUTES.items():
-        blueprint.add_url_rule(
-            rule,
-            endpoint=view.__name__[1:],
-            view_func=guarded(view, decorators),
-            methods=METHODS,
-            strict_slashes=False,
-        )
+    # The page links to exports, which a browser saves.
+    add_guarded(blueprint, ROUTES, decorators, in_browser=[_export])
     answer_with_problems(blueprint)
-    blueprint.after_request(_no_store)
     return blueprint
 
 
 def _history() -> Response:
-    page = get_state().history.values_page(read_query(_parameters()))
+    page = get_state().history.values_page(read_query(parameters()))
     data = ", ".join(json_lines(page.data))
     text = f'{{"data": [{data}], "next_cursor": {json.dumps(page.next_cursor)}}}\n'
     response = Response(text, mimetype="application/json")
@@ -67,7 +59,7 @@ def _history() -> Response:
 
 def _removal(removal_id: str) -> Response:
     _take_no_parameters()
-    found = get_state().history.get(_id(removal_id))
+    found = get_state().history.get(number_in(removal_id))
     if found is None:
         raise ProblemError(NOT_FOUND, "There is no such removal.")
     record, delivery = found
@@ -75,12 +67,12 @@ def _removal(removal_id: str) -> Response:
 
 
 def _stats() -> Response:
-    counts = get_state().history.stats(*read_stats(_parameters()))
+    counts = get_state().history.stats(*read_stats(parameters()))
     return json_response({"data": stats_json(counts)})
 
 
 def _export() -> Response:
-    query, format, keeps_formulas = read_export(_parameters())
+    query, format, keeps_formulas = read_export(parameters())
     parts = get_state().history.stream(query)
     try:
         file = encode(format, parts, keeps_formulas=keeps_formulas)
@@ -104,7 +96,7 @@ def _logged(file: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _deliveries() -> Response:
-    data, next_cursor = get_state().history.deliveries(read_deliveries(_parameters()))
+    data, next_cursor = get_state().history.deliveries(read_deliveries(parameters()))
     body = {"data": DELIVERY.dump(data, many=True), "next_cursor": next_cursor}
     response = json_response(body)
     if next_cursor is not None:
@@ -114,7 +106,7 @@ def _deliveries() -> Response:
 
 def _delivery(delivery_id: str) -> Response:
     _take_no_parameters()
-    found = get_state().history.get_delivery(_id(delivery_id))
+    found = get_state().history.get_delivery(number_in(delivery_id))
     if found is None:
         raise ProblemError(NOT_FOUND, "There is no such delivery.")
     delivery, removals = found
@@ -132,29 +124,11 @@ ROUTES: dict[str, Callable[..., Response]] = {
 }
 
 
-def _parameters() -> dict[str, list[str]]:
-    try:
-        query = request.query_string.decode()
-        return parse_qs(query, keep_blank_values=True, errors="strict")
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ProblemError(BAD_PARAMETER, "The query is not UTF-8.") from error
-
-
 def _take_no_parameters() -> None:
-    for name in _parameters():
+    for name in parameters():
         raise HistoryQueryError(name, "is not a parameter of this address")
 
 
-def _id(text: str) -> int:
-    """The number that stands in an address, or one that nothing has."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 16 else -1
-
-
 def _url_with(cursor: str) -> str:
-    parameters = {**_parameters(), "cursor": [cursor]}
-    return f"{request.base_url}?{urlencode(parameters, doseq=True)}"
-
-
-def _no_store(response: Response) -> Response:
-    response.headers["Cache-Control"] = "no-store"
-    return response
+    query = urlencode({**parameters(), "cursor": [cursor]}, doseq=True)
+    return f"{request.base_url}?{query}"

@@ -36,16 +36,8 @@ from .problems import (
     answer_with_problems,
     json_response,
 )
-from .readers import METHODS, guarded
+from .readers import add_guarded
 
-HEADERS = {
-    "Cache-Control": "no-store",
-    "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
-    "img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
-    "frame-ancestors 'none'",
-    "X-Content-Type-Options": "nosniff",
-    "Referrer-Policy": "no-referrer",
-}
 PAGE = """<!doctype html>
 <html lang="en">
 <meta charset="utf-8">
@@ -68,16 +60,8 @@ FILES = {
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     blueprint = Blueprint("imcallback_openapi", __name__)
-    for rule, view in ROUTES.items():
-        blueprint.add_url_rule(
-            rule,
-            endpoint=view.__name__[1:],
-            view_func=guarded(view, decorators, in_browser=True),
-            methods=METHODS,
-            strict_slashes=False,
-        )
+    add_guarded(blueprint, ROUTES, decorators, in_browser=ROUTES.values())
     answer_with_problems(blueprint)
-    blueprint.after_request(_with_headers)
     return blueprint
 
 
@@ -116,11 +100,6 @@ ROUTES: dict[str, Callable[..., Response]] = {
     "/docs": _page,
     "/docs/<imcallback_rest:name>": _file,
 }
-
-
-def _with_headers(response: Response) -> Response:
-    response.headers.update(HEADERS)
-    return response
 
 
 SCHEMAS: dict[str, type[Schema]] = {
@@ -319,7 +298,8 @@ def describe(state: AppState) -> dict[str, Any]:
     spec.components.security_scheme("password", PASSWORD)
 
     for path, operation in READ.items():
-        schemes = ["token", "password"] if operation["tags"] == ["document"] else ["token"]
+        in_browser = operation["tags"] == ["document"] or path == "/history/export"
+        schemes = ["token", "password"] if in_browser else ["token"]
         if not state.settings.history_tokens:
             schemes = []
         is_open = bool(state.history_decorators)  # to whom the host lets in

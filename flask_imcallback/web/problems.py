@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -100,12 +100,25 @@ class ProblemError(Exception):
         }
 
 
-def answer_with_problems(blueprint: Blueprint) -> None:
-    """Have the errors that are raised on purpose answered as problems."""
-    blueprint.register_error_handler(ProblemError, _problem)
-    blueprint.register_error_handler(HistoryQueryError, _bad_parameter)
-    blueprint.register_error_handler(TooWideError, _too_wide)
-    blueprint.register_error_handler(StorageError, _no_database)
+def answer_with_problems(
+    blueprint: Blueprint, show: Callable[[ProblemError], Response] | None = None
+) -> None:
+    """Have the errors that are raised on purpose answered: in JSON, or as `show` does."""
+    show = show or _problem_json
+
+    def answer(error: Exception) -> Response:
+        problem = _problem_of(error)
+        response = show(problem)
+        response.status_code = problem.kind.status
+        if problem.kind is UNAUTHORIZED:
+            for scheme in problem.schemes:
+                response.headers.add("WWW-Authenticate", f'{scheme} realm="imcallback"')
+        elif problem.kind is METHOD_NOT_ALLOWED:
+            response.headers["Allow"] = "GET, HEAD, OPTIONS"
+        return response
+
+    for kind in (ProblemError, HistoryQueryError, StorageError):
+        blueprint.register_error_handler(kind, answer)
 
 
 def json_response(body: Any) -> Response:
@@ -114,28 +127,17 @@ def json_response(body: Any) -> Response:
     return Response(text + "\n", mimetype="application/json")
 
 
-def _problem(problem: ProblemError) -> Response:
+def _problem_json(problem: ProblemError) -> Response:
     response = json_response(problem.body)
-    response.status_code = problem.kind.status
     response.mimetype = "application/problem+json"
-    if problem.kind is UNAUTHORIZED:
-        for scheme in problem.schemes:
-            response.headers.add("WWW-Authenticate", f'{scheme} realm="imcallback"')
-    elif problem.kind is METHOD_NOT_ALLOWED:
-        response.headers["Allow"] = "GET, HEAD, OPTIONS"
     return response
 
 
-def _bad_parameter(error: HistoryQueryError) -> Response:
-    detail = f"{error.parameter} {error}"
-    return _problem(ProblemError(BAD_PARAMETER, detail, parameter=error.parameter))
-
-
-def _too_wide(error: TooWideError) -> Response:
-    detail = f"{error.parameter} {error}"
-    return _problem(ProblemError(TOO_WIDE, detail, parameter=error.parameter))
-
-
-def _no_database(error: StorageError) -> Response:
+def _problem_of(error: Exception) -> ProblemError:
+    if isinstance(error, ProblemError):
+        return error
+    if isinstance(error, HistoryQueryError):
+        kind = TOO_WIDE if isinstance(error, TooWideError) else BAD_PARAMETER
+        return ProblemError(kind, f"{error.parameter} {error}", parameter=error.parameter)
     logger.error("The history cannot be read: %s", error, exc_info=error)
-    return _problem(ProblemError(UNAVAILABLE, str(error)))
+    return ProblemError(UNAVAILABLE, str(error))
