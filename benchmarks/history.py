@@ -471,6 +471,29 @@ class Bench:
         )
         self.goal("counts per day / bare GROUP BY", took["per day"] / took["bare GROUP BY"], 1.2)
 
+    def screen(self) -> None:
+        """The first view of the page for people, without a socket."""
+        client, headers = self.app.test_client(), {"Authorization": f"Bearer {SECRET}"}
+        month = HistoryQuery(since=datetime.now(UTC) - timedelta(days=30))
+
+        def view() -> None:
+            response = client.get("/imcallback/", headers=headers)
+            assert response.status_code == 200, response.text
+
+        by_relation = StatsQuery(group_by="relation")
+        asked = {
+            "the page": view,
+            "the newest removals": self.ask(limit=50),
+            "30 days by relation": lambda: self.history.stats(month, by_relation),
+        }
+        repetitions, self.repetitions = self.repetitions, 7
+        took = self.medians(asked)
+        self.repetitions = repetitions
+        self.report.lines += ["### The page for people", ""]
+        self.report.table(["", "ms"], [[name, f"{ms:.1f}"] for name, ms in took.items()])
+        both = took["the newest removals"] + took["30 days by relation"]
+        self.goal("the page / newest removals and 30 days", took["the page"] / both, 5)
+
     def indexes(self) -> None:
         """Bytes of each, and what it adds to storing a thousand removals."""
         names = ["imcallback_removal", *sorted(str(index.name) for index in removal.indexes)]
@@ -620,7 +643,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    measures = ["pages", "combinations", "exports", "stats", "plans", "indexes"]
+    measures = ["pages", "combinations", "exports", "stats", "screen", "plans", "indexes"]
     parser.add_argument(
         "--database",
         nargs="*",
@@ -639,6 +662,7 @@ def main() -> None:
     for url in databases(given.database):
         app = Flask("benchmark")
         app.config.update(SQLALCHEMY_DATABASE_URI=url, IMCALLBACK_SPOOL=None)
+        app.config["IMCALLBACK_HISTORY_TOKENS"] = [SECRET]
         ImCallback(app)
         with app.app_context():
             upgrade()
