@@ -370,7 +370,7 @@ def test_the_form_keeps_what_was_asked(make_app: MakeApp) -> None:
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_links_lead_through_all_pages(make_app: MakeApp, order: str) -> None:
-    """And back to the first, with filters, language and time zone."""
+    """And back, one by one or to the first, with filters, language and time zone."""
     app = open_app(make_app)
     owners = ["a&b=c", "\u00e1+ %😀", '<">;,']
     with app.app_context():
@@ -379,16 +379,23 @@ def test_links_lead_through_all_pages(make_app: MakeApp, order: str) -> None:
     older, newest = ("Older", "Newest") if order == "desc" else ("Newer", "Oldest")
     html = read(app, query_string=asked)
     assert newest not in html.links
-    found, first = targets(html), targets(html)
+    found, pages = targets(html), [targets(html)]
     while older in html.links:
         query = parse_qs(urlsplit(html.links[older]).query)
         assert len(query.pop("cursor")) == 1
+        assert len(query.pop("back")) == len(pages)
         assert query == {n: v if isinstance(v, list) else [v] for n, v in asked.items()}
         html = read(app, html.links[older])
         found += targets(html)
+        pages.append(targets(html))
         assert len(found) <= 9
     assert found == [str(n) for n in range(9)][:: 1 if order == "asc" else -1]
-    assert targets(read(app, html.links[newest])) == first
+    assert targets(read(app, html.links[newest])) == pages[0]
+    newer = "Newer" if order == "desc" else "Older"
+    for before in pages[-2::-1]:
+        html = read(app, html.links[newer])
+        assert targets(html) == before
+    assert newer not in html.links
 
 
 @pytest.mark.parametrize("format", ["NDJSON", "CSV"])

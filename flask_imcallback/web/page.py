@@ -61,6 +61,8 @@ class ReaderSchema(Schema):
 
     tz = fields.String()
     lang = fields.String(validate=OneOf(LANGUAGES))
+    back = fields.List(fields.String())
+    """The cursors of the pages on the way to this, "first" for none."""
 
 
 class PageQuerySchema(HistoryQuerySchema, ReaderSchema):
