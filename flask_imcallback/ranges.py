@@ -255,13 +255,8 @@ class Finder:
         The entry that is `limit` further on, in each range, tells how close they lie.
         """
         asked = [(way, one) for way in possible for one in way.ranges[:FEW]]
-        binds = _Binds(self._mark)
-        start = self._entries(binds, search, Range(), is_desc)
-        probes = [f"(SELECT id {start} LIMIT 1)"]
-        for _, one in asked:
-            entries = self._entries(binds, search, one, is_desc)
-            probes.append(f"(SELECT id {entries} LIMIT 1 OFFSET {limit})")
-        first, *found = self._rows((f"SELECT {', '.join(probes)}", binds.values))[0]
+        places = [(Range(), 0), *((one, limit) for _, one in asked)]
+        first, *found = self._ids_at(search, is_desc, places)
         if first is None:
             return Way((), frozenset())
         whole = abs(first - (max(search.low, 0) if is_desc else search.high))
@@ -288,14 +283,20 @@ class Finder:
 
     def _end(self, search: Search, way: Way, is_desc: bool, step: int) -> int | None:
         """The next id that is so many entries on in one of the ranges; None if all are shorter."""
-        binds = _Binds(self._mark)
-        ends = []
-        for one in way.ranges:
-            entries = self._entries(binds, search, one, is_desc)
-            ends.append(f"(SELECT id {entries} LIMIT 1 OFFSET {step})")
-        row = self._rows((f"SELECT {', '.join(ends)}", binds.values))[0]
+        ends = self._ids_at(search, is_desc, [(one, step) for one in way.ranges])
         nearest = max if is_desc else min
-        return nearest((end for end in row if end is not None), default=None)
+        return nearest((end for end in ends if end is not None), default=None)
+
+    def _ids_at(
+        self, search: Search, is_desc: bool, places: Sequence[tuple[Range, int]]
+    ) -> Sequence[int | None]:
+        """The ids that are so many entries on in each range; None where it is shorter."""
+        binds = _Binds(self._mark)
+        probes = [
+            f"(SELECT id {self._entries(binds, search, one, is_desc)} LIMIT 1 OFFSET {offset})"
+            for one, offset in places
+        ]
+        return tuple(self._rows((f"SELECT {', '.join(probes)}", binds.values))[0])
 
     def _read(
         self, search: Search, way: Way, is_desc: bool, limit: int, step: int | None
