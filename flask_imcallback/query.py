@@ -38,12 +38,9 @@ GROUPS = ("provider", "app_id", "command", "relation", "platform")
 
 
 @dataclass(frozen=True, kw_only=True)
-class HistoryQuery:
-    """A checked question. Raises `HistoryQueryError`, which names the parameter."""
+class PagedQuery:
+    """What all questions have that are answered by pages."""
 
-    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The values by filter, for each of `TEXT_FILTERS` that is asked for."""
-    delivery_id: tuple[int, ...] | None = None
     since: datetime | None = None
     """Inclusive, aware."""
     until: datetime | None = None
@@ -53,6 +50,19 @@ class HistoryQuery:
     limit: int = DEFAULT_LIMIT
     cursor: str | None = None
     """`next_cursor` of the page before, of the same filters and order."""
+
+    def __post_init__(self) -> None:
+        _check_range(self.since, self.until)
+        _check_paging(self.order, self.limit, self.cursor)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HistoryQuery(PagedQuery):
+    """A checked question. Raises `HistoryQueryError`, which names the parameter."""
+
+    texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The values by filter, for each of `TEXT_FILTERS` that is asked for."""
+    delivery_id: tuple[int, ...] | None = None
 
     @classmethod
     def from_filters(cls, **filters: Any) -> Self:
@@ -79,8 +89,7 @@ class HistoryQuery:
             raise HistoryQueryError("peer_id", "is the other side of account_id, and needs it")
         for number in self.delivery_id or ():
             _check_number("delivery_id", number, MAX_ID)
-        _check_range(self.since, self.until)
-        _check_paging(self.order, self.limit, self.cursor)
+        super().__post_init__()
 
     @property
     def digest(self) -> str:
@@ -91,15 +100,10 @@ class HistoryQuery:
 
 
 @dataclass(frozen=True, kw_only=True)
-class DeliveryQuery:
+class DeliveryQuery(PagedQuery):
     """A checked question for deliveries. Raises `HistoryQueryError`, which names the parameter."""
 
     status: tuple[str, ...] | None = None
-    since: datetime | None = None
-    until: datetime | None = None
-    order: str = "desc"
-    limit: int = DEFAULT_LIMIT
-    cursor: str | None = None
 
     @classmethod
     def from_filters(cls, **filters: Any) -> Self:
@@ -116,8 +120,7 @@ class DeliveryQuery:
         for status in self.status or ():
             if status not in list(Status):
                 raise HistoryQueryError("status", f"must be one of {', '.join(Status)}")
-        _check_range(self.since, self.until)
-        _check_paging(self.order, self.limit, self.cursor)
+        super().__post_init__()
 
     @property
     def digest(self) -> str:

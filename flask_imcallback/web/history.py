@@ -49,7 +49,7 @@ def _history() -> Response:
     text = f'{{"data": [{data}], "next_cursor": {json.dumps(page.next_cursor)}}}\n'
     response = Response(text, mimetype="application/json")
     if page.next_cursor is not None:
-        response.headers["Link"] = f'<{_url_with(page.next_cursor)}>; rel="next"'
+        _link_next(response, page.next_cursor)
         if page.is_early:
             response.headers["Retry-After"] = "1"
     elif page.resume_cursor is not None:
@@ -100,7 +100,7 @@ def _deliveries() -> Response:
     body = {"data": DELIVERY.dump(data, many=True), "next_cursor": next_cursor}
     response = json_response(body)
     if next_cursor is not None:
-        response.headers["Link"] = f'<{_url_with(next_cursor)}>; rel="next"'
+        _link_next(response, next_cursor)
     return response
 
 
@@ -129,6 +129,6 @@ def _take_no_parameters() -> None:
         raise HistoryQueryError(name, "is not a parameter of this address")
 
 
-def _url_with(cursor: str) -> str:
+def _link_next(response: Response, cursor: str) -> None:
     query = urlencode({**parameters(), "cursor": [cursor]}, doseq=True)
-    return f"{request.base_url}?{query}"
+    response.headers["Link"] = f'<{request.base_url}?{query}>; rel="next"'
