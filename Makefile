@@ -42,7 +42,7 @@ screenshots: $(VENV)/tested
 
 # The messages of the page in other languages, from the .po files.
 translations: $(VENV)/tested
-	$(BIN)/pybabel -q compile --domain imcallback --directory flask_imcallback/web/translations
+	$(BIN)/pybabel -q compile --domain imcallback --directory flask_imcallback/web/page/translations
 
 # The files of others that the page consists of, from npm; what and which version: vendor.json there.
 vendor:

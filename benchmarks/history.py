@@ -39,12 +39,12 @@ from sqlalchemy import URL, make_url, text  # noqa: E402
 from wrk import SECRET  # noqa: E402
 
 from flask_imcallback import ImCallback, upgrade  # noqa: E402
-from flask_imcallback.export import COLUMNS, encode  # noqa: E402
-from flask_imcallback.history import _packed, _Place, _resolve  # noqa: E402
-from flask_imcallback.models import id_at, moment_of, removal  # noqa: E402
-from flask_imcallback.query import HistoryQuery, StatsQuery  # noqa: E402
-from flask_imcallback.ranges import Finder, Found  # noqa: E402
-from flask_imcallback.state import get_state  # noqa: E402
+from flask_imcallback.history.export import COLUMNS, encode  # noqa: E402
+from flask_imcallback.history.history import _packed, _Place, _resolve  # noqa: E402
+from flask_imcallback.history.plans import Finder, Found  # noqa: E402
+from flask_imcallback.history.queries import HistoryQuery, StatsQuery  # noqa: E402
+from flask_imcallback.runtime import get_state  # noqa: E402
+from flask_imcallback.storage.tables import id_at, moment_of, removal  # noqa: E402
 
 JOINED = (
     "SELECT r.id, s.provider, s.app_id, s.command, s.relation, r.owner_id, r.target_id, "

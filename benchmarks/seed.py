@@ -33,8 +33,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.schema import AddConstraint, DropConstraint
 
-from flask_imcallback.models import delivery, id_at, moment_of, removal, source
 from flask_imcallback.providers import openim, tencent
+from flask_imcallback.storage.tables import delivery, id_at, moment_of, removal, source
 
 ACCOUNTS, MIN_ACCOUNTS = 1_000_000, 1000
 DAYS = 365.0

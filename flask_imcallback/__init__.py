@@ -8,13 +8,13 @@ from .errors import (
     StorageError,
     VerificationError,
 )
-from .events import Record, Relation, Removal, removals_recorded
 from .extension import ImCallback
-from .history import History, Page
-from .migration import upgrade
+from .history.history import History, Page
 from .providers import OpenIMProvider, Provider, TencentProvider
+from .removals import Record, Relation, Removal, removals_recorded
 from .settings import Settings
-from .tally import Count
+from .storage.counters import Count
+from .storage.migrations import upgrade
 
 __version__ = "0.1.0"
 

@@ -9,15 +9,16 @@ from typing import Any
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from . import host_migrations
-from .cli import add_commands
+from .cli import host_migrations
+from .cli.commands import add_commands
 from .errors import ConfigError
-from .history import History
+from .history.history import History
 from .providers import PROVIDERS, Provider
-from .state import EXTENSION, AppState, get_state
-from .tally import Count
-from .web import Rest, callbacks, health, openapi, page
-from .web import history as history_pages
+from .runtime import EXTENSION, AppState, get_state
+from .storage.counters import Count
+from .web import Rest, callbacks, health, openapi
+from .web import api as history_pages
+from .web.page import views as page
 
 logger = logging.getLogger("flask_imcallback")
 

@@ -8,11 +8,11 @@ from dataclasses import replace
 from urllib.parse import urlencode
 
 from .errors import BodyTooLargeError, PacketError, VerificationError
-from .events import Removal, Status, announce
 from .providers.base import CallbackRequest, Provider, Reply
-from .recorder import Delivery, Recorder
+from .removals import Removal, Status, announce
 from .settings import Settings
-from .tally import Tally
+from .storage.counters import Tally
+from .storage.recorder import Delivery, Recorder
 
 logger = logging.getLogger("flask_imcallback")
 

@@ -11,9 +11,9 @@ from alembic.util import CommandError
 from flask import current_app
 from sqlalchemy import Connection, Engine, create_engine, event, text
 
-from flask_imcallback.migration import VERSION_TABLE
-from flask_imcallback.models import metadata
-from flask_imcallback.state import EXTENSION
+from flask_imcallback.runtime import EXTENSION
+from flask_imcallback.storage.migrations import VERSION_TABLE
+from flask_imcallback.storage.tables import metadata
 
 LOCK = 7_236_149_502_217_338_112
 """Any number, the same for all: two upgrades at once must not create a table twice."""

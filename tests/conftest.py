@@ -14,8 +14,8 @@ from flask import Flask
 from sqlalchemy import URL, Connection, select
 
 from flask_imcallback import ImCallback, upgrade
-from flask_imcallback.models import moment_of, removal, source
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.tables import moment_of, removal, source
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 MakeApp = Callable[..., Flask]

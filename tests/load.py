@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 from sqlalchemy import URL, NullPool, create_engine, select
 
-from flask_imcallback.models import delivery, removal
+from flask_imcallback.storage.tables import delivery, removal
 
 SECRET = "a-secret-of-16-characters"
 APP_ID = "1400000000"

@@ -19,10 +19,10 @@ from flask.testing import FlaskClient
 from sqlalchemy import URL, select
 
 from flask_imcallback import OpenIMProvider
-from flask_imcallback.models import delivery, removal
 from flask_imcallback.providers import Callback, CallbackRequest
+from flask_imcallback.runtime import get_state
 from flask_imcallback.settings import Settings
-from flask_imcallback.state import get_state
+from flask_imcallback.storage.tables import delivery, removal
 
 SAMPLES = samples.samples("tencent") + samples.samples("openim")
 

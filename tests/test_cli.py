@@ -15,7 +15,7 @@ from sqlalchemy import URL
 from test_history import MOMENT, store
 from test_history_http import MEMBERS, get, open_history
 
-from flask_imcallback.events import Relation
+from flask_imcallback.removals import Relation
 
 AWKWARD = 'a,b "c"\r\nd\t\x1b[31m\u202e\\ é😀 '
 TABLE = ["id", "received_at", "provider", "relation", "owner_id", "target_id", "platform"]

@@ -15,12 +15,12 @@ from test_history import MICROSECOND, MOMENT, delivery_of, find, store, store_al
 from test_history_http import HISTORY, MEMBERS, TIMES, assert_problem, get, open_history
 
 from flask_imcallback.errors import HistoryQueryError
-from flask_imcallback.events import Status
-from flask_imcallback.history import MAX_BODIES
-from flask_imcallback.models import id_at
-from flask_imcallback.query import DeliveryQuery
-from flask_imcallback.recorder import Delivery
-from flask_imcallback.state import get_state
+from flask_imcallback.history.history import MAX_BODIES
+from flask_imcallback.history.queries import DeliveryQuery
+from flask_imcallback.removals import Status
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.recorder import Delivery
+from flask_imcallback.storage.tables import id_at
 
 DELIVERIES = "/imcallback/deliveries"
 SECOND = timedelta(seconds=1)

@@ -21,7 +21,7 @@ from flask import Flask
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from flask_imcallback import ImCallback, upgrade
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
 
 ROOT = Path(__file__).parents[1]
 PAGES = {

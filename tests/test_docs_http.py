@@ -10,7 +10,7 @@ import pytest
 from conftest import MakeApp
 from marshmallow import Schema
 
-from flask_imcallback import schemas
+from flask_imcallback.history import schemas
 from flask_imcallback.web.problems import KINDS, PREFIX
 
 DOCS = Path(__file__).parents[1] / "docs"

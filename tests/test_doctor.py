@@ -24,8 +24,8 @@ from werkzeug.http import http_date
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Response
 
-from flask_imcallback.models import removal
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.tables import removal
 
 MEMORY = "sqlite:///:memory:"
 

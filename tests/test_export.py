@@ -19,7 +19,7 @@ from pyarrow import parquet
 from test_history_http import MEMBERS
 
 from flask_imcallback.errors import ConfigError
-from flask_imcallback.export import FORMATS, Row, encode
+from flask_imcallback.history.export import FORMATS, Row, encode
 
 FIRST = 1_795_197_900_123_456
 PART = 1000

@@ -30,9 +30,9 @@ from test_history_http import HISTORY, TIMES, assert_problem, get, open_history
 from test_server import ROOT, serving
 
 from flask_imcallback.errors import StorageError
-from flask_imcallback.history import CHUNK
-from flask_imcallback.models import id_at
-from flask_imcallback.state import get_state
+from flask_imcallback.history.history import CHUNK
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.tables import id_at
 
 EXPORT = f"{HISTORY}/export"
 PAST = MOMENT.replace(year=2023)

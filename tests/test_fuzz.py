@@ -17,8 +17,8 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
-from flask_imcallback.models import delivery, removal
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.tables import delivery, removal
 
 SECRET = "a-secret-of-16-characters"
 APP_ID = "1400000000"

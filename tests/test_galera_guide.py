@@ -11,7 +11,7 @@ from conftest import MakeApp
 from test_callbacks import rows
 from test_recorder import DELIVERY, record
 
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "galera.md").read_text("utf-8")
 (CODE,) = re.findall(r"```python\n(.+?)```", GUIDE, re.DOTALL)

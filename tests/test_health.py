@@ -11,8 +11,8 @@ import servers
 from conftest import MakeApp
 from sqlalchemy import URL
 
-from flask_imcallback import migration
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage import migrations as migration
 
 
 def test_health_follows_the_tables(database_url: URL, make_app: MakeApp) -> None:

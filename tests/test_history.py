@@ -18,14 +18,14 @@ from hypothesis import strategies as st
 from sqlalchemy import URL
 
 from flask_imcallback import HistoryQueryError
-from flask_imcallback.events import Record, Relation, Removal
-from flask_imcallback.history import Page, _record
-from flask_imcallback.models import moment_of
+from flask_imcallback.history.history import Page, _record
+from flask_imcallback.history.queries import TEXT_FILTERS, HistoryQuery, StatsQuery
 from flask_imcallback.providers.base import Origin
-from flask_imcallback.query import TEXT_FILTERS, HistoryQuery, StatsQuery
-from flask_imcallback.recorder import Delivery
-from flask_imcallback.state import get_state
-from flask_imcallback.writer import Writer
+from flask_imcallback.removals import Record, Relation, Removal
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.recorder import Delivery
+from flask_imcallback.storage.tables import moment_of
+from flask_imcallback.storage.writer import Writer
 
 MOMENT = datetime(2026, 11, 20, 18, 5, 0, 123456, UTC)
 PAST = MOMENT.replace(year=2023)

@@ -17,8 +17,8 @@ from sqlalchemy import URL
 from test_history import MICROSECOND, MOMENT, store
 from werkzeug.test import TestResponse
 
-from flask_imcallback.events import Relation
-from flask_imcallback.schemas import HISTORY_QUERY
+from flask_imcallback.history.schemas import HISTORY_QUERY
+from flask_imcallback.removals import Relation
 
 HISTORY = "/imcallback/history"
 TOKEN = "new/token+of~64.bits=="

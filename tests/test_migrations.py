@@ -18,9 +18,9 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import URL, Engine, Integer, MetaData, Table, inspect, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from flask_imcallback.migration import VERSION_TABLE, current_revision, make_config, run
-from flask_imcallback.models import ExactText, metadata, moment_of, removal
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.migrations import VERSION_TABLE, current_revision, make_config, run
+from flask_imcallback.storage.tables import ExactText, metadata, moment_of, removal
 
 HEAD = "0004_source_and_indexes"
 BEFORE = "0003_delivery_nonce"

@@ -20,9 +20,14 @@ from test_callbacks import MineProvider
 from test_history import store
 from test_history_http import assert_problem, get, login_required
 
-from flask_imcallback.export import COLUMNS, FORMATS
+from flask_imcallback.history.export import COLUMNS, FORMATS
+from flask_imcallback.history.schemas import (
+    DELIVERY_QUERY,
+    EXPORT_QUERY,
+    HISTORY_QUERY,
+    STATS_QUERY,
+)
 from flask_imcallback.providers import PROVIDERS
-from flask_imcallback.schemas import DELIVERY_QUERY, EXPORT_QUERY, HISTORY_QUERY, STATS_QUERY
 from flask_imcallback.web.problems import KINDS
 
 DOCUMENT = "/imcallback/openapi.json"

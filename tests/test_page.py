@@ -31,12 +31,12 @@ from test_history import MOMENT, delivery_of, store, store_all
 from test_history_http import login_required
 from werkzeug.test import TestResponse
 
-from flask_imcallback.events import Record, Relation
 from flask_imcallback.providers import PROVIDERS
-from flask_imcallback.state import get_state
-from flask_imcallback.web import page as page_module
-from flask_imcallback.web.page import ADDRESSES
-from flask_imcallback.web.words import FOLDER, LANGUAGES, indented, visible
+from flask_imcallback.removals import Record, Relation
+from flask_imcallback.runtime import get_state
+from flask_imcallback.web.page import views as page_module
+from flask_imcallback.web.page.text import FOLDER, LANGUAGES, indented, visible
+from flask_imcallback.web.page.views import ADDRESSES
 
 PAGE = "/imcallback/"
 TOKEN = "a-token"
@@ -696,7 +696,7 @@ def messages() -> Iterator[tuple[str, ...]]:
         tree = Environment(autoescape=True).parse(template.read_text("utf-8"))
         for _, _, found in extract_from_ast(tree, ("_", "ngettext"), babel_style=False):
             yield tuple(text for text in found or () if isinstance(text, str))
-    words = (Path(page_module.__file__).parent / "words.py").read_bytes()
+    words = (Path(page_module.__file__).parent / "text.py").read_bytes()
     for _, found, *_ in extract("python", io.BytesIO(words), {"ngettext": (1, 2)}):
         yield tuple(str(text) for text in found or ())
 

@@ -15,8 +15,8 @@ from flask import Flask
 from test_callbacks import rows
 from test_recorder import DELIVERY, record
 
-from flask_imcallback import migration
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage import migrations as migration
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "postgresql.md").read_text("utf-8")
 PARTITION, DROP = re.findall(r"```sql\n(.+?)```", GUIDE, re.DOTALL)

@@ -14,8 +14,8 @@ from flask import Flask
 from sqlalchemy import select
 
 from flask_imcallback import Provider, upgrade
-from flask_imcallback.models import delivery
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.tables import delivery
 
 PAGE = Path(__file__).parents[1] / "docs" / "providers.md"
 SAMPLES = {sample.name: sample for sample in samples.samples("parlour")}

@@ -24,12 +24,12 @@ from flask_imcallback import (
     StorageError,
     removals_recorded,
 )
-from flask_imcallback.events import Status
-from flask_imcallback.models import id_at
-from flask_imcallback.models import removal as removal_table
 from flask_imcallback.providers import Origin
-from flask_imcallback.recorder import Delivery, Recorder
-from flask_imcallback.state import get_state
+from flask_imcallback.removals import Status
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.recorder import Delivery, Recorder
+from flask_imcallback.storage.tables import id_at
+from flask_imcallback.storage.tables import removal as removal_table
 
 MOMENT = datetime(2026, 11, 20, 18, 5, 0, 123456, UTC)
 DELIVERY = Delivery(

@@ -17,11 +17,11 @@ from conftest import MakeApp
 from flask import Flask
 from sqlalchemy import URL, NullPool, Table, create_engine, inspect, select
 
-from flask_imcallback.events import Record, Removal
-from flask_imcallback.models import delivery, moment_of, removal, source
 from flask_imcallback.providers.base import CallbackRequest
-from flask_imcallback.recorder import Delivery
-from flask_imcallback.state import get_state
+from flask_imcallback.removals import Record, Removal
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.recorder import Delivery
+from flask_imcallback.storage.tables import delivery, moment_of, removal, source
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 

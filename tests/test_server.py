@@ -21,7 +21,7 @@ import pytest
 from servers import family
 from sqlalchemy import URL, create_engine, select
 
-from flask_imcallback.models import delivery, removal
+from flask_imcallback.storage.tables import delivery, removal
 
 ROOT = Path(__file__).parents[1]
 SECRET = "a-secret-of-16-characters"

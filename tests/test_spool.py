@@ -25,9 +25,9 @@ from test_recorder import DELIVERY, MOMENT
 from test_writer import ANONYMOUS, entries_of, entry_of, until, write
 
 from flask_imcallback import Record, removals_recorded, upgrade
-from flask_imcallback.rows import Entry
-from flask_imcallback.spool import Drain, Spool
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.inserts import Entry
+from flask_imcallback.storage.spool import Drain, Spool
 
 ADDRESS = f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand"
 AWAY = URL.create("postgresql+psycopg", "user", "pass-word", "127.0.0.1", 1, "database")

@@ -15,12 +15,12 @@ from sqlalchemy import URL
 from test_history import MICROSECOND, MOMENT, delivery_of, store, store_all
 from test_history_http import HISTORY, assert_problem, get, open_history
 
-from flask_imcallback.buckets import starts_between
 from flask_imcallback.errors import HistoryQueryError, TooWideError
-from flask_imcallback.events import Record, Relation
-from flask_imcallback.history import MAX_COUNTS, Count
-from flask_imcallback.query import BUCKETS, GROUPS, HistoryQuery, StatsQuery
-from flask_imcallback.state import get_state
+from flask_imcallback.history.buckets import starts_between
+from flask_imcallback.history.history import MAX_COUNTS, Count
+from flask_imcallback.history.queries import BUCKETS, GROUPS, HistoryQuery, StatsQuery
+from flask_imcallback.removals import Record, Relation
+from flask_imcallback.runtime import get_state
 
 STATS = f"{HISTORY}/stats"
 HOUR = timedelta(hours=1)

@@ -21,10 +21,10 @@ from sqlalchemy import URL, Connection, Engine, event
 from test_history import MOMENT, delivery_of, find, store_all
 from test_history_http import HISTORY, get, open_history
 
-from flask_imcallback.history import MAX_SHOWN
-from flask_imcallback.models import moment_of
-from flask_imcallback.rows import Entry, insert, learn_sources
-from flask_imcallback.state import get_state
+from flask_imcallback.history.history import MAX_SHOWN
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.inserts import Entry, insert, learn_sources
+from flask_imcallback.storage.tables import moment_of
 
 PAST = MOMENT.replace(year=2024)
 SECOND = 1_000_000

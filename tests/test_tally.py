@@ -11,9 +11,9 @@ from conftest import MakeApp, wait_for_tally
 from sqlalchemy import URL
 from test_callbacks import BODY, SECRET, rows
 
-from flask_imcallback.models import tally as table
-from flask_imcallback.state import get_state
-from flask_imcallback.tally import MAX_KEYS, Tally
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.counters import MAX_KEYS, Tally
+from flask_imcallback.storage.tables import tally as table
 
 URL_OF = f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand"
 REFUSED = "403 FORBIDDEN"

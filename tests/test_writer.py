@@ -22,11 +22,11 @@ from test_callbacks import rows
 from test_recorder import DELIVERY, MOMENT
 
 from flask_imcallback import StorageError
-from flask_imcallback.models import id_at
-from flask_imcallback.recorder import Delivery
-from flask_imcallback.rows import Entry
-from flask_imcallback.state import get_state
-from flask_imcallback.writer import LARGE, Writer
+from flask_imcallback.runtime import get_state
+from flask_imcallback.storage.inserts import Entry
+from flask_imcallback.storage.recorder import Delivery
+from flask_imcallback.storage.tables import id_at
+from flask_imcallback.storage.writer import LARGE, Writer
 
 ANONYMOUS = replace(DELIVERY, repeats_callbacks=False)
 

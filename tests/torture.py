@@ -47,7 +47,7 @@ from sqlalchemy import URL
 from test_server import Running, serving
 
 from flask_imcallback import ImCallback, upgrade
-from flask_imcallback.state import get_state
+from flask_imcallback.runtime import get_state
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 SERVERS = ("postgresql", "mariadb")

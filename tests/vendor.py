@@ -24,7 +24,7 @@ from typing import Any
 from urllib.request import urlopen
 
 ROOT = Path(__file__).parents[1]
-FOLDER = ROOT / "flask_imcallback/web/static/vendor"
+FOLDER = ROOT / "flask_imcallback/web/page/static/vendor"
 LIST = FOLDER / "vendor.json"
 REGISTRY = "https://registry.npmjs.org"
 

@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
 
 from ..errors import PacketError
-from ..events import Removal
+from ..removals import Removal
 
 MAX_TEXT = 255
 """Code points of an account id or a command, and of the columns that hold them."""

@@ -13,7 +13,7 @@ from base64 import b64decode
 from marshmallow import fields
 
 from ..errors import VerificationError
-from ..events import Relation, Removal
+from ..removals import Relation, Removal
 from ..settings import Settings
 from .base import (
     AccountId,

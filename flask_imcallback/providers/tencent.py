@@ -14,7 +14,7 @@ from typing import Any
 from marshmallow import fields
 
 from ..errors import ConfigError, VerificationError
-from ..events import Relation, Removal
+from ..removals import Relation, Removal
 from ..settings import Settings
 from .base import (
     AccountId,

@@ -16,7 +16,7 @@ from flask import Blueprint, Flask, Response, current_app, request
 from ..errors import BodyTooLargeError
 from ..providers.base import CallbackRequest, Reply
 from ..receiver import receive
-from ..state import AppState, get_state
+from ..runtime import AppState, get_state
 
 logger = logging.getLogger("flask_imcallback")
 

@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 from flask import Blueprint, Response
 
 from ..errors import ImCallbackError, StorageError
-from ..migration import is_at_head
-from ..schemas import TALLY, WAITING
-from ..state import AppState, get_state
-from .readers import token_is_known
+from ..history.schemas import TALLY, WAITING
+from ..runtime import AppState, get_state
+from ..storage.migrations import is_at_head
+from .access import token_is_known
 
 logger = logging.getLogger("flask_imcallback")
 T = TypeVar("T")

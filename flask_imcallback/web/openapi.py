@@ -15,12 +15,13 @@ from typing import Any
 from flask import Blueprint, Response, request, url_for
 from marshmallow import Schema, fields
 
-from .. import schemas
-from ..export import FORMATS
-from ..models import MAX_ID
+from ..history import schemas
+from ..history.export import FORMATS
 from ..providers import openim, tencent
 from ..providers.base import MAX_TEXT, AccountId, Callback, Provider
-from ..state import AppState, get_state
+from ..runtime import AppState, get_state
+from ..storage.tables import MAX_ID
+from .access import add_guarded
 from .problems import (
     BAD_PARAMETER,
     CLOSED,
@@ -36,7 +37,6 @@ from .problems import (
     answer_with_problems,
     json_response,
 )
-from .readers import add_guarded
 
 PAGE = """<!doctype html>
 <html lang="en">
@@ -81,7 +81,7 @@ def _file(name: str) -> Response:
     if name not in FILES:
         raise ProblemError(NOT_FOUND, "The page has no such file.")
     swagger_ui = _swagger_ui()
-    ours = importlib.resources.files(__package__ or "") / "static"
+    ours = importlib.resources.files(__package__ or "") / "page/static"
     content = ((ours if name == "docs.js" else swagger_ui) / name).read_bytes()
     return Response(content, mimetype=FILES[name])
 

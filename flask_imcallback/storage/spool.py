@@ -29,15 +29,15 @@ from sqlalchemy.dialects import sqlite
 from sqlalchemy.exc import SQLAlchemyError
 from sqlalchemy.schema import CreateTable
 
-from .errors import StorageError
-from .events import Record, Relation, Removal
-from .faults import reason_of
-from .models import MAX_REMOVALS
-from .models import delivery as delivery_table
-from .models import removal as removal_table
-from .models import source as source_table
-from .rows import BYTES_A_ROW, Entry, insert, learn_sources
+from ..errors import StorageError
+from ..removals import Record, Relation, Removal
+from .database_errors import reason_of
+from .inserts import BYTES_A_ROW, Entry, insert, learn_sources
 from .sqlite import be_durable, turn
+from .tables import MAX_REMOVALS
+from .tables import delivery as delivery_table
+from .tables import removal as removal_table
+from .tables import source as source_table
 from .writer import Writer
 
 logger = logging.getLogger("flask_imcallback")

@@ -21,12 +21,12 @@ from typing import Any
 
 from sqlalchemy import Connection, Engine, select
 
-from .errors import StorageError
-from .events import Status
-from .faults import Fault, FileReplacedError, fault_of
-from .models import delivery as delivery_table
-from .rows import Entry, insert, learn_sources
+from ..errors import StorageError
+from ..removals import Status
+from .database_errors import Fault, FileReplacedError, fault_of
+from .inserts import Entry, insert, learn_sources
 from .sqlite import file_of, inode_of, turn
+from .tables import delivery as delivery_table
 
 MIN_WEIGHT, MAX_WEIGHT = 1000, 20_000
 """Of a transaction, about in rows; it is full as soon as it has reached it. The more share one, the

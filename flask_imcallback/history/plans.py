@@ -18,7 +18,7 @@ from typing import Any
 
 from sqlalchemy import Connection
 
-from .models import MAX_ID
+from ..storage.tables import MAX_ID
 
 COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id", "client_ip", "request_id")
 MAX_RANGES = 200

@@ -9,7 +9,7 @@ from urllib.parse import parse_qs
 from flask import Blueprint, Response, request
 
 from ..providers.base import is_one_of
-from ..state import get_state
+from ..runtime import get_state
 from .problems import BAD_PARAMETER, CLOSED, METHOD_NOT_ALLOWED, UNAUTHORIZED, ProblemError
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]

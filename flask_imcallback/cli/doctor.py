@@ -13,13 +13,13 @@ from typing import Any
 
 from sqlalchemy import func, select
 
+from ..errors import ImCallbackError, SendError
+from ..providers import Callback
+from ..runtime import AppState
+from ..storage.migrations import is_at_head
+from ..storage.tables import delivery, id_at
 from . import sender
-from .errors import ImCallbackError, SendError
-from .migration import is_at_head
-from .models import delivery, id_at
-from .providers import Callback
 from .sender import Answer, Outgoing, Sender
-from .state import AppState
 
 PROBES = {"tencent": "flask-imcallback.Probe", "openim": "flaskImcallbackProbeCommand"}
 """Commands that no server sends: a probe is a delivery that removes nobody, so that no history has

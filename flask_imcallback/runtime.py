@@ -14,14 +14,14 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Engine, event
 
 from .errors import ConfigError
-from .events import announce
-from .history import History
+from .history.history import History
 from .providers.base import Provider
-from .recorder import Recorder
+from .removals import announce
 from .settings import Settings
-from .spool import Drain, Spool
-from .sqlite import be_durable
-from .tally import Tally
+from .storage.counters import Tally
+from .storage.recorder import Recorder
+from .storage.spool import Drain, Spool
+from .storage.sqlite import be_durable
 
 EXTENSION = "imcallback"
 RESERVED = ("account", "deliveries", "docs", "health", "history", "page", "removal")

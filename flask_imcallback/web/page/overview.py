@@ -9,13 +9,13 @@ from typing import Any
 
 from flask import url_for
 
-from ..errors import StorageError
-from ..history import Count, Page
-from ..providers import openim, tencent
-from ..spool import Waiting
-from ..state import AppState
-from ..tally import ACCEPTED, REFUSED
-from ..tally import Count as Callbacks
+from ...errors import StorageError
+from ...history.history import Count, Page
+from ...providers import openim, tencent
+from ...runtime import AppState
+from ...storage.counters import ACCEPTED, REFUSED
+from ...storage.counters import Count as Callbacks
+from ...storage.spool import Waiting
 
 MONTH = timedelta(days=30)
 LEAST_SILENCE = timedelta(minutes=10)

@@ -15,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
-from .errors import ConfigError, StorageError
-from .state import get_state
+from ..errors import ConfigError, StorageError
+from ..runtime import get_state
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -92,7 +92,7 @@ def _folder() -> Path:
 
     Looked for as files: no import finds them in every kind of editable install.
     """
-    package = Path(__file__).resolve().parent
+    package = Path(__file__).resolve().parent.parent
     for folder in (package / "migrations", package.parent / "migrations"):
         if (folder / FIRST).exists():
             return folder

@@ -12,8 +12,8 @@ from http.client import HTTPConnection, HTTPException, HTTPSConnection
 from typing import Any
 from urllib.parse import quote, urlencode, urlsplit
 
-from .errors import SendError
-from .settings import Settings
+from ..errors import SendError
+from ..settings import Settings
 
 TIMEOUT = 5
 """Seconds; Tencent's server waits two, OpenIM's five."""

@@ -15,8 +15,8 @@ from itertools import islice
 from json.encoder import encode_basestring as _text  # what json.dumps(ensure_ascii=False) calls
 from typing import Any
 
-from .errors import ConfigError
-from .events import Record
+from ..errors import ConfigError
+from ..removals import Record
 
 Row = tuple[Any, ...]
 """The values of a removal's JSON in their order; no text has a NUL or a lone surrogate."""

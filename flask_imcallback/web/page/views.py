@@ -16,17 +16,17 @@ from flask import Blueprint, Response, render_template, request, url_for
 from marshmallow import Schema, fields
 from marshmallow.validate import OneOf
 
-from ..errors import HistoryQueryError
-from ..events import Record
-from ..history import Count
-from ..models import moment_of
-from ..query import HistoryQuery, StatsQuery
-from ..schemas import DELIVERY, HistoryQuerySchema, read
-from ..state import get_state
+from ...errors import HistoryQueryError
+from ...history.history import Count
+from ...history.queries import HistoryQuery, StatsQuery
+from ...history.schemas import DELIVERY, HistoryQuerySchema, read
+from ...removals import Record
+from ...runtime import get_state
+from ...storage.tables import moment_of
+from ..access import add_guarded, number_in, parameters
+from ..problems import NOT_FOUND, ProblemError, answer_with_problems
 from .overview import MONTH, look, setup
-from .problems import NOT_FOUND, ProblemError, answer_with_problems
-from .readers import add_guarded, number_in, parameters
-from .words import LANGUAGES, Words, indented, visible
+from .text import LANGUAGES, Words, indented, visible
 
 LIMIT = 50
 """Removals of a page, unless it is asked for more."""

@@ -17,11 +17,11 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from .errors import StorageError
-from .faults import Fault, fault_of
-from .models import tally as table
-from .providers.base import MAX_TEXT, UNSTORABLE
+from ..errors import StorageError
+from ..providers.base import MAX_TEXT, UNSTORABLE
+from .database_errors import Fault, fault_of
 from .sqlite import file_of, turn
+from .tables import tally as table
 
 logger = logging.getLogger("flask_imcallback")
 

@@ -10,10 +10,10 @@ from datetime import datetime
 from typing import Any, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from .errors import HistoryQueryError
-from .events import Relation, Status
-from .models import MAX_ID, id_at
-from .providers.base import MAX_TEXT, UNSTORABLE
+from ..errors import HistoryQueryError
+from ..providers.base import MAX_TEXT, UNSTORABLE
+from ..removals import Relation, Status
+from ..storage.tables import MAX_ID, id_at
 
 TEXT_FILTERS = (
     "provider",

@@ -17,15 +17,15 @@ from itsdangerous import BadSignature, URLSafeSerializer
 from sqlalchemy import Connection, Engine, RowMapping, func, select
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..errors import HistoryQueryError, StorageError, TooWideError
+from ..removals import Record, Relation
+from ..storage.tables import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
+from ..storage.tables import delivery as delivery_table
+from ..storage.tables import removal as removal_table
+from ..storage.tables import source as source_table
 from .buckets import starts_between
-from .errors import HistoryQueryError, StorageError, TooWideError
-from .events import Record, Relation
-from .models import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
-from .models import delivery as delivery_table
-from .models import removal as removal_table
-from .models import source as source_table
-from .query import GROUPS, DeliveryQuery, HistoryQuery, StatsQuery
-from .ranges import Finder, Found, Search
+from .plans import Finder, Found, Search
+from .queries import GROUPS, DeliveryQuery, HistoryQuery, StatsQuery
 
 CHUNK = 2000
 """Removals of a stream that are read at once."""

@@ -18,15 +18,11 @@ from flask import Flask
 from flask.cli import with_appcontext
 from marshmallow import Schema
 
-from . import sender
-from .doctor import examine
-from .errors import HistoryQueryError, ImCallbackError
-from .export import COLUMNS, FORMATS, csv_records, encode, json_lines
-from .history import Values
-from .migration import current_revision, run
-from .providers import openim, tencent
-from .query import HistoryQuery
-from .schemas import (
+from ..errors import HistoryQueryError, ImCallbackError
+from ..history.export import COLUMNS, FORMATS, csv_records, encode, json_lines
+from ..history.history import Values
+from ..history.queries import HistoryQuery
+from ..history.schemas import (
     EXPORT_QUERY,
     HISTORY_QUERY,
     STATS_QUERY,
@@ -36,7 +32,11 @@ from .schemas import (
     read_stats,
     stats_json,
 )
-from .state import get_state
+from ..providers import openim, tencent
+from ..runtime import get_state
+from ..storage.migrations import current_revision, run
+from . import sender
+from .doctor import examine
 
 
 def add_commands(app: Flask) -> None:

@@ -12,8 +12,8 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, request, stream_with_context
 
 from ..errors import ConfigError, HistoryQueryError
-from ..export import FORMATS, encode, json_lines
-from ..schemas import (
+from ..history.export import FORMATS, encode, json_lines
+from ..history.schemas import (
     DELIVERY,
     read_deliveries,
     read_export,
@@ -22,15 +22,9 @@ from ..schemas import (
     removal_json,
     stats_json,
 )
-from ..state import get_state
-from .problems import (
-    NOT_FOUND,
-    NOT_INSTALLED,
-    ProblemError,
-    answer_with_problems,
-    json_response,
-)
-from .readers import add_guarded, number_in, parameters
+from ..runtime import get_state
+from .access import add_guarded, number_in, parameters
+from .problems import NOT_FOUND, NOT_INSTALLED, ProblemError, answer_with_problems, json_response
 
 logger = logging.getLogger("flask_imcallback")
 

@@ -11,11 +11,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Dialect, Table, select
 
-from .events import Record, Removal, Status
-from .models import delivery as delivery_table
-from .models import moment_of
-from .models import removal as removal_table
-from .models import source as source_table
+from ..removals import Record, Removal, Status
+from .tables import delivery as delivery_table
+from .tables import moment_of
+from .tables import removal as removal_table
+from .tables import source as source_table
 
 BYTES_A_ROW = 1024
 OF_ITS_OWN = ("id", "delivery_id", "source_id", "owner_id", "target_id")

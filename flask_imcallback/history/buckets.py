@@ -5,7 +5,7 @@ from __future__ import annotations
 from datetime import UTC, datetime, time, timedelta
 from zoneinfo import ZoneInfo
 
-from .errors import TooWideError
+from ..errors import TooWideError
 
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 

@@ -12,13 +12,13 @@ from typing import Any
 from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields
 from marshmallow.validate import OneOf
 
-from .errors import HistoryQueryError
-from .events import Record, Relation, Status
+from ..errors import HistoryQueryError
+from ..providers.base import MAX_TEXT
+from ..removals import Record, Relation, Status
+from ..storage.tables import MAX_ID
 from .export import FORMATS
 from .history import Count
-from .models import MAX_ID
-from .providers.base import MAX_TEXT
-from .query import (
+from .queries import (
     BUCKETS,
     DEFAULT_LIMIT,
     GROUPS,

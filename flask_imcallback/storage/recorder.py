@@ -14,13 +14,13 @@ from zlib import crc32
 
 from sqlalchemy import Engine
 
-from .errors import StorageError
-from .events import Removal, Status
-from .models import ExactText, id_at, moment_of
-from .models import delivery as delivery_table
-from .providers.base import UNSTORABLE, Origin
-from .rows import Entry
+from ..errors import StorageError
+from ..providers.base import UNSTORABLE, Origin
+from ..removals import Removal, Status
+from .inserts import Entry
 from .spool import Drain
+from .tables import ExactText, id_at, moment_of
+from .tables import delivery as delivery_table
 from .writer import Writer
 
 SECOND = 1_000_000

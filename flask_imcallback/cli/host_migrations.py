@@ -13,9 +13,9 @@ from typing import Any
 import click
 from flask import Flask, appcontext_pushed, current_app
 
-from . import models
-from .migration import VERSION_TABLE, run
-from .state import EXTENSION, get_state
+from ..runtime import EXTENSION, get_state
+from ..storage import tables as models
+from ..storage.migrations import VERSION_TABLE, run
 
 
 def follow(app: Flask) -> None:

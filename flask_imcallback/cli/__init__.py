@@ -1,0 +1,1 @@
+"""`flask imcallback ...`, and `flask db ...` for an app that has no migrations of its own."""
