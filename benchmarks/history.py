@@ -39,12 +39,14 @@ from sqlalchemy import URL, make_url, text  # noqa: E402
 from wrk import SECRET  # noqa: E402
 
 from flask_imcallback import ImCallback, upgrade  # noqa: E402
+from flask_imcallback.history.cursors import _packed, _Place  # noqa: E402
 from flask_imcallback.history.export import COLUMNS, encode  # noqa: E402
-from flask_imcallback.history.history import _packed, _Place, _resolve  # noqa: E402
-from flask_imcallback.history.plans import Finder, Found  # noqa: E402
+from flask_imcallback.history.history import _resolve  # noqa: E402
 from flask_imcallback.history.queries import HistoryQuery, StatsQuery  # noqa: E402
-from flask_imcallback.runtime import get_state  # noqa: E402
-from flask_imcallback.storage.tables import id_at, moment_of, removal  # noqa: E402
+from flask_imcallback.history.statements import Finder, Found  # noqa: E402
+from flask_imcallback.runtime import get_runtime  # noqa: E402
+from flask_imcallback.storage.ids import id_at, moment_of  # noqa: E402
+from flask_imcallback.storage.tables import removal  # noqa: E402
 
 JOINED = (
     "SELECT r.id, s.provider, s.app_id, s.command, s.relation, r.owner_id, r.target_id, "
@@ -89,7 +91,7 @@ class Bench:
 
     def __init__(self, app: Flask, url: URL, removals: int, repetitions: int) -> None:
         self.app, self.url, self.removals, self.repetitions = app, url, removals, repetitions
-        self.history = get_state().history
+        self.history = get_runtime().history
         self.is_sqlite = url.get_backend_name() == "sqlite"
         self.report = Report("SQLite" if self.is_sqlite else "PostgreSQL")
         self.draw = random.Random(20261120)
@@ -102,7 +104,7 @@ class Bench:
         self.report.lines += [f"Filled by `benchmarks/seed.py` with {rate:,.0f} removals/s.", ""]
 
     def scalar(self, sql: str, **values: Any) -> Any:
-        with get_state().engine().connect() as connection:
+        with get_runtime().engine().connect() as connection:
             return connection.scalar(text(sql), values)
 
     def ask(self, **filters: Any) -> Callable[[], Any]:
@@ -221,7 +223,7 @@ class Bench:
 
     def hot(self, name: str, rank: int = 0) -> Any:
         """A value that is among the most frequent, of the newest removals."""
-        with get_state().engine().connect() as connection:
+        with get_runtime().engine().connect() as connection:
             sql = (
                 f"SELECT {name} FROM (SELECT {name} FROM imcallback_removal WHERE {name} <> '' "
                 f"ORDER BY id DESC LIMIT 100000) AS n GROUP BY {name} "
@@ -559,10 +561,10 @@ class Bench:
         for index in sorted(removal.indexes, key=lambda index: str(index.name)):
             say(f"{self.report.title}: inserting with and without {index.name}")
             before = [seconds() for _ in range(3)]
-            index.drop(get_state().engine())
+            index.drop(get_runtime().engine())
             seconds()
             without = [seconds() for _ in range(3)]
-            index.create(get_state().engine())
+            index.create(get_runtime().engine())
             costs[str(index.name)] = f"{statistics.median(before) / statistics.median(without):.2f}"
         driver.execute(f"DELETE FROM imcallback_removal WHERE id > {last}")
         driver.commit()
@@ -590,7 +592,7 @@ class Bench:
             "a frequent account and an address": {"owner_id": hot, "client_ip": address},
         }
         self.report.lines += ["### Plans", ""]
-        engine = get_state().engine()
+        engine = get_runtime().engine()
         explain = (
             "EXPLAIN QUERY PLAN"
             if self.is_sqlite

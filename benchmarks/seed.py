@@ -34,7 +34,8 @@ from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.schema import AddConstraint, DropConstraint
 
 from flask_imcallback.providers import openim, tencent
-from flask_imcallback.storage.tables import delivery, id_at, moment_of, removal, source
+from flask_imcallback.storage.ids import id_at, moment_of
+from flask_imcallback.storage.tables import delivery, removal, source
 
 ACCOUNTS, MIN_ACCOUNTS = 1_000_000, 1000
 DAYS = 365.0

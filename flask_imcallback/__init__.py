@@ -12,15 +12,15 @@ from .extension import ImCallback
 from .history.history import History, Page
 from .providers import OpenIMProvider, Provider, TencentProvider
 from .removals import Record, Relation, Removal, removals_recorded
+from .runtime import upgrade
 from .settings import Settings
-from .storage.counters import Count
-from .storage.migrations import upgrade
+from .storage.counters import CallbackCount
 
 __version__ = "0.1.0"
 
 __all__ = [
+    "CallbackCount",
     "ConfigError",
-    "Count",
     "History",
     "HistoryQueryError",
     "ImCallback",

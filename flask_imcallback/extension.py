@@ -14,10 +14,10 @@ from .cli.commands import add_commands
 from .errors import ConfigError
 from .history.history import History
 from .providers import PROVIDERS, Provider
-from .runtime import EXTENSION, AppState, get_state
-from .storage.counters import Count
-from .web import Rest, callbacks, health, openapi
+from .runtime import EXTENSION, Runtime, get_runtime
+from .storage.counters import CallbackCount
 from .web import api as history_pages
+from .web import callbacks, health, openapi, routing
 from .web.page import views as page
 
 logger = logging.getLogger("flask_imcallback")
@@ -55,37 +55,37 @@ class ImCallback:
             raise ConfigError(
                 "this app has an ImCallback: call ImCallback(app) or init_app(app), not both"
             )
-        state = AppState(
+        runtime = Runtime(
             app,
             db=db or self._db,
             providers=self._providers,
             history_decorators=self._history_decorators,
         )
-        app.extensions[EXTENSION] = state
-        prefix = state.settings.url_prefix or None
-        app.url_map.converters["imcallback_rest"] = Rest
-        app.register_blueprint(callbacks.make_blueprint(state.providers), url_prefix=prefix)
+        app.extensions[EXTENSION] = runtime
+        prefix = runtime.settings.url_prefix or None
+        app.url_map.converters["imcallback_rest"] = routing.Rest
+        app.register_blueprint(callbacks.make_blueprint(runtime.providers), url_prefix=prefix)
         for of_readers in (history_pages, openapi, page):
-            blueprint = of_readers.make_blueprint(state.history_decorators)
+            blueprint = of_readers.make_blueprint(runtime.history_decorators)
             app.register_blueprint(blueprint, url_prefix=prefix)
         app.register_blueprint(health.make_blueprint(), url_prefix=prefix)
-        callbacks.wrap(app, state)
+        routing.install_middleware(app, runtime)
         add_commands(app)
         host_migrations.follow(app)
-        if not any(provider.is_on for provider in state.providers.values()):
+        if not any(provider.is_enabled for provider in runtime.providers.values()):
             logger.warning(
                 "No provider is on, so that no callback is accepted: set IMCALLBACK_TENCENT_APPS "
                 "for Tencent, IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS for OpenIM"
             )
 
-    def counts(self) -> list[Count]:
+    def counts(self) -> list[CallbackCount]:
         """How many callbacks of the current app were accepted and refused, and the last of each.
 
         Of all processes, ten seconds late at the most. Raises `StorageError`.
         """
-        return get_state().tally.counts()
+        return get_runtime().counters.counts()
 
     @property
     def history(self) -> History:
         """The history of the current app."""
-        return get_state().history
+        return get_runtime().history

@@ -11,8 +11,9 @@ from .errors import BodyTooLargeError, PacketError, VerificationError
 from .providers.base import CallbackRequest, Provider, Reply
 from .removals import Removal, Status, announce
 from .settings import Settings
-from .storage.counters import Tally
-from .storage.recorder import Delivery, Recorder
+from .storage.counters import CallbackCounters
+from .storage.entries import Delivery
+from .storage.recorder import Recorder
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -27,7 +28,7 @@ def receive(
     provider: Provider,
     settings: Settings,
     recorder: Recorder,
-    tally: Tally,
+    counters: CallbackCounters,
     sender: object,
 ) -> Reply:
     """Verify, read, parse, record and answer a callback.
@@ -40,13 +41,13 @@ def receive(
             raise VerificationError("the address is not in IMCALLBACK_ALLOWED_NETWORKS")
         authenticated_by = provider.verify(request)
     except VerificationError as error:
-        tally.refuse(provider.name, error.reason, error.detail)
+        counters.refuse(provider.name, error.reason, error.detail)
         return provider.refuse(403, "not authentic")
 
     try:
         body, problem = read_body(settings.max_body)
     except BodyTooLargeError as error:
-        tally.refuse(provider.name, str(error))
+        counters.refuse(provider.name, str(error))
         return provider.refuse(413, str(error))
 
     origin, status = provider.origin(request), Status.UNREADABLE
@@ -86,7 +87,7 @@ def receive(
         logger.exception("A callback of %s is lost: %s. It was %r", provider.name, error, delivery)
         return provider.refuse(503, "it could not be stored")
     if status is not Status.UNREADABLE:
-        tally.accept(provider.name, origin.command)
+        counters.accept(provider.name, origin.command)
     if stored:
         announce(sender, stored.records)
     return reply

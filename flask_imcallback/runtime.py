@@ -1,4 +1,4 @@
-"""What one app owns: its settings, providers, database, recorder, tally and history."""
+"""What one app owns: its settings, providers, database, recorder, counters and history."""
 
 from __future__ import annotations
 
@@ -18,17 +18,19 @@ from .history.history import History
 from .providers.base import Provider
 from .removals import announce
 from .settings import Settings
-from .storage.counters import Tally
+from .storage.counters import CallbackCounters
+from .storage.drain import Drain
+from .storage.migrations import run_alembic
 from .storage.recorder import Recorder
-from .storage.spool import Drain, Spool
-from .storage.sqlite import be_durable
+from .storage.spool import Spool
+from .storage.sqlite import set_durable_pragmas
 
 EXTENSION = "imcallback"
 RESERVED = ("account", "deliveries", "docs", "health", "history", "page", "removal")
 """Addresses of our own, which a provider's would hide."""
 
 
-class AppState:
+class Runtime:
     """Kept in `app.extensions`; it knows its app only as `current_app`."""
 
     def __init__(
@@ -50,7 +52,7 @@ class AppState:
             self.drain = Drain(spool, self.engine, app.app_context, partial(announce, app))
         deadline = self.settings.deadline
         self.recorder = Recorder(self.engine, deadline=deadline, drain=self.drain)
-        self.tally = Tally(self.engine)
+        self.counters = CallbackCounters(self.engine)
         # Like Flask's sessions, the newest key last: it signs, and all of them verify.
         keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.config.get("SECRET_KEY")]
         self.history = History(self.engine, [key for key in keys if key], deadline)
@@ -102,7 +104,7 @@ class AppState:
         return engines[key]
 
 
-def get_state() -> AppState:
+def get_runtime() -> Runtime:
     """The state of the current app. Raises `ConfigError` if it has no `ImCallback`."""
     state = current_app.extensions.get(EXTENSION)
     if state is None:
@@ -117,5 +119,13 @@ def _make_database() -> SQLAlchemy:
     db = SQLAlchemy(app)
     for engine in db.engines.values():
         if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", be_durable)
+            event.listen(engine, "connect", set_durable_pragmas)
     return db
+
+
+def upgrade(revision: str = "head") -> None:
+    """Upgrade our tables of the current app to a revision, by default the newest.
+
+    Raises `ConfigError` if the settings name no database, `StorageError` if it does not answer.
+    """
+    run_alembic(get_runtime().engine(), "upgrade", revision)

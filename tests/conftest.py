@@ -14,8 +14,9 @@ from flask import Flask
 from sqlalchemy import URL, Connection, select
 
 from flask_imcallback import ImCallback, upgrade
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.tables import moment_of, removal, source
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.ids import moment_of
+from flask_imcallback.storage.tables import removal, source
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 MakeApp = Callable[..., Flask]
@@ -64,13 +65,13 @@ def make_app(tmp_path: Path) -> Iterator[MakeApp]:
     yield make
     for file in tmp_path.rglob("imcallback_spool.db"):
         file.unlink()  # so that nobody drains it any more
-    join("imcallback-drain", "imcallback-health", "imcallback-tally")
+    join("imcallback-drain", "imcallback-health", "imcallback-counters")
     for app in apps:
         with app.app_context():
-            state = get_state()
-            engines = list(state.database().engines.values())
-            if state.drain:
-                engines.append(state.drain.spool.engine)
+            runtime = get_runtime()
+            engines = list(runtime.database().engines.values())
+            if runtime.drain:
+                engines.append(runtime.drain.spool.engine)
             for engine in engines:
                 engine.dispose()
 
@@ -87,9 +88,9 @@ def stored_removals(connection: Connection) -> list[dict[str, Any]]:
     return [{**row, "received_at": moment_of(row["delivery_id"])} for row in rows]
 
 
-def wait_for_tally() -> None:
+def wait_for_counters() -> None:
     """Until what was counted is saved, which happens behind the answers."""
-    join("imcallback-tally")
+    join("imcallback-counters")
 
 
 def join(*names: str) -> None:

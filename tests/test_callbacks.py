@@ -13,14 +13,14 @@ from typing import Any
 import pytest
 import samples
 import time_machine
-from conftest import MakeApp, stored_removals, wait_for_tally
+from conftest import MakeApp, stored_removals, wait_for_counters
 from flask import Flask, request
 from flask.testing import FlaskClient
 from sqlalchemy import URL, select
 
 from flask_imcallback import OpenIMProvider
 from flask_imcallback.providers import Callback, CallbackRequest
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 from flask_imcallback.settings import Settings
 from flask_imcallback.storage.tables import delivery, removal
 
@@ -28,13 +28,13 @@ SAMPLES = samples.samples("tencent") + samples.samples("openim")
 
 
 def rows(app: Flask) -> tuple[list[Any], list[Any]]:
-    with app.app_context(), get_state().engine().connect() as connection:
+    with app.app_context(), get_runtime().engine().connect() as connection:
         deliveries = connection.execute(select(delivery).order_by(delivery.c.id)).mappings().all()
         return list(deliveries), stored_removals(connection)
 
 
 def clear(app: Flask) -> None:
-    with app.app_context(), get_state().engine().begin() as connection:
+    with app.app_context(), get_runtime().engine().begin() as connection:
         for table in (delivery, removal):
             connection.execute(table.delete())
 
@@ -143,16 +143,16 @@ def test_a_flood_of_refusals_costs_no_disk(
         for _ in range(2):
             for number in range(500):
                 client.post(f"/imcallback/openim/{number}/callbackX", json=BODY, buffered=True)
-            wait_for_tally()
+            wait_for_counters()
             clock.shift(61)
         client.post("/imcallback/openim/0/callbackX", json=BODY, buffered=True)
-        wait_for_tally()
+        wait_for_counters()
         client.post("/imcallback/openim/callbackX", json=BODY, buffered=True)
     assert len(caplog.records) == 4
     assert "499 more" in caplog.messages[1]
     with app.app_context():
-        counts = get_state().tally.counts()
-    # The last one came less than ten seconds after the tally was saved.
+        counts = get_runtime().counters.counts()
+    # The last one came less than ten seconds after the counters was saved.
     assert [(count.outcome, count.count) for count in counts] == [("refused", 1001)]
     assert rows(app) == ([], [])
 

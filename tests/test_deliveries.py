@@ -18,9 +18,9 @@ from flask_imcallback.errors import HistoryQueryError
 from flask_imcallback.history.history import MAX_BODIES
 from flask_imcallback.history.queries import DeliveryQuery
 from flask_imcallback.removals import Status
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.recorder import Delivery
-from flask_imcallback.storage.tables import id_at
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.entries import Delivery
+from flask_imcallback.storage.ids import id_at
 
 DELIVERIES = "/imcallback/deliveries"
 SECOND = timedelta(seconds=1)
@@ -28,7 +28,7 @@ SECOND = timedelta(seconds=1)
 
 def record(delivery: Delivery) -> dict[str, Any]:
     """Its row, as it was stored in the current app."""
-    stored = get_state().recorder.record(delivery)
+    stored = get_runtime().recorder.record(delivery)
     assert stored
     return stored.row
 
@@ -139,7 +139,7 @@ def test_a_page_ends_where_packets_are_large(database_url: URL, make_app: MakeAp
             cursor: str | None = None
             while cursor or not sizes:
                 query = DeliveryQuery.from_filters(order=order, cursor=cursor)
-                rows, cursor = get_state().history.deliveries(query)
+                rows, cursor = get_runtime().history.deliveries(query)
                 sizes.append([len(row["body"]) for row in rows])
             shown = [size for page in sizes for size in page]
             assert shown == [len(body) for body in bodies][:: 1 if order == "asc" else -1]
@@ -258,7 +258,7 @@ def test_many_statuses(database_url: URL, make_app: MakeApp) -> None:
         record(delivery_of(("o", "t")))
         for statuses, count in ((["recorded", "ignored"] * 40_000, 1), ([], 0)):
             query = DeliveryQuery.from_filters(status=statuses)
-            assert len(get_state().history.deliveries(query)[0]) == count
+            assert len(get_runtime().history.deliveries(query)[0]) == count
 
 
 def test_a_delivery_is_where_its_removals_are(make_app: MakeApp) -> None:

@@ -21,7 +21,7 @@ from flask import Flask
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from flask_imcallback import ImCallback, upgrade
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 
 ROOT = Path(__file__).parents[1]
 PAGES = {
@@ -97,12 +97,12 @@ class Live:
     def close(self) -> None:
         self.server.shutdown()
         self.server.server_close()
-        join("docs-server", "imcallback-drain", "imcallback-health", "imcallback-tally")
+        join("docs-server", "imcallback-drain", "imcallback-health", "imcallback-counters")
         for app in self.apps:
             with app.app_context():
-                state = get_state()
-                spools = [state.drain.spool.engine] if state.drain else []
-                for engine in [*state.database().engines.values(), *spools]:
+                runtime = get_runtime()
+                spools = [runtime.drain.spool.engine] if runtime.drain else []
+                for engine in [*runtime.database().engines.values(), *spools]:
                     engine.dispose()
 
 
@@ -171,4 +171,4 @@ def test_settings(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
     app.config.from_prefixed_env()
     ImCallback(app)
     with app.app_context():
-        assert any(provider.is_on for provider in get_state().providers.values())
+        assert any(provider.is_enabled for provider in get_runtime().providers.values())

@@ -24,7 +24,7 @@ from werkzeug.http import http_date
 from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Response
 
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.tables import removal
 
 MEMORY = "sqlite:///:memory:"
@@ -225,7 +225,7 @@ def test_the_spool_is_looked_at(tmp_path: Path, make_app: MakeApp) -> None:
     assert (result.exit_code, f"{spool} cannot be written" in result.output) == (1, True)
     app = make_app(**SETTINGS)
     with app.app_context():
-        drain = get_state().drain
+        drain = get_runtime().drain
         assert drain
         drain.spool.put(entry_of(app, DELIVERY))
     result = run(app, "doctor")

@@ -31,8 +31,8 @@ from test_server import ROOT, serving
 
 from flask_imcallback.errors import StorageError
 from flask_imcallback.history.history import CHUNK
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.tables import id_at
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.ids import id_at
 
 EXPORT = f"{HISTORY}/export"
 PAST = MOMENT.replace(year=2023)
@@ -360,7 +360,7 @@ def test_what_remains_after_a_failure(
         file.write_text(text)
     with app.app_context():
         store_many(CHUNK * 2)
-        engine = get_state().engine()
+        engine = get_runtime().engine()
     reads = 0
 
     def fail(_: object, __: object, statement: str, *___: object) -> None:

@@ -17,7 +17,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from sqlalchemy import func, select
 
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.tables import delivery, removal
 
 SECRET = "a-secret-of-16-characters"
@@ -104,7 +104,7 @@ def requests(draw: st.DrawFn, provider: str) -> tuple[dict[str, Any], bool]:
 
 
 def count(app: Flask) -> int:
-    with app.app_context(), get_state().engine().connect() as connection:
+    with app.app_context(), get_runtime().engine().connect() as connection:
         tables = (delivery, removal)
         return sum(connection.scalar(select(func.count()).select_from(t)) or 0 for t in tables)
 

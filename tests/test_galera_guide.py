@@ -11,7 +11,7 @@ from conftest import MakeApp
 from test_callbacks import rows
 from test_recorder import DELIVERY, record
 
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "galera.md").read_text("utf-8")
 (CODE,) = re.findall(r"```python\n(.+?)```", GUIDE, re.DOTALL)
@@ -26,7 +26,7 @@ def test_a_node_that_is_away_is_passed_by(
     with servers.database(database_servers["mariadb"]) as url:
         app = make_app(url)
         with app.app_context():
-            db = get_state().database()
+            db = get_runtime().database()
             names: dict[str, Any] = {"app": app, "db": db}
             exec(CODE.replace('"db1.example", "db2.example", "db3.example"', NODES), names)
             for _ in range(5):

@@ -11,7 +11,7 @@ import servers
 from conftest import MakeApp
 from sqlalchemy import URL
 
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import migrations as migration
 
 
@@ -21,14 +21,14 @@ def test_health_follows_the_tables(database_url: URL, make_app: MakeApp) -> None
     client = app.test_client()
     assert client.get("/imcallback/health").status_code == 503
     with app.app_context():
-        migration.run("upgrade", "head")
+        migration.run_alembic(get_runtime().engine(), "upgrade", "head")
     response = client.get("/imcallback/health")
     assert (response.status_code, response.get_json()["status"]) == (200, "ok")
     assert response.headers["Cache-Control"] == "no-store"
     assert client.head("/imcallback/health").status_code == 200
     for revision in ("-1", "base"):
         with app.app_context():
-            migration.run("downgrade", revision)
+            migration.run_alembic(get_runtime().engine(), "downgrade", revision)
         response = client.get("/imcallback/health")
         assert response.status_code == 503
         assert "flask db upgrade" in response.get_json()["problem"]
@@ -37,7 +37,7 @@ def test_health_follows_the_tables(database_url: URL, make_app: MakeApp) -> None
 def test_a_newer_release_of_the_tables_is_no_illness(make_app: MakeApp) -> None:
     """While hosts are upgraded one by one, those that are behind still serve."""
     app = make_app()
-    with app.app_context(), get_state().engine().begin() as connection:
+    with app.app_context(), get_runtime().engine().begin() as connection:
         connection.exec_driver_sql("UPDATE alembic_version_imcallback SET version_num = '9999_new'")
     assert app.test_client().get("/imcallback/health").status_code == 200
 

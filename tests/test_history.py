@@ -22,9 +22,9 @@ from flask_imcallback.history.history import Page, _record
 from flask_imcallback.history.queries import TEXT_FILTERS, HistoryQuery, StatsQuery
 from flask_imcallback.providers.base import Origin
 from flask_imcallback.removals import Record, Relation, Removal
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.recorder import Delivery
-from flask_imcallback.storage.tables import moment_of
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.entries import Delivery
+from flask_imcallback.storage.ids import moment_of
 from flask_imcallback.storage.writer import Writer
 
 MOMENT = datetime(2026, 11, 20, 18, 5, 0, 123456, UTC)
@@ -75,22 +75,22 @@ def delivery_of(
 
 def store(*pairs: tuple[str, str], **arguments: Any) -> list[Record]:
     """Record such a delivery of the current app."""
-    stored = get_state().recorder.record(delivery_of(*pairs, **arguments))
+    stored = get_runtime().recorder.record(delivery_of(*pairs, **arguments))
     assert stored
     return stored.records()
 
 
 def store_all(deliveries: Sequence[Delivery]) -> list[Record]:
     """Record them in the current app, in few transactions."""
-    state = get_state()
-    entries = [state.recorder._entry(delivery) for delivery in deliveries]
-    Writer(state.engine, patient=True).write(entries, 60)
+    runtime = get_runtime()
+    entries = [runtime.recorder._entry(delivery) for delivery in deliveries]
+    Writer(runtime.engine, patient=True).write(entries, 60)
     assert [entry.error for entry in entries if entry.error] == []
     return [record for entry in entries for record in entry.records()]
 
 
 def find(**filters: Any) -> Page:
-    return get_state().history.find(**filters)
+    return get_runtime().history.find(**filters)
 
 
 def find_all(**filters: Any) -> list[Record]:
@@ -300,7 +300,7 @@ def test_pages_equal_a_sorted_list(database_url: URL, make_app: MakeApp) -> None
 def stream(**filters: Any) -> list[Record]:
     """All parts of the stream."""
     of = filters | {"limit": 1}
-    parts = list(islice(get_state().history.stream(HistoryQuery.from_filters(**of)), 100))
+    parts = list(islice(get_runtime().history.stream(HistoryQuery.from_filters(**of)), 100))
     assert all(parts)
     assert len(parts) < 100, "there is no end"
     return [_record(values) for part in parts for values in part]
@@ -310,7 +310,7 @@ def count(group_by: str | None = None, **filters: Any) -> dict[str | None, int]:
     """By group."""
     query = HistoryQuery.from_filters(**filters)
     found: dict[str | None, int] = {} if group_by else {None: 0}
-    for one in get_state().history.stats(query, StatsQuery(bucket="month", group_by=group_by)):
+    for one in get_runtime().history.stats(query, StatsQuery(bucket="month", group_by=group_by)):
         found[one.group] = found.get(one.group, 0) + one.count
     return found
 
@@ -367,7 +367,7 @@ def test_a_stream_ends_with_what_there_was(database_url: URL, make_app: MakeApp)
                 store(*(("o", str(n)) for n in range(500)), at=now - timedelta(minutes=minutes))
             for order in ("asc", "desc"):
                 query = HistoryQuery.from_filters(order=order)
-                parts = get_state().history.stream(query)
+                parts = get_runtime().history.stream(query)
                 next(parts)
                 store(("o", "later"), at=now + timedelta(seconds=2))
                 assert sum(len(part) for part in parts) == 4500 - 2000
@@ -608,11 +608,11 @@ def test_one_removal_and_its_delivery(database_url: URL, make_app: MakeApp) -> N
     with make_app(database_url).app_context():
         records = store(("owner", "1"), ("owner", "2"), body=b"\0\xff packet")
         for record in records:
-            found = get_state().history.get(record.id)
+            found = get_runtime().history.get(record.id)
             assert found is not None
             assert found[0] == record
             assert found[1]["id"] == record.delivery_id == records[0].id
             assert found[1]["body"] == b"\0\xff packet"
             assert found[1]["received_at"] == MOMENT
         for unknown in (-1, 0, records[-1].id + 1, 2**53, 10**30):
-            assert get_state().history.get(unknown) is None
+            assert get_runtime().history.get(unknown) is None

@@ -20,7 +20,7 @@ OURS = {
     "imcallback_delivery",
     "imcallback_removal",
     "imcallback_source",
-    "imcallback_tally",
+    "imcallback_counter",
     "alembic_version_imcallback",
 }
 HOSTS_OWN = {"thing", "alembic_version"}

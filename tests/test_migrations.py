@@ -18,13 +18,20 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import URL, Engine, Integer, MetaData, Table, inspect, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.migrations import VERSION_TABLE, current_revision, make_config, run
-from flask_imcallback.storage.tables import ExactText, metadata, moment_of, removal
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.column_types import ExactText
+from flask_imcallback.storage.ids import moment_of
+from flask_imcallback.storage.migrations import (
+    VERSION_TABLE,
+    current_revision,
+    make_config,
+    run_alembic,
+)
+from flask_imcallback.storage.tables import metadata, removal
 
 HEAD = "0004_source_and_indexes"
 BEFORE = "0003_delivery_nonce"
-OURS = {"imcallback_delivery", "imcallback_removal", "imcallback_source", "imcallback_tally"}
+OURS = {"imcallback_delivery", "imcallback_removal", "imcallback_source", "imcallback_counter"}
 MIGRATIONS = Path(__file__).parents[1] / "migrations"
 REVISIONS = sorted((MIGRATIONS / "versions").glob("[0-9]*.py"))
 
@@ -48,7 +55,7 @@ def engine(database_url: URL, make_app: MakeApp) -> Any:
     """The engine of an app without tables, within the app's context."""
     app = make_app(database_url, migrate=False)
     with app.app_context():
-        yield get_state().engine()
+        yield get_runtime().engine()
 
 
 def tables(engine: Engine) -> set[str]:
@@ -72,30 +79,30 @@ def schema(engine: Engine) -> dict[str, Any]:
 def test_upgrade_downgrade_upgrade(engine: Engine) -> None:
     """The tables come, go without a trace but an empty version table, and come again."""
     for _ in range(2):
-        run("upgrade", "head")
+        run_alembic(get_runtime().engine(), "upgrade", "head")
         assert tables(engine) == {*OURS, VERSION_TABLE}
         assert current_revision(engine) == HEAD
-        run("downgrade", "base")
+        run_alembic(get_runtime().engine(), "downgrade", "base")
         assert tables(engine) == {VERSION_TABLE}
         assert current_revision(engine) is None
 
 
 def test_upgrade_again_keeps_the_rows(engine: Engine) -> None:
     """An upgrade of tables that are at the newest revision changes nothing."""
-    run("upgrade", "head")
+    run_alembic(get_runtime().engine(), "upgrade", "head")
     insert_targets(engine, ["bob"])
     before = schema(engine)
-    run("upgrade", "head")
+    run_alembic(get_runtime().engine(), "upgrade", "head")
     assert schema(engine) == before
     assert matches(engine, "bob") == ["bob"]
 
 
 def test_migrated_schema_is_that_of_the_models(engine: Engine) -> None:
     """Alembic's check finds no difference, nor does all that the inspector shows."""
-    run("upgrade", "head")
-    run("check")
+    run_alembic(get_runtime().engine(), "upgrade", "head")
+    run_alembic(get_runtime().engine(), "check")
     migrated = schema(engine)
-    run("downgrade", "base")
+    run_alembic(get_runtime().engine(), "downgrade", "base")
     metadata.create_all(engine)
     assert migrated == schema(engine)
 
@@ -103,11 +110,11 @@ def test_migrated_schema_is_that_of_the_models(engine: Engine) -> None:
 def test_check_fails_where_the_tables_differ(engine: Engine) -> None:
     """`check` reports an index that is gone, and tables that were never made."""
     with pytest.raises(CommandError):
-        run("check")
-    run("upgrade", "head")
+        run_alembic(get_runtime().engine(), "check")
+    run_alembic(get_runtime().engine(), "upgrade", "head")
     drop_index(engine)
     with pytest.raises(CommandError, match="ix_imcallback_removal_owner_id"):
-        run("check")
+        run_alembic(get_runtime().engine(), "check")
 
 
 def insert_targets(engine: Engine, targets: list[str]) -> None:
@@ -126,7 +133,7 @@ def matches(engine: Engine, target: str) -> list[str]:
 
 def test_ids_are_equal_only_if_their_bytes_are(engine: Engine) -> None:
     """A WHERE tells ids apart that differ by case, accent, blanks, composition or width."""
-    run("upgrade", "head")
+    run_alembic(get_runtime().engine(), "upgrade", "head")
     ids = ["a", "A", "á", "a\u0301", "ä", "a ", " a", "a\t", "\uff41", "ß", "ss", "😀", "😁"]
     insert_targets(engine, ids)
     assert [matches(engine, target) for target in ids] == [[target] for target in ids]
@@ -147,11 +154,11 @@ def leave_table(engine: Engine) -> None:
 @pytest.mark.parametrize("undo", [drop_index, leave_table])
 def test_half_an_upgrade_is_finished_by_the_next(engine: Engine, undo: Any) -> None:
     """A first run that stopped between two steps is healed by running it again."""
-    run("upgrade", "head")
+    run_alembic(get_runtime().engine(), "upgrade", "head")
     whole = schema(engine)
     undo(engine)
-    run("stamp", BEFORE)
-    run("upgrade", "head")
+    run_alembic(get_runtime().engine(), "stamp", BEFORE)
+    run_alembic(get_runtime().engine(), "upgrade", "head")
     assert schema(engine) == whole
     assert tables(engine) == {*OURS, VERSION_TABLE}
     assert current_revision(engine) == HEAD
@@ -167,7 +174,7 @@ OLD_ROWS = [
 
 def test_removals_survive_both_ways(engine: Engine) -> None:
     """What all of them say before 0004 is what they say after it, and after the way back."""
-    run("upgrade", BEFORE)
+    run_alembic(get_runtime().engine(), "upgrade", BEFORE)
     old = MetaData()
     old.reflect(engine, only=["imcallback_delivery", "imcallback_removal"])
     delivery, removal = old.tables["imcallback_delivery"], old.tables["imcallback_removal"]
@@ -195,12 +202,12 @@ def test_removals_survive_both_ways(engine: Engine) -> None:
                 connection.execute(delivery.insert().values(values))
             connection.execute(removal.insert().values(row | {"id": id + position}))
     before = dump(engine, removal)
-    run("upgrade", "head")
+    run_alembic(get_runtime().engine(), "upgrade", "head")
     with engine.connect() as connection:
         after = stored_removals(connection)
         assert connection.scalar(text("SELECT COUNT(*) FROM imcallback_source")) == 3
     assert sorted(map(sorted_items, after)) == sorted(map(sorted_items, before))
-    run("downgrade", BEFORE)
+    run_alembic(get_runtime().engine(), "downgrade", BEFORE)
     assert dump(engine, removal) == before
 
 
@@ -231,7 +238,7 @@ def test_six_upgrades_at_once(engine: Engine, database_url: URL) -> None:
         process.stdin.flush()
     ends = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
     assert [status for _, status in ends] == [0] * 6, ends
-    run("check")
+    run_alembic(get_runtime().engine(), "check")
     with engine.connect() as connection:
         assert connection.scalars(text(f"SELECT * FROM {VERSION_TABLE}")).all() == [HEAD]
 
@@ -240,7 +247,7 @@ def test_sql_is_printed_and_nothing_done(
     engine: Engine, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """`upgrade --sql` leaves the database alone; what it prints makes the tables."""
-    run("upgrade", "head", sql=True)
+    run_alembic(get_runtime().engine(), "upgrade", "head", sql=True)
     assert tables(engine) == set()
     script = capsys.readouterr().out
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
@@ -248,14 +255,14 @@ def test_sql_is_printed_and_nothing_done(
             lines = [line for line in statement.splitlines() if not line.startswith("--")]
             if sql := "\n".join(lines).strip():
                 connection.exec_driver_sql(sql)
-    run("check")
+    run_alembic(get_runtime().engine(), "check")
     assert current_revision(engine) == HEAD
 
 
 def test_revisions_are_one_line(make_app: MakeApp) -> None:
     """Ids fit the version column, look like no count of steps, and lead to a single head."""
     with make_app(migrate=False).app_context():
-        script = ScriptDirectory.from_config(make_config(get_state().engine()))
+        script = ScriptDirectory.from_config(make_config(get_runtime().engine()))
     revisions = [revision.revision for revision in script.walk_revisions()]
     assert len(revisions) == len(REVISIONS) > 0
     assert all(len(revision) <= 32 and not revision.isdigit() for revision in revisions)

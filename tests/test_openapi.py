@@ -333,7 +333,7 @@ def explore(app: Flask, *, guarded: bool, checks: list[str] = CHECKS, **phases: 
         "parameters": right if guarded else {},
         "checks": {"enabled": False, **{name: {"enabled": True} for name in checks}},
         "generation": {"max-examples": EXAMPLES, "database": "none"},
-        "phases": {name: {"enabled": is_on} for name, is_on in phases.items()},
+        "phases": {name: {"enabled": is_enabled} for name, is_enabled in phases.items()},
     }
     schema = schemathesis.openapi.from_dict(
         found, config=SchemathesisConfig.from_dict(configuration)

@@ -20,7 +20,7 @@ import pytest
 import time_machine
 from babel.messages.extract import extract
 from babel.messages.pofile import read_po
-from conftest import MakeApp, wait_for_tally
+from conftest import MakeApp, wait_for_counters
 from flask import Flask
 from hypothesis import given
 from hypothesis import strategies as st
@@ -33,7 +33,7 @@ from werkzeug.test import TestResponse
 
 from flask_imcallback.providers import PROVIDERS
 from flask_imcallback.removals import Record, Relation
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 from flask_imcallback.web.page import views as page_module
 from flask_imcallback.web.page.text import FOLDER, LANGUAGES, indented, visible
 from flask_imcallback.web.page.views import ADDRESSES
@@ -565,10 +565,10 @@ def test_hostile_text_is_shown_and_nothing_else(make_app: MakeApp, text: str) ->
         plain = store(("owner", "target"), at=MOMENT - timedelta(days=1))[0]
         body = json.dumps({"id": text}, ensure_ascii=False).encode()
         record = store((text, text[:254] + "!"), (text, "x"), body=body, **origin)[0]
-        state = get_state()
-        state.tally.accept(text[:32], text)
-        state.tally.refuse("openim", text)
-        state.tally.save()
+        runtime = get_runtime()
+        runtime.counters.accept(text[:32], text)
+        runtime.counters.refuse("openim", text)
+        runtime.counters.save()
     shown = visible(text).striptags()
     for kind, (hostile, harmless) in enumerate(zip(pages(record), pages(plain), strict=True)):
         response = ask(app, hostile)
@@ -780,11 +780,11 @@ def test_what_came_and_what_was_refused(make_app: MakeApp) -> None:
     with time_machine.travel(MOMENT, tick=False):
         path = f"/imcallback/openim/{SECRET}/callbackX"
         assert app.test_client().post(path, json=packet, buffered=True).status_code == 200
-        wait_for_tally()
+        wait_for_counters()
     with time_machine.travel(MOMENT + timedelta(minutes=2), tick=False):
         refused = app.test_client().post("/imcallback/openim/x", json=packet, buffered=True)
         assert refused.status_code == 403
-        wait_for_tally()
+        wait_for_counters()
     with time_machine.travel(MOMENT + timedelta(minutes=5), tick=False):
         html = read(app)
     assert "Last callback 5 minutes ago · last refusal 3 minutes ago" in html.words
@@ -824,15 +824,15 @@ def test_what_waits_in_the_spool(make_app: MakeApp) -> None:
     """It is told, since the history does not show it; and so is a spool that cannot be read."""
     app = open_app(make_app)
     with app.app_context():
-        state = get_state()
-        assert state.drain
+        runtime = get_runtime()
+        assert runtime.drain
         assert "nothing waits in the spool" in read(app).text
-        state.drain.spool.put(state.recorder._entry(delivery_of(("alice", "bob"))))
+        runtime.drain.spool.put(runtime.recorder._entry(delivery_of(("alice", "bob"))))
         assert "1 callback waits in the spool" in read(app).words
-        state.drain.spool.engine.dispose()
-        state.drain.spool.path.write_bytes(b"no database" * 1000)
+        runtime.drain.spool.engine.dispose()
+        runtime.drain.spool.path.write_bytes(b"no database" * 1000)
         assert "The spool cannot be read" in read(app).text
-        state.drain.spool.path.unlink()
+        runtime.drain.spool.path.unlink()
 
 
 LAYOUT = """<!doctype html>

@@ -15,7 +15,7 @@ from flask import Flask
 from test_callbacks import rows
 from test_recorder import DELIVERY, record
 
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import migrations as migration
 
 GUIDE = (Path(__file__).parents[1] / "docs" / "postgresql.md").read_text("utf-8")
@@ -23,7 +23,7 @@ PARTITION, DROP = re.findall(r"```sql\n(.+?)```", GUIDE, re.DOTALL)
 
 
 def execute(app: Flask, sql: str) -> None:
-    with app.app_context(), get_state().engine().connect() as connection:
+    with app.app_context(), get_runtime().engine().connect() as connection:
         driver: Any = connection.connection.driver_connection
         driver.autocommit = True
         try:
@@ -33,7 +33,7 @@ def execute(app: Flask, sql: str) -> None:
 
 
 def count(app: Flask, table: str) -> int:
-    with app.app_context(), get_state().engine().connect() as connection:
+    with app.app_context(), get_runtime().engine().connect() as connection:
         number = connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one()
         return int(number)
 
@@ -56,8 +56,8 @@ def test_removals_can_be_partitioned(
         parts = [f"imcallback_removal_{name}" for name in ("first", "2027_01", "later")]
         assert [count(app, part) for part in parts] == [4, 2, 2]
         with app.app_context():
-            migration.run("check")
-            found = get_state().history.find(owner_id="alice", order="asc").data
+            migration.run_alembic(get_runtime().engine(), "check")
+            found = get_runtime().history.find(owner_id="alice", order="asc").data
         assert [r.received_at.replace(microsecond=0) for r in found] == [moments[0], *moments]
         execute(app, DROP)
         deliveries, removals = rows(app)
@@ -80,6 +80,6 @@ def test_engine_options_reach_the_driver(
     with servers.database(database_servers["postgresql"]) as url:
         app = make_app(url, SQLALCHEMY_ENGINE_OPTIONS=given)
         assert len(record(app, DELIVERY)) == 2
-        with app.app_context(), get_state().engine().connect() as connection:
+        with app.app_context(), get_runtime().engine().connect() as connection:
             driver: Any = connection.connection.driver_connection
             assert driver.prepare_threshold == given["connect_args"].get("prepare_threshold", 5)

@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import select
 
 from flask_imcallback import Provider, upgrade
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.tables import delivery
 
 PAGE = Path(__file__).parents[1] / "docs" / "providers.md"
@@ -48,7 +48,7 @@ def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Flask]:
         upgrade()
     yield app
     with app.app_context():
-        for engine in get_state().database().engines.values():
+        for engine in get_runtime().database().engines.values():
             engine.dispose()
 
 
@@ -70,7 +70,7 @@ def history(app: Flask) -> list[dict[str, str]]:
 
 
 def deliveries(app: Flask) -> list[Any]:
-    with app.app_context(), get_state().engine().connect() as connection:
+    with app.app_context(), get_runtime().engine().connect() as connection:
         return list(connection.execute(select(delivery).order_by(delivery.c.id)).all())
 
 

@@ -26,9 +26,10 @@ from flask_imcallback import (
 )
 from flask_imcallback.providers import Origin
 from flask_imcallback.removals import Status
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.recorder import Delivery, Recorder
-from flask_imcallback.storage.tables import id_at
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.entries import Delivery
+from flask_imcallback.storage.ids import id_at
+from flask_imcallback.storage.recorder import Recorder
 from flask_imcallback.storage.tables import removal as removal_table
 
 MOMENT = datetime(2026, 11, 20, 18, 5, 0, 123456, UTC)
@@ -57,7 +58,7 @@ DELIVERY = Delivery(
 
 def record(app: Flask, delivery: Delivery) -> list[Record]:
     with app.app_context():
-        stored = get_state().recorder.record(delivery)
+        stored = get_runtime().recorder.record(delivery)
         assert stored
         return stored.records()
 
@@ -259,11 +260,11 @@ def test_a_failure_stores_nothing_by_halves(database_url: URL, make_app: MakeApp
     """Without the table of removals there is no delivery either."""
     app = make_app(database_url, IMCALLBACK_SPOOL=None)
     with app.app_context():
-        removal_table.drop(get_state().engine())
+        removal_table.drop(get_runtime().engine())
     with pytest.raises(StorageError, match="flask db upgrade"):
         record(app, DELIVERY)
     with app.app_context():
-        removal_table.create(get_state().engine())
+        removal_table.create(get_runtime().engine())
     assert rows(app) == ([], [])
 
 

@@ -19,9 +19,10 @@ from sqlalchemy import URL, NullPool, Table, create_engine, inspect, select
 
 from flask_imcallback.providers.base import CallbackRequest
 from flask_imcallback.removals import Record, Removal
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.recorder import Delivery
-from flask_imcallback.storage.tables import delivery, moment_of, removal, source
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.entries import Delivery
+from flask_imcallback.storage.ids import moment_of
+from flask_imcallback.storage.tables import delivery, removal, source
 
 sys.path.append(str(Path(__file__).parents[1] / "benchmarks"))
 
@@ -55,7 +56,7 @@ def find_all(app: Flask) -> list[Record]:
     found, cursor = [], None
     with app.app_context():
         while True:
-            page = get_state().history.find(order="asc", limit=1000, cursor=cursor)
+            page = get_runtime().history.find(order="asc", limit=1000, cursor=cursor)
             found += page.data
             cursor = page.next_cursor
             if cursor is None:
@@ -143,7 +144,7 @@ def test_packets_are_true(make_app: MakeApp, tmp_path: Path) -> None:
     for record in find_all(app):
         stored.setdefault(record.delivery_id, []).append(record)
     with app.app_context():
-        providers = get_state().providers
+        providers = get_runtime().providers
     for row in rows(url, delivery):
         provider = providers[row["provider"]]
         request = CallbackRequest(

@@ -25,9 +25,10 @@ from test_recorder import DELIVERY, MOMENT
 from test_writer import ANONYMOUS, entries_of, entry_of, until, write
 
 from flask_imcallback import Record, removals_recorded, upgrade
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.inserts import Entry
-from flask_imcallback.storage.spool import Drain, Spool
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.drain import Drain
+from flask_imcallback.storage.entries import Entry
+from flask_imcallback.storage.spool import Spool
 
 ADDRESS = f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand"
 AWAY = URL.create("postgresql+psycopg", "user", "pass-word", "127.0.0.1", 1, "database")
@@ -35,7 +36,7 @@ AWAY = URL.create("postgresql+psycopg", "user", "pass-word", "127.0.0.1", 1, "da
 
 def spool_of(app: Flask) -> Spool:
     with app.app_context():
-        drain = get_state().drain
+        drain = get_runtime().drain
         assert drain
         return drain.spool
 
@@ -49,7 +50,7 @@ def put(app: Flask, *entries: Entry) -> None:
 def drain(app: Flask) -> str:
     """Another process that drains all it can."""
     with app.app_context():
-        another = Drain(spool_of(app), get_state().engine, app.app_context, lambda _: None)
+        another = Drain(spool_of(app), get_runtime().engine, app.app_context, lambda _: None)
         return another.finish()
 
 
@@ -178,7 +179,7 @@ def test_one_that_cannot_be_stored_is_passed_over(make_app: MakeApp) -> None:
     entries = entries_of(app, 5)
     put(app, *entries)
     with app.app_context():
-        engine = get_state().engine()
+        engine = get_runtime().engine()
         with engine.begin() as connection:
             bad = entries[0].row["nonce"].hex()
             connection.exec_driver_sql(

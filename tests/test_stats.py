@@ -17,10 +17,10 @@ from test_history_http import HISTORY, assert_problem, get, open_history
 
 from flask_imcallback.errors import HistoryQueryError, TooWideError
 from flask_imcallback.history.buckets import starts_between
-from flask_imcallback.history.history import MAX_COUNTS, Count
+from flask_imcallback.history.counts import MAX_COUNTS, RemovalCount
 from flask_imcallback.history.queries import BUCKETS, GROUPS, HistoryQuery, StatsQuery
 from flask_imcallback.removals import Record, Relation
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 
 STATS = f"{HISTORY}/stats"
 HOUR = timedelta(hours=1)
@@ -60,10 +60,10 @@ def label(moment: datetime, bucket: str, zone: ZoneInfo) -> tuple[Any, ...]:
     return (date.year, date.month) if bucket == "month" else (date,)
 
 
-def counts(bucket: str = "day", group_by: str | None = None, **filters: Any) -> list[Count]:
+def counts(bucket: str = "day", group_by: str | None = None, **filters: Any) -> list[RemovalCount]:
     tz = filters.pop("tz", "UTC")
     query = HistoryQuery.from_filters(**filters)
-    return get_state().history.stats(query, StatsQuery(bucket=bucket, group_by=group_by, tz=tz))
+    return get_runtime().history.stats(query, StatsQuery(bucket=bucket, group_by=group_by, tz=tz))
 
 
 @ZONES

@@ -21,10 +21,11 @@ from sqlalchemy import URL, Connection, Engine, event
 from test_history import MOMENT, delivery_of, find, store_all
 from test_history_http import HISTORY, get, open_history
 
-from flask_imcallback.history.history import MAX_SHOWN
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.inserts import Entry, insert, learn_sources
-from flask_imcallback.storage.tables import moment_of
+from flask_imcallback.history.cursors import MAX_SHOWN
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.entries import Entry
+from flask_imcallback.storage.ids import moment_of
+from flask_imcallback.storage.inserts import insert, learn_sources
 
 PAST = MOMENT.replace(year=2024)
 SECOND = 1_000_000
@@ -105,7 +106,7 @@ class Writers:
     def begin(self, at: datetime, removals: int) -> None:
         """Insert a delivery, and do not commit."""
         pairs = [("owner", str(number)) for number in range(removals)]
-        entry = get_state().recorder._entry(delivery_of(*pairs, at=at))
+        entry = get_runtime().recorder._entry(delivery_of(*pairs, at=at))
         first = entry.row["id"]
         while self._free & set(range(first, first + removals)):
             first += 1
@@ -155,7 +156,7 @@ STEPS = st.lists(
 def test_every_removal_once(database_url: URL, make_app: MakeApp, clock: Clock) -> None:
     """However transactions overlap that commit in time, and wherever the reader is then."""
     with make_app(database_url).app_context():
-        engine = get_state().engine()
+        engine = get_runtime().engine()
 
         @settings(max_examples=60, deadline=None, database=None)
         @given(STEPS)
@@ -190,7 +191,7 @@ def test_one_that_commits_late(
 ) -> None:
     """It began first, and is seen after those that began later, by their reader."""
     with make_app(database_url).app_context():
-        writers, reader = Writers(get_state().engine()), Reader()
+        writers, reader = Writers(get_runtime().engine()), Reader()
         writers.begin(clock.now, 3)
         for number in range(1, 6):
             writers.begin(clock.now + timedelta(seconds=number / 10), 2)
@@ -321,7 +322,7 @@ def test_many_that_were_shown_cost_little(make_app: MakeApp, clock: Clock) -> No
         reader = Reader()
         reader.read(900)
         statements: list[str] = []
-        engine = get_state().engine()
+        engine = get_runtime().engine()
 
         def note(*arguments: Any) -> None:
             statements.append(arguments[2])

@@ -7,13 +7,13 @@ from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
 
 import time_machine
-from conftest import MakeApp, wait_for_tally
+from conftest import MakeApp, wait_for_counters
 from sqlalchemy import URL
 from test_callbacks import BODY, SECRET, rows
 
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.counters import MAX_KEYS, Tally
-from flask_imcallback.storage.tables import tally as table
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.counters import MAX_KEYS, CallbackCounters
+from flask_imcallback.storage.tables import counters as table
 
 URL_OF = f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand"
 REFUSED = "403 FORBIDDEN"
@@ -28,13 +28,13 @@ def test_the_last_of_each_is_known(database_url: URL, make_app: MakeApp) -> None
     for app, moment in zip(apps, (1_700_000_000, 1_700_000_100), strict=True):
         with time_machine.travel(moment, tick=False):
             assert app.test_client().post(URL_OF, json=BODY, buffered=True).status_code == 200
-            wait_for_tally()
+            wait_for_counters()
         with time_machine.travel(moment + 11, tick=False):
             assert (
                 app.test_client().post("/imcallback/openim/x", json=BODY, buffered=True).status
                 == REFUSED
             )
-            wait_for_tally()
+            wait_for_counters()
     client = apps[0].test_client()
     assert "callbacks" not in client.get("/imcallback/health").get_json()
     wrong = client.get("/imcallback/health", headers={"Authorization": "Bearer wrong"})
@@ -57,7 +57,7 @@ def test_the_last_of_each_is_known(database_url: URL, make_app: MakeApp) -> None
         },
     ]
     with apps[1].app_context():
-        counts = get_state().tally.counts()
+        counts = get_runtime().counters.counts()
     assert [count.last_at for count in counts] == [
         datetime.fromtimestamp(moment, UTC) for moment in (1_700_000_100, 1_700_000_111)
     ]
@@ -71,27 +71,27 @@ def test_many_processes_add_up(database_url: URL, make_app: MakeApp) -> None:
 
     def count(_: int) -> None:
         with app.app_context():
-            tally = Tally(get_state().engine)
+            counters = CallbackCounters(get_runtime().engine)
             for _ in range(5):
-                tally.accept("openim", "a")
-                tally.refuse("openim", "b")
-            tally.save()
+                counters.accept("openim", "a")
+                counters.refuse("openim", "b")
+            counters.save()
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(count, range(8)))
     with app.app_context():
-        assert [count.count for count in get_state().tally.counts()] == [40, 40]
+        assert [count.count for count in get_runtime().counters.counts()] == [40, 40]
 
 
 def test_commands_without_number_cost_no_memory(make_app: MakeApp) -> None:
     """Whoever has the secret may name any; those above a limit are counted together."""
     app = make_app()
     with app.app_context():
-        tally = get_state().tally
+        counters = get_runtime().counters
         for number in range(MAX_KEYS + 50):
-            tally.accept("openim", f"command{number}\0")
-        tally.save()
-        counts = {count.what: count.count for count in tally.counts()}
+            counters.accept("openim", f"command{number}\0")
+        counters.save()
+        counts = {count.what: count.count for count in counters.counts()}
     assert len(counts) == MAX_KEYS + 1
     assert counts["others"] == 50
 
@@ -100,15 +100,15 @@ def test_what_cannot_be_saved_is_saved_later(database_url: URL, make_app: MakeAp
     """As while the database is away: nothing that was counted is forgotten."""
     app = make_app(database_url)
     with app.app_context():
-        tally, engine = get_state().tally, get_state().engine()
+        counters, engine = get_runtime().counters, get_runtime().engine()
         table.drop(engine)
         for moment in (1_700_000_000, 1_700_000_100):
             with time_machine.travel(moment, tick=False):
-                tally.accept("openim", "a")
-                tally.save()
+                counters.accept("openim", "a")
+                counters.save()
         table.create(engine)
-        tally.save()
-        (count,) = tally.counts()
+        counters.save()
+        (count,) = counters.counts()
     assert (count.count, count.last_at.timestamp()) == (2, 1_700_000_100)
 
 
@@ -118,8 +118,8 @@ def test_a_tally_that_cannot_be_saved_harms_no_callback(make_app: MakeApp) -> No
     client = app.test_client()
     assert client.post(URL_OF, data=b"[]", buffered=True).status_code == 400
     with app.app_context():
-        assert get_state().tally.counts() == []
-        with get_state().engine().begin() as connection:
-            connection.exec_driver_sql("DROP TABLE imcallback_tally")
+        assert get_runtime().counters.counts() == []
+        with get_runtime().engine().begin() as connection:
+            connection.exec_driver_sql("DROP TABLE imcallback_counter")
     assert client.post(URL_OF, data=json.dumps(BODY), buffered=True).status_code == 200
     assert len(rows(app)[1]) == 1

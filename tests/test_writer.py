@@ -22,10 +22,9 @@ from test_callbacks import rows
 from test_recorder import DELIVERY, MOMENT
 
 from flask_imcallback import StorageError
-from flask_imcallback.runtime import get_state
-from flask_imcallback.storage.inserts import Entry
-from flask_imcallback.storage.recorder import Delivery
-from flask_imcallback.storage.tables import id_at
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.entries import Delivery, Entry
+from flask_imcallback.storage.ids import id_at
 from flask_imcallback.storage.writer import LARGE, Writer
 
 ANONYMOUS = replace(DELIVERY, repeats_callbacks=False)
@@ -33,7 +32,7 @@ ANONYMOUS = replace(DELIVERY, repeats_callbacks=False)
 
 def entry_of(app: Flask, delivery: Delivery) -> Entry:
     with app.app_context():
-        return get_state().recorder._entry(delivery)
+        return get_runtime().recorder._entry(delivery)
 
 
 def entries_of(app: Flask, count: int, **changes: Any) -> list[Entry]:
@@ -46,7 +45,7 @@ def entries_of(app: Flask, count: int, **changes: Any) -> list[Entry]:
 
 def write(app: Flask, *entries: Entry, seconds: float = 30, patient: bool = False) -> None:
     with app.app_context():
-        Writer(get_state().engine, patient=patient).write(entries, seconds)
+        Writer(get_runtime().engine, patient=patient).write(entries, seconds)
 
 
 def count_commits(app: Flask) -> Callable[[], int]:
@@ -54,7 +53,7 @@ def count_commits(app: Flask) -> Callable[[], int]:
     write(app, entry_of(app, replace(ANONYMOUS, received_at=MOMENT - timedelta(days=1))))
     commits: list[object] = []
     with app.app_context():
-        event.listen(get_state().engine(), "commit", commits.append)
+        event.listen(get_runtime().engine(), "commit", commits.append)
     return lambda: len(commits)
 
 
@@ -65,7 +64,7 @@ def test_what_waits_shares_a_transaction(database_url: URL, make_app: MakeApp) -
     write(app, *entries_of(app, 1))
     assert commits() == 1
     with app.app_context():
-        writer = Writer(get_state().engine, patient=False)
+        writer = Writer(get_runtime().engine, patient=False)
     entries = entries_of(app, 300)[100:]
 
     def store(entry: Entry) -> None:
@@ -168,7 +167,7 @@ def test_a_database_that_hangs_is_given_up(database_url: URL, make_app: MakeApp)
     """By the deadline, again and again; as soon as it goes on, so do we."""
     app = make_app(database_url)
     with app.app_context():
-        writer = Writer(get_state().engine, patient=False)
+        writer = Writer(get_runtime().engine, patient=False)
     unlock = lock_table(database_url)
     entries = entries_of(app, 3)
     for entry in entries:
@@ -199,7 +198,7 @@ def test_a_connection_that_hangs_keeps_no_thread(
     with servers.database(server) as url, faults.proxy(url.port or 0) as proxy:
         app = make_app(url.set(port=proxy.port))
         with app.app_context():
-            writer = Writer(get_state().engine, patient=False)
+            writer = Writer(get_runtime().engine, patient=False)
         first, *entries = entries_of(app, 5)
         with app.app_context():
             writer.write([first], 30)
@@ -222,9 +221,9 @@ def test_a_thread_that_nothing_frees_is_left(
         app = make_app(url)
         entries = entries_of(app, 3)
         with app.app_context():
-            engine = get_state().engine()
+            engine = get_runtime().engine()
             engine.dispose()
-            writer = Writer(get_state().engine, patient=False)
+            writer = Writer(get_runtime().engine, patient=False)
 
         def hang(*_: Any) -> None:
             event.remove(engine, "do_connect", hang)
@@ -266,7 +265,7 @@ def test_who_has_no_spool_is_patient(
         app = make_app(url)
         (entry,) = entries_of(app, 1)
         with app.app_context():
-            engine = get_state().engine()
+            engine = get_runtime().engine()
         engine.dispose()
         made: list[None] = []
 
@@ -290,7 +289,7 @@ def test_one_that_nobody_waits_for_takes_no_other_id(
     second.move(first.row["id"])
     write(app, first)
     with app.app_context():
-        engine = get_state().engine()
+        engine = get_runtime().engine()
 
     def give_up(*_: Any) -> None:
         second.is_abandoned = True
@@ -304,7 +303,7 @@ def test_one_that_nobody_waits_for_takes_no_other_id(
 def end_connections(app: Flask) -> None:
     """Have the server close all connections of the app's pool."""
     with app.app_context():
-        engine = get_state().engine()
+        engine = get_runtime().engine()
         with create_engine(engine.url).connect() as connection:
             if engine.dialect.name == "postgresql":
                 others = "pid <> pg_backend_pid() AND datname = current_database()"
@@ -382,7 +381,7 @@ def test_what_may_pass_is_tried_again(
     server = request.getfixturevalue("database_servers")[database]
     with servers.database(server) as url:
         app = make_app(url)
-        with app.app_context(), get_state().engine().begin() as connection:
+        with app.app_context(), get_runtime().engine().begin() as connection:
             for statement in FAIL[database].format(code=code).split(";;"):
                 connection.exec_driver_sql(statement)
         (entry,) = entries_of(app, 1)
@@ -390,5 +389,5 @@ def test_what_may_pass_is_tried_again(
         assert (entry.error is None) == is_tried_again
         assert len(rows(app)[1]) == (2 if is_tried_again else 0)
         sql = "SELECT nextval('tries')" if database == "postgresql" else "SELECT nextval(tries)"
-        with app.app_context(), get_state().engine().connect() as connection:
+        with app.app_context(), get_runtime().engine().connect() as connection:
             assert connection.exec_driver_sql(sql).scalar_one() == (3 if is_tried_again else 2)

@@ -47,7 +47,7 @@ from sqlalchemy import URL
 from test_server import Running, serving
 
 from flask_imcallback import ImCallback, upgrade
-from flask_imcallback.runtime import get_state
+from flask_imcallback.runtime import get_runtime
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
 SERVERS = ("postgresql", "mariadb")
@@ -123,7 +123,7 @@ def create_tables(url: URL) -> None:
     ImCallback(app)
     with app.app_context():
         upgrade()
-        for engine in get_state().database().engines.values():
+        for engine in get_runtime().database().engines.values():
             engine.dispose()
 
 

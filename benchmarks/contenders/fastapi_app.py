@@ -19,7 +19,7 @@ app = FastAPI()
 if engine.dialect.name == "sqlite":
 
     @event.listens_for(engine, "connect")
-    def be_durable(connection, _):
+    def set_durable_pragmas(connection, _):
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=FULL")
 

@@ -112,7 +112,7 @@ with app.app_context():
     if db.engine.dialect.name == "sqlite" and os.environ.get("SQLITE_WAL_FULL"):
 
         @event.listens_for(db.engine, "connect")
-        def be_durable(connection, _):
+        def set_durable_pragmas(connection, _):
             connection.execute("PRAGMA journal_mode=WAL")
             connection.execute("PRAGMA synchronous=FULL")
 

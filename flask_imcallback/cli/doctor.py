@@ -15,9 +15,10 @@ from sqlalchemy import func, select
 
 from ..errors import ImCallbackError, SendError
 from ..providers import Callback
-from ..runtime import AppState
+from ..runtime import Runtime
+from ..storage.ids import id_at
 from ..storage.migrations import is_at_head
-from ..storage.tables import delivery, id_at
+from ..storage.tables import delivery
 from . import sender
 from .sender import Answer, Outgoing, Sender
 
@@ -49,26 +50,29 @@ def failure(title: str, why: str, remedy: str) -> Finding:
     return Finding("failure", title, why, remedy)
 
 
-def examine(state: AppState, url: str | None = None, idle_seconds: float = 60) -> Iterator[Finding]:
+def examine(
+    runtime: Runtime, url: str | None = None, idle_seconds: float = 60
+) -> Iterator[Finding]:
     """Look at one app's settings, database and clock, and with `url` at its live address.
 
     Needs an app context.
     """
-    yield from _settings(state)
-    yield from _database(state)
-    yield from _spool(state)
+    yield from _settings(runtime)
+    yield from _database(runtime)
+    yield from _spool(runtime)
     if url is None:
         return
-    on = [name for name in PROBES if name in state.providers and state.providers[name].is_on]
+    providers = runtime.providers
+    on = [name for name in PROBES if name in providers and providers[name].is_enabled]
     for name in on:
-        yield from _address(state, name, url)
+        yield from _address(runtime, name, url)
     if on:
-        yield from _idle(state, on[0], url, idle_seconds)
+        yield from _idle(runtime, on[0], url, idle_seconds)
 
 
-def _settings(state: AppState) -> Iterator[Finding]:
-    settings = state.settings
-    if not any(provider.is_on for provider in state.providers.values()):
+def _settings(runtime: Runtime) -> Iterator[Finding]:
+    settings = runtime.settings
+    if not any(provider.is_enabled for provider in runtime.providers.values()):
         yield failure(
             "No provider is on",
             "Every callback is answered with 404.",
@@ -80,7 +84,7 @@ def _settings(state: AppState) -> Iterator[Finding]:
             "Anybody can write into the history.",
             "Set a token, a secret path segment or credentials, and take it away.",
         )
-    if not settings.history_tokens and not state.history_decorators:
+    if not settings.history_tokens and not runtime.history_decorators:
         yield warning(
             "The history is closed",
             "Nobody can read it over HTTP.",
@@ -89,9 +93,9 @@ def _settings(state: AppState) -> Iterator[Finding]:
     yield ok("The settings are well formed")
 
 
-def _database(state: AppState) -> Iterator[Finding]:
+def _database(runtime: Runtime) -> Iterator[Finding]:
     try:
-        engine = state.engine()
+        engine = runtime.engine()
         if not is_at_head(engine):
             yield failure(
                 "The tables are not at the newest migration",
@@ -121,15 +125,15 @@ def _database(state: AppState) -> Iterator[Finding]:
             )
 
 
-def _spool(state: AppState) -> Iterator[Finding]:
-    if state.drain is None:
+def _spool(runtime: Runtime) -> Iterator[Finding]:
+    if runtime.drain is None:
         yield warning(
             "There is no spool",
             "While the database is away, callbacks are answered with 503 and are only in the log.",
             "Set IMCALLBACK_SPOOL to a file on a disk that outlives the process.",
         )
         return
-    spool = state.drain.spool
+    spool = runtime.drain.spool
     try:
         with spool.writing():
             pass
@@ -150,19 +154,19 @@ def _spool(state: AppState) -> Iterator[Finding]:
         )
 
 
-def _probe(state: AppState, name: str) -> tuple[str, Outgoing]:
+def _probe(runtime: Runtime, name: str) -> tuple[str, Outgoing]:
     mark = secrets.token_hex(8)
     if name == "tencent":
-        app_id = next(iter(state.settings.tencent_apps))
+        app_id = next(iter(runtime.settings.tencent_apps))
         packet = {"CallbackCommand": PROBES[name], "Mark": mark}
-        return mark, sender.tencent(state.settings, packet, app_id)
+        return mark, sender.tencent(runtime.settings, packet, app_id)
     packet = {"callbackCommand": PROBES[name], "mark": mark}
-    return mark, sender.openim(state.settings, packet, mark)
+    return mark, sender.openim(runtime.settings, packet, mark)
 
 
-def _address(state: AppState, name: str, url: str) -> Iterator[Finding]:
+def _address(runtime: Runtime, name: str, url: str) -> Iterator[Finding]:
     """Send a probe through the live address, and read it back."""
-    mark, probe = _probe(state, name)
+    mark, probe = _probe(runtime, name)
     started = datetime.now(UTC) - timedelta(minutes=5)
     try:
         connection = Sender(url)
@@ -175,7 +179,7 @@ def _address(state: AppState, name: str, url: str) -> Iterator[Finding]:
             "Check the address, its DNS, port, firewall, and that its certificate is trusted.",
         )
         return
-    if problem := _answer_problem(state, name, answer):
+    if problem := _answer_problem(runtime, name, answer):
         yield problem
         return
     yield ok(f"{name}: the probe is answered as the server wants it")
@@ -185,7 +189,7 @@ def _address(state: AppState, name: str, url: str) -> Iterator[Finding]:
             "Tencent waits two seconds; OpenIM's queue drops events while it waits.",
             "Look for what is slow: the proxy, the database, too few threads.",
         )
-    if not _is_stored(state, name, mark, started):
+    if not _is_stored(runtime, name, mark, started):
         yield failure(
             f"{name}: the probe was answered, but is not in this app's database",
             "Another app answers at this address, or this command uses another database.",
@@ -195,7 +199,7 @@ def _address(state: AppState, name: str, url: str) -> Iterator[Finding]:
     yield ok(f"{name}: the probe is stored")
     if date := answer.headers.get("date"):
         off = abs(parsedate_to_datetime(date) - datetime.now(UTC))
-        if off > timedelta(seconds=max(5, state.settings.sign_window / 2)):
+        if off > timedelta(seconds=max(5, runtime.settings.sign_window / 2)):
             yield failure(
                 f"{name}: the server's clock is {off.total_seconds():.0f} seconds from this one's",
                 "Signatures are refused by a wrong clock, and the history has wrong times.",
@@ -237,7 +241,7 @@ REFUSALS: dict[int, tuple[str, str]] = {
 }
 
 
-def _answer_problem(state: AppState, name: str, answer: Answer) -> Finding | None:
+def _answer_problem(runtime: Runtime, name: str, answer: Answer) -> Finding | None:
     if 300 <= answer.status < 400:
         return failure(
             f"{name}: the address redirects to {answer.headers.get('location', 'elsewhere')}",
@@ -249,7 +253,7 @@ def _answer_problem(state: AppState, name: str, answer: Answer) -> Finding | Non
         return failure(
             f"{name}: the probe is answered {answer.status}", *REFUSALS.get(answer.status, unknown)
         )
-    expected = _expected(state, name)
+    expected = _expected(runtime, name)
     try:
         given: Any = json.loads(answer.body)
     except ValueError:
@@ -266,22 +270,22 @@ def _answer_problem(state: AppState, name: str, answer: Answer) -> Finding | Non
     return None
 
 
-def _expected(state: AppState, name: str) -> dict[str, Any]:
+def _expected(runtime: Runtime, name: str) -> dict[str, Any]:
     callback = Callback(command=PROBES[name], removals=None, packet={})
-    return dict(state.providers[name].accept(callback).body)
+    return dict(runtime.providers[name].accept(callback).body)
 
 
-def _is_stored(state: AppState, name: str, mark: str, started: datetime) -> bool:
+def _is_stored(runtime: Runtime, name: str, mark: str, started: datetime) -> bool:
     column = delivery.c
     probes = select(column.body).where(
         column.id >= id_at(started), column.provider == name, column.command == PROBES[name]
     )
-    with state.engine().connect() as connection:
+    with runtime.engine().connect() as connection:
         return any(mark.encode() in body for body in connection.scalars(probes))
 
 
 def _idle(
-    state: AppState,
+    runtime: Runtime,
     name: str,
     url: str,
     seconds: float,
@@ -293,7 +297,7 @@ def _idle(
     """
     try:
         connection = Sender(url)
-        connection.send(_probe(state, name)[1])
+        connection.send(_probe(runtime, name)[1])
     except SendError:
         return  # told before
     if not connection.is_open:
@@ -301,7 +305,7 @@ def _idle(
         return
     time.sleep(seconds)
     try:
-        connection.send(_probe(state, name)[1])
+        connection.send(_probe(runtime, name)[1])
     except SendError as error:
         yield failure(
             f"A connection idle for {seconds:g} seconds is closed by the server ({error})",

@@ -13,9 +13,9 @@ from typing import Any
 import click
 from flask import Flask, appcontext_pushed, current_app
 
-from ..runtime import EXTENSION, get_state
+from ..runtime import EXTENSION, get_runtime
 from ..storage import tables as models
-from ..storage.migrations import VERSION_TABLE, run
+from ..storage.migrations import VERSION_TABLE, run_alembic
 
 
 def follow(app: Flask) -> None:
@@ -46,9 +46,9 @@ def _before_command(config: Any) -> Any:
     _hide_from_comparators()
     _hide_from_names(config)
     context = click.get_current_context(silent=True)
-    is_wanted = get_state().settings.upgrade_with_host
+    is_wanted = get_runtime().settings.upgrade_with_host
     if is_wanted and context is not None and _is_upgrade_to_head(context):
-        run("upgrade", "head", sql=context.params["sql"])
+        run_alembic(get_runtime().engine(), "upgrade", "head", sql=context.params["sql"])
     return config
 
 

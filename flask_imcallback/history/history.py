@@ -9,7 +9,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from functools import partial
-from itertools import pairwise
 from math import gcd
 from typing import Any
 
@@ -19,28 +18,25 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import HistoryQueryError, StorageError, TooWideError
 from ..removals import Record, Relation
-from ..storage.tables import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
+from ..storage.ids import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
 from ..storage.tables import delivery as delivery_table
 from ..storage.tables import removal as removal_table
 from ..storage.tables import source as source_table
 from .buckets import starts_between
-from .plans import Finder, Found, Search
+from .counts import MAX_COUNTS, RemovalCount, _groups
+from .cursors import VERSION, _fit, _packed, _Place
+from .plans import Search
 from .queries import GROUPS, DeliveryQuery, HistoryQuery, StatsQuery
+from .statements import Finder, Found
 
 CHUNK = 2000
 """Removals of a stream that are read at once."""
-MAX_COUNTS = 10_000
-"""That are given at once."""
 MAX_BODIES = 4 * 1024 * 1024
 """Bytes of packets in a page of deliveries, or one packet."""
 UNSETTLED = timedelta(seconds=5)
 """What a transaction may take, and clocks may differ, beyond the deadline."""
-MAX_SHOWN = 400
-"""Runs of ids in a cursor, which has to fit an address."""
 SOURCE = ", ".join(column.name for column in source_table.c)
 START = EPOCH.replace(tzinfo=None)
-VERSION = 2
-"""Of cursors."""
 Values = tuple[Any, ...]
 """A removal: the fields of `Record` in their order, but `received_at` is text."""
 
@@ -65,38 +61,6 @@ class ValuesPage:
     resume_cursor: str | None
     is_early: bool = False
     """Whether there is more, but the cursor holds no more of it until it is settled."""
-
-
-@dataclass(frozen=True, slots=True)
-class Count:
-    """How many removals there were in a bucket."""
-
-    bucket: datetime
-    """When it begins; aware, in the time zone of the question."""
-    group: str | None
-    count: int
-
-
-@dataclass(frozen=True)
-class _Place:
-    """Where a reader is: all up to an id was shown, and of those after it some runs of ids."""
-
-    id: int
-    shown: tuple[tuple[int, int], ...] = ()
-
-    def has(self, removal_id: int) -> bool:
-        return any(first <= removal_id <= last for first, last in self.shown)
-
-    def move(self, settled: int, ids: Sequence[int]) -> _Place:
-        """All up to `settled` was shown, too, and these."""
-        runs: list[list[int]] = []
-        shown = [one for first, last in self.shown for one in range(first, last + 1)]
-        for one in sorted(one for one in [*shown, *ids] if one > settled):
-            if runs and runs[-1][1] == one - 1:
-                runs[-1][1] = one
-            else:
-                runs.append([one, one])
-        return _Place(max(settled, self.id), tuple((first, last) for first, last in runs))
 
 
 class History:
@@ -181,7 +145,7 @@ class History:
                 return
             search = replace(search, high=last) if is_desc else replace(search, low=last)
 
-    def stats(self, query: HistoryQuery, stats: StatsQuery) -> list[Count]:
+    def stats(self, query: HistoryQuery, stats: StatsQuery) -> list[RemovalCount]:
         """How many removals meet the filters, by bucket and group, in their order.
 
         From `since`, or else the first removal that is counted, to `until`, or else now; also where
@@ -213,7 +177,7 @@ class History:
             raise TooWideError("group_by", problem)
         names = sorted(counts, key=lambda name: name or "")
         return [
-            Count(start.astimezone(stats.zone), name, counts[name][start])
+            RemovalCount(start.astimezone(stats.zone), name, counts[name][start])
             for start in starts
             for name in names
         ]
@@ -304,38 +268,6 @@ class History:
         for step in runs:
             ends.append(ends[-1] + step)
         return _Place(place, tuple(zip(ends[1::2], ends[2::2], strict=True)))
-
-
-def _packed(place: _Place, digest: str) -> list[Any]:
-    ends = [place.id, *(end for run in place.shown for end in run)]
-    return [VERSION, digest, place.id, [b - a for a, b in pairwise(ends)]]
-
-
-def _fit(
-    place: _Place,
-    settled: int,
-    now: int,
-    *,
-    rows: list[Any],
-    is_last: bool,
-    end: int | None,
-) -> tuple[list[Any], bool, _Place]:
-    """What of the rows a page shows, whether it is the last, and where that leads.
-
-    A removal can be stored a little later than its id says. So a cursor leads back to where nothing
-    can come any more, and knows what of the rest was shown; what it cannot know waits. If that is
-    of a clock ahead of ours, it waits too long for whoever asks for the next page at once.
-    """
-    reached = end if end is not None else rows[-1].id if rows else settled
-    while True:
-        bound = settled if is_last else min(settled, reached)
-        after = place.move(bound, [row.id for row in rows])
-        if len(after.shown) <= MAX_SHOWN or not rows:
-            return rows, is_last, after
-        fit = max(0, min(len(rows) - 1, len(rows) + MAX_SHOWN - len(after.shown)))
-        is_last = fit == 0 and rows[0].id > now
-        rows = rows[:fit]
-        reached = rows[-1].id if rows else settled
 
 
 def _resolve(connection: Connection, query: HistoryQuery) -> Search | None:
@@ -444,11 +376,3 @@ def _record(values: Values) -> Record:
         request_id=values[11],
         received_at=moment,
     )
-
-
-def _groups(connection: Connection, group_by: str | None) -> dict[int, str | None]:
-    """The group by source id."""
-    if group_by is None:
-        return {0: None}
-    asked = select(source_table.c.id, source_table.c[group_by])
-    return {row[0]: row[1] for row in connection.execute(asked)}

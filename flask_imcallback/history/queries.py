@@ -11,9 +11,9 @@ from typing import Any, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ..errors import HistoryQueryError
-from ..providers.base import MAX_TEXT, UNSTORABLE
 from ..removals import Relation, Status
-from ..storage.tables import MAX_ID, id_at
+from ..storage.ids import MAX_ID, id_at
+from ..text import MAX_TEXT_LENGTH, UNSTORABLE
 
 TEXT_FILTERS = (
     "provider",
@@ -173,8 +173,8 @@ def _check_text(name: str, value: object) -> None:
         raise HistoryQueryError(name, "must be a string")
     if not value and name not in MAY_BE_EMPTY:
         raise HistoryQueryError(name, "must not be empty")
-    if len(value) > MAX_TEXT or UNSTORABLE.search(value):
-        raise HistoryQueryError(name, f"must be a text of {MAX_TEXT} characters or fewer")
+    if len(value) > MAX_TEXT_LENGTH or UNSTORABLE.search(value):
+        raise HistoryQueryError(name, f"must be a text of {MAX_TEXT_LENGTH} characters or fewer")
     if name == "relation" and value not in list(Relation):
         raise HistoryQueryError(name, f"must be one of {', '.join(Relation)}")
 

@@ -13,11 +13,11 @@ from marshmallow import EXCLUDE, RAISE, Schema, ValidationError, fields
 from marshmallow.validate import OneOf
 
 from ..errors import HistoryQueryError
-from ..providers.base import MAX_TEXT
 from ..removals import Record, Relation, Status
-from ..storage.tables import MAX_ID
+from ..storage.ids import MAX_ID
+from ..text import MAX_TEXT_LENGTH
+from .counts import RemovalCount
 from .export import FORMATS
-from .history import Count
 from .queries import (
     BUCKETS,
     DEFAULT_LIMIT,
@@ -71,7 +71,7 @@ def _alternatives(description: str, one: fields.Field[Any]) -> fields.List[Any]:
 
 
 def _texts(description: str, *, min_length: int = 0) -> fields.List[Any]:
-    metadata = {"minLength": min_length, "maxLength": MAX_TEXT}
+    metadata = {"minLength": min_length, "maxLength": MAX_TEXT_LENGTH}
     return _alternatives(description, fields.String(metadata=metadata))
 
 
@@ -278,7 +278,7 @@ class StatsSchema(AnswerSchema):
     count = fields.Integer()
 
 
-class TallySchema(AnswerSchema):
+class CallbackCountSchema(AnswerSchema):
     """The callbacks that were accepted, by command, and refused, by reason."""
 
     provider = fields.String()
@@ -336,7 +336,7 @@ class HealthSchema(AnswerSchema):
     status = fields.String(validate=OneOf(["ok", "unavailable"]))
     problem = fields.String()
     callbacks = fields.List(
-        fields.Nested(TallySchema),
+        fields.Nested(CallbackCountSchema),
         metadata={"description": "for readers only", "may_be_missing": True},
     )
     spool = fields.Nested(WaitingSchema, metadata={"may_be_missing": True})
@@ -368,7 +368,7 @@ DELIVERY_QUERY = DeliveryQuerySchema()
 REMOVAL = RemovalSchema()
 DELIVERY = DeliverySchema()
 STATS = StatsSchema(many=True)
-TALLY = TallySchema()
+CALLBACK_COUNT = CallbackCountSchema()
 WAITING = WaitingSchema()
 
 
@@ -377,6 +377,6 @@ def removal_json(record: Record) -> dict[str, Any]:
     return dict(REMOVAL.dump(record))
 
 
-def stats_json(counts: Sequence[Count]) -> list[dict[str, Any]]:
+def stats_json(counts: Sequence[RemovalCount]) -> list[dict[str, Any]]:
     """Counts as JSON."""
     return STATS.dump(counts)  # type: ignore[no-any-return]

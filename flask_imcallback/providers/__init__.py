@@ -1,19 +1,8 @@
 """The providers that come with flask-imcallback."""
 
-from .base import (
-    AccountId,
-    Callback,
-    CallbackRequest,
-    Origin,
-    PacketSchema,
-    Provider,
-    Reply,
-    is_one_of,
-    load_object,
-    read_packet,
-    the_command,
-)
+from .base import Callback, CallbackRequest, Origin, Provider, Reply
 from .openim import OpenIMProvider
+from .packets import AccountId, PacketSchema, is_one_of, load_object, read_packet, the_command
 from .tencent import TencentProvider
 
 PROVIDERS = (TencentProvider, OpenIMProvider)

@@ -15,19 +15,8 @@ from marshmallow import fields
 from ..errors import VerificationError
 from ..removals import Relation, Removal
 from ..settings import Settings
-from .base import (
-    AccountId,
-    Callback,
-    CallbackRequest,
-    Origin,
-    PacketSchema,
-    Provider,
-    Reply,
-    is_one_of,
-    load_object,
-    read_packet,
-    the_command,
-)
+from .base import Callback, CallbackRequest, Origin, Provider, Reply
+from .packets import AccountId, PacketSchema, is_one_of, load_object, read_packet, the_command
 
 
 class RemoveBlackSchema(PacketSchema):
@@ -74,7 +63,7 @@ class OpenIMProvider(Provider):
         self.allow_unauthenticated = settings.allow_unauthenticated
 
     @property
-    def is_on(self) -> bool:
+    def is_enabled(self) -> bool:
         return bool(self.secrets or self.credentials or self.allow_unauthenticated)
 
     def verify(self, request: CallbackRequest) -> str:

@@ -16,15 +16,11 @@ from marshmallow import fields
 from ..errors import ConfigError, VerificationError
 from ..removals import Relation, Removal
 from ..settings import Settings
-from .base import (
+from .base import Callback, CallbackRequest, Origin, Provider, Reply
+from .packets import (
     AccountId,
     AccountPairs,
-    Callback,
-    CallbackRequest,
-    Origin,
     PacketSchema,
-    Provider,
-    Reply,
     is_one_of,
     load_object,
     read_packet,
@@ -101,7 +97,7 @@ class TencentProvider(Provider):
             )
 
     @property
-    def is_on(self) -> bool:
+    def is_enabled(self) -> bool:
         return bool(self.apps)
 
     def verify(self, request: CallbackRequest) -> str:

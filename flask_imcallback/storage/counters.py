@@ -18,10 +18,10 @@ from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ..errors import StorageError
-from ..providers.base import MAX_TEXT, UNSTORABLE
+from ..text import MAX_TEXT_LENGTH, UNSTORABLE
 from .database_errors import Fault, fault_of
 from .sqlite import file_of, turn
-from .tables import tally as table
+from .tables import counters as table
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -36,7 +36,7 @@ ACCEPTED, REFUSED = "accepted", "refused"
 
 
 @dataclass(frozen=True, slots=True)
-class Count:
+class CallbackCount:
     """`what` is the command of accepted callbacks, the reason of refused ones."""
 
     provider: str
@@ -51,7 +51,7 @@ class Count:
 Key = tuple[str, str, str]
 
 
-class Tally:
+class CallbackCounters:
     """That of one app in this process. Threads may share it."""
 
     def __init__(self, engine: Callable[[], Engine]) -> None:
@@ -64,12 +64,12 @@ class Tally:
         self._thread: threading.Thread | None = None
 
     def accept(self, provider: str, command: str) -> None:
-        """Count a callback that is stored."""
+        """CallbackCount a callback that is stored."""
         with self._lock:
             self._count((provider, ACCEPTED, command))
 
     def refuse(self, provider: str, reason: str, detail: str = "") -> None:
-        """Count a refusal, and log it unless the same was logged a moment ago.
+        """CallbackCount a refusal, and log it unless the same was logged a moment ago.
 
         `reason` is one of a few texts; what differs from case to case goes into `detail`.
         """
@@ -105,7 +105,7 @@ class Tally:
         with self._lock:
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
-                    target=self._save_in, args=(context,), name="imcallback-tally", daemon=True
+                    target=self._save_in, args=(context,), name="imcallback-counters", daemon=True
                 )
                 self._thread.start()
 
@@ -129,26 +129,26 @@ class Tally:
             except SQLAlchemyError as error:
                 if fault_of(error) is Fault.CONFLICT and attempt:
                     continue  # MariaDB locks gaps, in which the first rows of two are
-                logger.warning("The tally of callbacks is not saved yet: %s", type(error).__name__)
+                logger.warning("The callback counts are not saved yet: %s", type(error).__name__)
                 break
         with self._lock:
             for key, (count, last_at) in unsaved.items():
                 more, later = self._unsaved.get(key, (0, last_at))
                 self._unsaved[key] = count + more, later
 
-    def counts(self) -> list[Count]:
+    def counts(self) -> list[CallbackCount]:
         """Those of all processes, as far as they are saved. Raises `StorageError`."""
         rows = select(table).order_by(table.c.provider, table.c.outcome, table.c.what)
         try:
             with self._engine().connect() as connection:
-                return [Count(**row) for row in connection.execute(rows).mappings()]
+                return [CallbackCount(**row) for row in connection.execute(rows).mappings()]
         except SQLAlchemyError as error:
             raise StorageError from error
 
 
 def _add(connection: Connection, key: Key, count: int, last_at: datetime) -> None:
     provider, outcome, what = key
-    what = UNSTORABLE.sub("\ufffd", what[:MAX_TEXT])
+    what = UNSTORABLE.sub("\ufffd", what[:MAX_TEXT_LENGTH])
     column = table.c
     one = (column.provider == provider) & (column.outcome == outcome) & (column.what == what)
     more = table.update().where(one).values(count=column.count + count, last_at=last_at)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
@@ -11,13 +10,11 @@ from typing import Any
 
 from sqlalchemy import Connection, Dialect, Table, select
 
-from ..removals import Record, Removal, Status
+from .entries import Entry
 from .tables import delivery as delivery_table
-from .tables import moment_of
 from .tables import removal as removal_table
 from .tables import source as source_table
 
-BYTES_A_ROW = 1024
 OF_ITS_OWN = ("id", "delivery_id", "source_id", "owner_id", "target_id")
 OF_DELIVERY = ("client_ip", "request_id")
 """The columns of a removal that all of a delivery share."""
@@ -44,61 +41,6 @@ TRIPLES = {
 """By dialect: the position in the array, source id, owner, target, and the array as a table."""
 AT_ONCE = 40
 """Rows of one statement; older releases of SQLite take 999 parameters."""
-
-
-class Entry:
-    """A delivery on its way into a database: its row, its removals, and what became of it."""
-
-    def __init__(self, row: dict[str, Any], removals: Sequence[Removal]) -> None:
-        self.row = row
-        self.removals = removals
-        self.weight = 1 + len(removals) + len(row["body"]) // BYTES_A_ROW
-        """What it costs to store, about in rows."""
-        self.done = threading.Event()
-        self.is_abandoned = False
-        """Nobody waits for it any more: a transaction that runs may end, but no other begins."""
-        self.error: Exception | None = None
-
-    def be_duplicate(self, first: int) -> None:
-        """Become a repetition of the delivery with that id."""
-        changes = {"status": Status.DUPLICATE.value, "duplicate_of": first, "fingerprint": None}
-        self.row = self.row | changes | {"removal_count": 0}
-        self.removals = ()
-
-    def move(self, delivery_id: int) -> None:
-        """Take another id, and its removals those that follow."""
-        self.row = self.row | {"id": delivery_id, "received_at": moment_of(delivery_id)}
-
-    def sources(self) -> set[tuple[str, ...]]:
-        """Keys of `SOURCE`: there are as many as relations among the removals, at most."""
-        row = self.row
-        return {
-            (row["provider"], row["app_id"], row["command"], relation.value, row["platform"])
-            for relation in {removal.relation for removal in self.removals}
-        }
-
-    def triples(self, known: Mapping[tuple[str, ...], int]) -> list[tuple[int, str, str]]:
-        """Source id, owner and target of each removal."""
-        ids = {key[3]: known[key] for key in self.sources()}
-        return [(ids[r.relation.value], r.owner_id, r.target_id) for r in self.removals]
-
-    def records(self) -> list[Record]:
-        """The removals as the history shows them."""
-        names = ("provider", "app_id", "command", "client_ip", "platform", "request_id")
-        shared = {name: self.row[name] for name in (*names, "received_at")}
-        first = self.row["id"]
-        return [
-            Record(
-                id=first + position,
-                delivery_id=first,
-                position=position,
-                relation=removal.relation,
-                owner_id=removal.owner_id,
-                target_id=removal.target_id,
-                **shared,
-            )
-            for position, removal in enumerate(self.removals)
-        ]
 
 
 def learn_sources(connection: Connection, entries: Sequence[Entry]) -> None:

@@ -16,7 +16,6 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import ConfigError, StorageError
-from ..runtime import get_state
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -25,23 +24,15 @@ VERSION_TABLE = "alembic_version_imcallback"
 FIRST = "versions/0001_delivery_and_removal.py"
 
 
-def upgrade(revision: str = "head") -> None:
-    """Bring our tables of the current app up to a revision, the newest unless told otherwise.
+def run_alembic(engine: Engine, command: str, *arguments: Any, **options: Any) -> None:
+    """Run an Alembic command, such as "upgrade", on our tables.
 
-    Raises `ConfigError` for settings that name no database, `StorageError` if it does not answer.
-    """
-    run("upgrade", revision)
-
-
-def run(command: str, *arguments: Any, **options: Any) -> None:
-    """Run a command of Alembic on our tables of the current app.
-
-    Raises Alembic's `CommandError`, `ConfigError`, and `StorageError`.
+    Raises Alembic's `CommandError`, `ConfigError` and `StorageError`.
     """
     from alembic import command as commands  # a tenth of a second that only migrations need
 
     with _storage_errors():
-        getattr(commands, command)(make_config(get_state().engine()), *arguments, **options)
+        getattr(commands, command)(make_config(engine), *arguments, **options)
 
 
 def current_revision(engine: Engine) -> str | None:

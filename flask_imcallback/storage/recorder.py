@@ -2,24 +2,21 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
 import platform
 import threading
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
-from datetime import datetime
+from collections.abc import Callable
 from zlib import crc32
 
 from sqlalchemy import Engine
 
 from ..errors import StorageError
-from ..providers.base import UNSTORABLE, Origin
-from ..removals import Removal, Status
-from .inserts import Entry
-from .spool import Drain
-from .tables import ExactText, id_at, moment_of
+from ..text import UNSTORABLE
+from .column_types import ExactText
+from .drain import Drain
+from .entries import Delivery, Entry
+from .ids import id_at, moment_of
 from .tables import delivery as delivery_table
 from .writer import Writer
 
@@ -35,37 +32,6 @@ LENGTHS = {
     for column in delivery_table.columns
     if isinstance(column.type, ExactText)
 }
-
-
-@dataclass(frozen=True, kw_only=True)
-class Delivery:
-    """One arrival of a callback, to be stored."""
-
-    provider: str
-    repeats_callbacks: bool
-    """Whether the same request id and body mean the same callback."""
-    origin: Origin
-    received_at: datetime
-    remote_addr: str
-    authenticated_by: str
-    query: str
-    headers: Mapping[str, str]
-    body: bytes
-    status: Status = Status.RECORDED
-    removals: tuple[Removal, ...] = ()
-    error: str = ""
-
-    @property
-    def fingerprint(self) -> bytes | None:
-        """What a repetition of this callback would have too; None if it cannot be told from others.
-
-        An unreadable delivery has none: to repeat it is to be refused again.
-        """
-        folds = self.repeats_callbacks and self.origin.request_id
-        if not folds or self.status is Status.UNREADABLE:
-            return None
-        parts = [self.provider, self.origin.app_id, self.origin.command, self.origin.request_id]
-        return hashlib.sha256(json.dumps(parts).encode() + b"\n" + self.body).digest()
 
 
 class Recorder:

@@ -19,7 +19,7 @@ WAL_PAGES = 8000
 """Of 4 KiB; as many are written to the log before they are copied into the file."""
 
 
-def be_durable(connection: Any, _: object) -> None:
+def set_durable_pragmas(connection: Any, _: object) -> None:
     """Writers and readers side by side; a commit is on disk when it returns."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")

@@ -24,7 +24,8 @@ from sqlalchemy import Connection, Engine, select
 from ..errors import StorageError
 from ..removals import Status
 from .database_errors import Fault, FileReplacedError, fault_of
-from .inserts import Entry, insert, learn_sources
+from .entries import Entry
+from .inserts import insert, learn_sources
 from .sqlite import file_of, inode_of, turn
 from .tables import delivery as delivery_table
 

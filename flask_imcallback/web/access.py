@@ -8,8 +8,8 @@ from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, request
 
-from ..providers.base import is_one_of
-from ..runtime import get_state
+from ..providers.packets import is_one_of
+from ..runtime import get_runtime
 from .problems import BAD_PARAMETER, CLOSED, METHOD_NOT_ALLOWED, UNAUTHORIZED, ProblemError
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
@@ -54,7 +54,7 @@ def token_is_known(*, in_browser: bool = False) -> bool | None:
 
     In a browser it can be the password of Basic credentials. Another one there may be the host's.
     """
-    tokens, given = get_state().settings.history_tokens, request.authorization
+    tokens, given = get_runtime().settings.history_tokens, request.authorization
     if not tokens or given is None:
         return None
     if in_browser and given.type == "basic":
@@ -84,7 +84,7 @@ def guarded(
             raise ProblemError(UNAUTHORIZED, "The bearer token is not known.", schemes=schemes)
         if decorators:
             return decorated(**arguments)
-        if get_state().settings.history_tokens:
+        if get_runtime().settings.history_tokens:
             other = ", or the token as a password" if in_browser else ""
             detail = f"Send a bearer token: Authorization: Bearer …{other}"
             raise ProblemError(UNAUTHORIZED, detail, schemes=schemes)

@@ -22,7 +22,7 @@ from ..history.schemas import (
     removal_json,
     stats_json,
 )
-from ..runtime import get_state
+from ..runtime import get_runtime
 from .access import add_guarded, number_in, parameters
 from .problems import NOT_FOUND, NOT_INSTALLED, ProblemError, answer_with_problems, json_response
 
@@ -38,7 +38,7 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
 
 
 def _history() -> Response:
-    page = get_state().history.values_page(read_query(parameters()))
+    page = get_runtime().history.values_page(read_query(parameters()))
     data = ", ".join(json_lines(page.data))
     text = f'{{"data": [{data}], "next_cursor": {json.dumps(page.next_cursor)}}}\n'
     response = Response(text, mimetype="application/json")
@@ -53,7 +53,7 @@ def _history() -> Response:
 
 def _removal(removal_id: str) -> Response:
     _take_no_parameters()
-    found = get_state().history.get(number_in(removal_id))
+    found = get_runtime().history.get(number_in(removal_id))
     if found is None:
         raise ProblemError(NOT_FOUND, "There is no such removal.")
     record, delivery = found
@@ -61,13 +61,13 @@ def _removal(removal_id: str) -> Response:
 
 
 def _stats() -> Response:
-    counts = get_state().history.stats(*read_stats(parameters()))
+    counts = get_runtime().history.stats(*read_stats(parameters()))
     return json_response({"data": stats_json(counts)})
 
 
 def _export() -> Response:
     query, format, keeps_formulas = read_export(parameters())
-    parts = get_state().history.stream(query)
+    parts = get_runtime().history.stream(query)
     try:
         file = encode(format, parts, keeps_formulas=keeps_formulas)
     except ConfigError as error:
@@ -90,7 +90,7 @@ def _logged(file: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _deliveries() -> Response:
-    data, next_cursor = get_state().history.deliveries(read_deliveries(parameters()))
+    data, next_cursor = get_runtime().history.deliveries(read_deliveries(parameters()))
     body = {"data": DELIVERY.dump(data, many=True), "next_cursor": next_cursor}
     response = json_response(body)
     if next_cursor is not None:
@@ -100,7 +100,7 @@ def _deliveries() -> Response:
 
 def _delivery(delivery_id: str) -> Response:
     _take_no_parameters()
-    found = get_state().history.get_delivery(number_in(delivery_id))
+    found = get_runtime().history.get_delivery(number_in(delivery_id))
     if found is None:
         raise ProblemError(NOT_FOUND, "There is no such delivery.")
     delivery, removals = found

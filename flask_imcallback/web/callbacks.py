@@ -4,19 +4,16 @@ from __future__ import annotations
 
 import json
 import logging
-import re
-from collections.abc import Callable, Iterable
-from contextlib import suppress
+from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Any
 from urllib.parse import parse_qs
 
-from flask import Blueprint, Flask, Response, current_app, request
+from flask import Blueprint, Response, current_app, request
 
 from ..errors import BodyTooLargeError
 from ..providers.base import CallbackRequest, Reply
 from ..receiver import receive
-from ..runtime import AppState, get_state
+from ..runtime import get_runtime
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -46,11 +43,11 @@ def _callback(name: str, rest: str = "") -> Response:
 
     Flask would log the path of a request that fails, and the path may hold a secret.
     """
-    state = get_state()
+    runtime = get_runtime()
     app = current_app._get_current_object()  # type: ignore[attr-defined]
-    provider = state.providers[name]
+    provider = runtime.providers[name]
     try:
-        if not provider.is_on:
+        if not provider.is_enabled:
             reply = provider.refuse(404, f"{name} is off")
         elif request.method != "POST":
             reply = provider.refuse(405, "callbacks are sent by POST")
@@ -59,16 +56,16 @@ def _callback(name: str, rest: str = "") -> Response:
                 _callback_request(rest),
                 _read_body,
                 provider=provider,
-                settings=state.settings,
-                recorder=state.recorder,
-                tally=state.tally,
+                settings=runtime.settings,
+                recorder=runtime.recorder,
+                counters=runtime.counters,
                 sender=app,
             )
     except Exception:
         logger.exception("A callback of %s is lost: it could not be verified and read", name)
         reply = provider.refuse(503, "it could not be stored")
-    if state.tally.is_due:
-        state.tally.save_soon(app.app_context)
+    if runtime.counters.is_due:
+        runtime.counters.save_soon(app.app_context)
     return _response(reply)
 
 
@@ -115,29 +112,3 @@ def _response(reply: Reply) -> Response:
     if reply.status == 405:
         response.headers["Allow"] = "POST"
     return response
-
-
-def wrap(app: Flask, state: AppState) -> None:
-    """Do what must be done before routing.
-
-    A callback with doubled slashes is served as one without: Werkzeug would redirect it, and
-    OpenIM's client loses its event then. And at its first request an app without a database gets
-    ours, because Flask takes no extension any more while it handles one, and what an earlier
-    process left in the spool is drained.
-    """
-    names = "|".join(re.escape(name) for name in state.providers)
-    address = re.compile(f"{re.escape(state.settings.url_prefix)}/({names})(/|$)")
-    inner = app.wsgi_app
-
-    def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if not state.is_ready:
-            with suppress(Exception), app.app_context():
-                state.get_ready()  # what is wrong with the database is told when it is used
-        path = environ.get("PATH_INFO", "")
-        if "//" in path:
-            single = re.sub("//+", "/", path)
-            if address.match(single):
-                environ["PATH_INFO"] = single
-        return inner(environ, start_response)
-
-    app.wsgi_app = serve  # type: ignore[method-assign]

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 from flask import Blueprint, Response
 
 from ..errors import ImCallbackError, StorageError
-from ..history.schemas import TALLY, WAITING
-from ..runtime import AppState, get_state
+from ..history.schemas import CALLBACK_COUNT, WAITING
+from ..runtime import Runtime, get_runtime
 from ..storage.migrations import is_at_head
 from .access import token_is_known
 
@@ -33,19 +33,19 @@ def _health(asking: threading.Lock) -> Response:
 
     Also what waits in the spool; readers see how many callbacks were accepted and refused, too.
     """
-    state = get_state()
+    runtime = get_runtime()
     body: dict[str, Any] = {}
     try:
         is_reader = bool(token_is_known())
-        found = _within(state.settings.deadline, asking, lambda: _ask(state, is_reader))
+        found = _within(runtime.settings.deadline, asking, lambda: _ask(runtime, is_reader))
         problem = found.pop("problem")
         body |= found
     except ImCallbackError as error:
         logger.error("The database does not answer: %s", error, exc_info=error)
         problem = "the database does not answer"
-    if state.drain:
+    if runtime.drain:
         try:
-            body["spool"] = WAITING.dump(state.drain.spool.waiting())
+            body["spool"] = WAITING.dump(runtime.drain.spool.waiting())
         except StorageError as error:
             logger.error("The spool cannot be read: %s", error, exc_info=error)
             problem = problem or "the spool cannot be read"
@@ -55,12 +55,15 @@ def _health(asking: threading.Lock) -> Response:
     return response
 
 
-def _ask(state: AppState, is_reader: bool) -> dict[str, Any]:
-    if not is_at_head(state.engine()):
+def _ask(runtime: Runtime, is_reader: bool) -> dict[str, Any]:
+    if not is_at_head(runtime.engine()):
         return {"problem": "the tables need flask db upgrade"}
     if not is_reader:
         return {"problem": ""}
-    return {"problem": "", "callbacks": [TALLY.dump(count) for count in state.tally.counts()]}
+    return {
+        "problem": "",
+        "callbacks": [CALLBACK_COUNT.dump(count) for count in runtime.counters.counts()],
+    }
 
 
 def _within(seconds: float, asking: threading.Lock, question: Callable[[], T]) -> T:

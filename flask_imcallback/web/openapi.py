@@ -18,9 +18,11 @@ from marshmallow import Schema, fields
 from ..history import schemas
 from ..history.export import FORMATS
 from ..providers import openim, tencent
-from ..providers.base import MAX_TEXT, AccountId, Callback, Provider
-from ..runtime import AppState, get_state
-from ..storage.tables import MAX_ID
+from ..providers.base import Callback, Provider
+from ..providers.packets import AccountId
+from ..runtime import Runtime, get_runtime
+from ..storage.ids import MAX_ID
+from ..text import MAX_TEXT_LENGTH
 from .access import add_guarded
 from .problems import (
     BAD_PARAMETER,
@@ -66,9 +68,9 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
 
 
 def _document() -> Response:
-    state = get_state()
-    address = request.script_root + state.settings.url_prefix
-    return json_response(describe(state) | {"servers": [{"url": address or "/"}]})
+    runtime = get_runtime()
+    address = request.script_root + runtime.settings.url_prefix
+    return json_response(describe(runtime) | {"servers": [{"url": address or "/"}]})
 
 
 def _page() -> Response:
@@ -106,7 +108,7 @@ SCHEMAS: dict[str, type[Schema]] = {
     "Removal": schemas.RemovalSchema,
     "Delivery": schemas.DeliverySchema,
     "Count": schemas.StatsSchema,
-    "Tally": schemas.TallySchema,
+    "CallbackCounters": schemas.CallbackCountSchema,
     "Waiting": schemas.WaitingSchema,
     "HistoryPage": schemas.HistoryPageSchema,
     "OneRemoval": schemas.OneRemovalSchema,
@@ -274,7 +276,7 @@ TOKEN = {"type": "http", "scheme": "bearer", "description": "One of IMCALLBACK_H
 PASSWORD = {"type": "http", "scheme": "basic", "description": "A token, and any user name."}
 
 
-def describe(state: AppState) -> dict[str, Any]:
+def describe(runtime: Runtime) -> dict[str, Any]:
     """The HTTP API of an app as OpenAPI 3.1, but for the server's address."""
     # Imported here: it takes a fifth of a second.
     from apispec import APISpec
@@ -300,9 +302,9 @@ def describe(state: AppState) -> dict[str, Any]:
     for path, operation in READ.items():
         in_browser = operation["tags"] == ["document"] or path == "/history/export"
         schemes = ["token", "password"] if in_browser else ["token"]
-        if not state.settings.history_tokens:
+        if not runtime.settings.history_tokens:
             schemes = []
-        is_open = bool(state.history_decorators)  # to whom the host lets in
+        is_open = bool(runtime.history_decorators)  # to whom the host lets in
         described = {**operation, "security": _either(*schemes, nothing=is_open)}
         if is_open:
             refused = {"description": "What the host's own guard answers."}
@@ -311,7 +313,7 @@ def describe(state: AppState) -> dict[str, Any]:
     health = {**HEALTH, "security": _either("token", nothing=True)}
     spec.path("/health", operations={"get": health})
 
-    for name, provider in state.providers.items():
+    for name, provider in runtime.providers.items():
         callbacks = DESCRIBED.get(type(provider), _any_callbacks)(provider)
         for schema_name, packet_schema in callbacks.schemas.items():
             spec.components.schema(schema_name, schema=packet_schema)
@@ -326,7 +328,7 @@ def _more_properties(_: Any, field: fields.Field[Any], **kwargs: Any) -> dict[st
     """What apispec does not know of fields."""
     match field:
         case AccountId():
-            return {"minLength": 1, "maxLength": MAX_TEXT}
+            return {"minLength": 1, "maxLength": MAX_TEXT_LENGTH}
         case fields.Integer():
             return {"format": "int64"}
         case schemas.Moment():
@@ -516,6 +518,6 @@ def _of_commands(schema: Any, member: str, commands: Iterable[str]) -> dict[str,
 
 
 def _of_other_commands(member: str, commands: Iterable[str]) -> dict[str, Any]:
-    other = {**TEXT, "maxLength": MAX_TEXT, "not": {"enum": [*commands]}}
+    other = {**TEXT, "maxLength": MAX_TEXT_LENGTH, "not": {"enum": [*commands]}}
     about = "Of any other command: acknowledged, and kept without removals."
     return {"type": "object", "properties": {member: other}, "description": about}

@@ -23,16 +23,16 @@ def _text(length: int) -> sa.types.TypeEngine[str]:
 def upgrade() -> None:
     moment = sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
     op.create_table(
-        "imcallback_tally",
+        "imcallback_counter",
         sa.Column("provider", _text(32), nullable=False),
         sa.Column("outcome", _text(16), nullable=False),
         sa.Column("what", _text(255), nullable=False),
         sa.Column("count", sa.BigInteger(), nullable=False),
         sa.Column("last_at", moment, nullable=False),
-        sa.PrimaryKeyConstraint("provider", "outcome", "what", name="pk_imcallback_tally"),
+        sa.PrimaryKeyConstraint("provider", "outcome", "what", name="pk_imcallback_counter"),
         if_not_exists=True,
     )
 
 
 def downgrade() -> None:
-    op.drop_table("imcallback_tally", if_exists=True)
+    op.drop_table("imcallback_counter", if_exists=True)

@@ -10,11 +10,11 @@ from typing import Any
 from flask import url_for
 
 from ...errors import StorageError
-from ...history.history import Count, Page
+from ...history.counts import RemovalCount
+from ...history.history import Page
 from ...providers import openim, tencent
-from ...runtime import AppState
-from ...storage.counters import ACCEPTED, REFUSED
-from ...storage.counters import Count as Callbacks
+from ...runtime import Runtime
+from ...storage.counters import ACCEPTED, REFUSED, CallbackCount
 from ...storage.spool import Waiting
 
 MONTH = timedelta(days=30)
@@ -26,8 +26,8 @@ MAX_ROWS = 20
 class Overview:
     """Commands and reasons are those of which one came last."""
 
-    accepted: Sequence[Callbacks]
-    refused: Sequence[Callbacks]
+    accepted: Sequence[CallbackCount]
+    refused: Sequence[CallbackCount]
     last: datetime | None
     """When the last was accepted."""
     silence: timedelta | None
@@ -39,27 +39,27 @@ class Overview:
 
 
 def look(
-    state: AppState, now: datetime, page: Page | None = None, counts: Sequence[Count] = ()
+    runtime: Runtime, now: datetime, page: Page | None = None, counts: Sequence[RemovalCount] = ()
 ) -> Overview:
     """Of the newest page, and the counts of the last month, also whether it is too quiet.
 
     Raises `StorageError`.
     """
-    tally = sorted(state.tally.counts(), key=lambda count: count.last_at, reverse=True)
-    accepted = [count for count in tally if count.outcome == ACCEPTED]
+    counters = sorted(runtime.counters.counts(), key=lambda count: count.last_at, reverse=True)
+    accepted = [count for count in counters if count.outcome == ACCEPTED]
     moments = [count.last_at for count in accepted[:1]]
-    if page:  # whose first may not be in the tally yet
+    if page:  # whose first may not be in the counters yet
         moments += [record.received_at for record in page.data[:1]]
     last = max(moments, default=None)
     silence = now - last if page and last else None
     waiting, problem = None, ""
     try:
-        waiting = state.drain.spool.waiting() if state.drain else None
+        waiting = runtime.drain.spool.waiting() if runtime.drain else None
     except StorageError as error:
         problem = str(error)
     return Overview(
         accepted=accepted[:MAX_ROWS],
-        refused=[count for count in tally if count.outcome == REFUSED][:MAX_ROWS],
+        refused=[count for count in counters if count.outcome == REFUSED][:MAX_ROWS],
         last=last,
         silence=silence if silence and silence > _usual_silence(counts) else None,
         waiting=waiting,
@@ -67,21 +67,21 @@ def look(
     )
 
 
-def _usual_silence(counts: Sequence[Count]) -> timedelta:
+def _usual_silence(counts: Sequence[RemovalCount]) -> timedelta:
     """Ten times the usual gap of a month; ten removals are the least that has one."""
     gap = MONTH / max(10, sum(count.count for count in counts))
     return max(10 * gap, LEAST_SILENCE)
 
 
-def setup(state: AppState) -> dict[str, Any]:
+def setup(runtime: Runtime) -> dict[str, Any]:
     """The addresses of the providers that are on, and by what they are guarded; no secret."""
-    settings = state.settings
+    settings = runtime.settings
     apps = settings.tencent_apps.values()
     return {
         "addresses": {
             name: url_for(f"imcallback_callbacks.{name}", _external=True)
-            for name, provider in state.providers.items()
-            if provider.is_on
+            for name, provider in runtime.providers.items()
+            if provider.is_enabled
         },
         "page": url_for("imcallback_page.index", _external=True).rstrip("/"),
         "commands": {"tencent": list(tencent.RELATIONS), "openim": list(openim.REMOVALS)},

@@ -17,12 +17,12 @@ from marshmallow import Schema, fields
 from marshmallow.validate import OneOf
 
 from ...errors import HistoryQueryError
-from ...history.history import Count
+from ...history.counts import RemovalCount
 from ...history.queries import HistoryQuery, StatsQuery
 from ...history.schemas import DELIVERY, HistoryQuerySchema, read
 from ...removals import Record
-from ...runtime import get_state
-from ...storage.tables import moment_of
+from ...runtime import get_runtime
+from ...storage.ids import moment_of
 from ..access import add_guarded, number_in, parameters
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
 from .overview import MONTH, look, setup
@@ -133,16 +133,16 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
 
 
 def _index() -> Response:
-    state, given = get_state(), _given()
+    runtime, given = get_runtime(), _given()
     query = _read_query(given)
-    page = state.history.page(query)
+    page = runtime.history.page(query)
     now = datetime.now(UTC)
     until = min(query.until or now, now)
     since = query.since or max(until, moment_of(0) + MONTH) - MONTH
     timeline = replace(query, cursor=None, since=since, until=until)
     bucket = next((b for b in BUCKETS if until - since <= MAX_POINTS * BUCKETS[b]), "month")
     by_relation = StatsQuery(bucket=bucket, group_by="relation", tz=_zone_of(given).key)
-    counts = state.history.stats(timeline, by_relation)
+    counts = runtime.history.stats(timeline, by_relation)
     is_all = query.digest == HistoryQuery().digest and query.cursor is None
     is_empty = is_all and not page.data and page.next_cursor is None
     return _render(
@@ -155,9 +155,9 @@ def _index() -> Response:
         since=since,
         until=until,
         export=_export_filters(query),
-        providers={name: name for name in state.providers},
-        health=look(state, now, page, counts) if is_all else look(state, now),
-        setup=setup(state) if is_empty else None,
+        providers={name: name for name in runtime.providers},
+        health=look(runtime, now, page, counts) if is_all else look(runtime, now),
+        setup=setup(runtime) if is_empty else None,
         now=now,
     )
 
@@ -169,7 +169,7 @@ def _account() -> Response:
     # The story of two is read from its begin, that of one from its end.
     given.setdefault("order", ["asc" if "peer_id" in given else "desc"])
     query = _read_query(given)
-    page = get_state().history.page(query)
+    page = get_runtime().history.page(query)
     return _render("account.html", given, query=query, page=page, export=_export_filters(query))
 
 
@@ -177,7 +177,7 @@ def _removal(removal_id: str) -> Response:
     given = _given()
     read(READER, given)
     _zone_of(given)
-    history = get_state().history
+    history = get_runtime().history
     found = history.get(number_in(removal_id))
     if found is None:
         raise ProblemError(NOT_FOUND, "There is no such removal.")
@@ -295,7 +295,9 @@ def _export_filters(query: HistoryQuery) -> dict[str, Any]:
     return filters | {name: moment.isoformat() for name, moment in times.items() if moment}
 
 
-def _by_bucket(counts: Sequence[Count]) -> tuple[list[str], list[tuple[datetime, list[int]]]]:
+def _by_bucket(
+    counts: Sequence[RemovalCount],
+) -> tuple[list[str], list[tuple[datetime, list[int]]]]:
     """The relations, and their counts for each bucket; each bucket has all of them."""
     names = list(dict.fromkeys(count.group or "" for count in counts))
     rows = [counts[first : first + len(names)] for first in range(0, len(counts), len(names) or 1)]

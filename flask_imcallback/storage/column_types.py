@@ -1,0 +1,70 @@
+"""The column types that the tables need on each database."""
+
+from __future__ import annotations
+
+from datetime import UTC, datetime
+from typing import Any, cast
+
+from sqlalchemy import (
+    BigInteger,
+    DateTime,
+    Dialect,
+    Integer,
+    LargeBinary,
+    String,
+    Text,
+    TypeDecorator,
+)
+from sqlalchemy.dialects import mysql
+from sqlalchemy.types import TypeEngine
+
+
+class ExactText(TypeDecorator[str]):
+    """Text that is equal only if its bytes are, with case, accents and trailing blanks."""
+
+    impl = String
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        length: int = cast(String, self.impl_instance).length or 0
+        if dialect.name in ("mysql", "mariadb"):
+            # utf8mb4_bin would find "a" for "a "; each of the two servers lacks the other's name.
+            is_mariadb = getattr(dialect, "is_mariadb", False)
+            collation = "utf8mb4_nopad_bin" if is_mariadb else "utf8mb4_0900_bin"
+            return dialect.type_descriptor(mysql.VARCHAR(length, collation=collation))
+        exact = "C" if dialect.name == "postgresql" else None
+        return dialect.type_descriptor(String(length, collation=exact))
+
+
+class UtcDateTime(TypeDecorator[datetime]):
+    """An aware moment with microseconds, stored in UTC."""
+
+    impl = DateTime
+    cache_ok = True
+
+    def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
+        if dialect.name in ("mysql", "mariadb"):
+            return dialect.type_descriptor(mysql.DATETIME(fsp=6))
+        return dialect.type_descriptor(DateTime(timezone=True))
+
+    def process_bind_param(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or dialect.name == "postgresql":
+            return value
+        return value.astimezone(UTC).replace(tzinfo=None)
+
+    def process_result_value(self, value: datetime | None, dialect: Dialect) -> datetime | None:
+        if value is None or value.tzinfo is not None:
+            return value and value.astimezone(UTC)
+        return value.replace(tzinfo=UTC)
+
+
+# SQLite keeps a table in the order of an INTEGER key, and any other beside an index of its own.
+Id = BigInteger().with_variant(Integer(), "sqlite")
+
+LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+
+Fingerprint = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
+
+Nonce = LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
