@@ -28,8 +28,8 @@ lint: $(VENV)/tested
 	$(BIN)/lint-imports --no-logo
 
 test: lint
-	$(BIN)/python tests/servers.py
-	$(BIN)/python tests/browsers.py
+	PYTHONPATH=tests $(BIN)/python -m support.servers
+	PYTHONPATH=tests $(BIN)/python -m support.browsers
 	$(BIN)/python -m pytest -n 2
 
 # The documentation, into build/docs; a warning stops it.
@@ -38,7 +38,7 @@ docs: $(VENV)/tested
 
 # The pictures in the documentation, into docs/images.
 screenshots: $(VENV)/tested
-	$(BIN)/python tests/screenshots.py
+	PYTHONPATH=tests $(BIN)/python -m support.screenshots
 
 # The messages of the page in other languages, from the .po files.
 translations: $(VENV)/tested
@@ -46,16 +46,16 @@ translations: $(VENV)/tested
 
 # The files of others that the page consists of, from npm; what and which version: vendor.json there.
 vendor:
-	$(PYTHON) tests/vendor.py
+	PYTHONPATH=tests $(PYTHON) -m support.vendor
 
 # The addresses of the callbacks under 100,000 requests a provider; a quarter of an hour or more.
 fuzz: $(VENV)/tested
-	IMCALLBACK_FUZZ_EXAMPLES=100000 $(BIN)/python -m pytest -n 2 tests/test_fuzz.py
+	IMCALLBACK_FUZZ_EXAMPLES=100000 $(BIN)/python -m pytest -n 2 tests/receiving/test_fuzz.py
 
 # Faults under load: ROUNDS of each scenario on each database, or of the SCENARIOS that are named.
 ROUNDS ?= 100
 torture: $(VENV)/tested
-	$(BIN)/python tests/torture.py --rounds $(ROUNDS) $(SCENARIOS)
+	PYTHONPATH=tests $(BIN)/python -m support.torture --rounds $(ROUNDS) $(SCENARIOS)
 
 # The oldest dependencies that setup.cfg admits, in an environment of their own.
 test-oldest:

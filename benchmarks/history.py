@@ -30,14 +30,10 @@ ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
 import psycopg  # noqa: E402
-import seed  # noqa: E402
-import servers  # noqa: E402
 from flask import Flask  # noqa: E402
-from run import describe_machine, say  # noqa: E402
-from serving import serving  # noqa: E402
 from sqlalchemy import URL, make_url, text  # noqa: E402
-from wrk import SECRET  # noqa: E402
 
+import seed  # noqa: E402
 from flask_imcallback import ImCallback, upgrade  # noqa: E402
 from flask_imcallback.history.cursors import _packed, _Place  # noqa: E402
 from flask_imcallback.history.export import COLUMNS, encode  # noqa: E402
@@ -47,6 +43,10 @@ from flask_imcallback.history.statements import Finder, Found  # noqa: E402
 from flask_imcallback.runtime import get_runtime  # noqa: E402
 from flask_imcallback.storage.ids import id_at, moment_of  # noqa: E402
 from flask_imcallback.storage.tables import removal  # noqa: E402
+from run import describe_machine, say  # noqa: E402
+from serving import serving  # noqa: E402
+from support import servers  # noqa: E402
+from wrk import SECRET  # noqa: E402
 
 JOINED = (
     "SELECT r.id, s.provider, s.app_id, s.command, s.relation, r.owner_id, r.target_id, "

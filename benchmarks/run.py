@@ -25,12 +25,13 @@ from typing import Any
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
+from sqlalchemy import URL  # noqa: E402
+
 import commit  # noqa: E402
 import openim  # noqa: E402
-import servers  # noqa: E402
 from report import DATABASES, Results, Window, name_of, report  # noqa: E402
 from serving import CONTENDERS, ON, Running, serving  # noqa: E402
-from sqlalchemy import URL  # noqa: E402
+from support import servers  # noqa: E402
 from wrk import Load, measure  # noqa: E402
 
 COMMITS = 200

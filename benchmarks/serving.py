@@ -17,6 +17,7 @@ from http.client import HTTPConnection
 from pathlib import Path
 
 from sqlalchemy import URL, NullPool, create_engine, func, select, table
+
 from wrk import APP_ID, SECRET, Load, Measured, measure
 
 ROOT = Path(__file__).parents[1]

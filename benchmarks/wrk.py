@@ -10,7 +10,7 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-import servers
+from support import servers
 
 SECRET = "a-secret-of-16-characters"
 APP_ID = "1400000000"

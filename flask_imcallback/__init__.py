@@ -9,12 +9,12 @@ from .errors import (
     VerificationError,
 )
 from .extension import ImCallback
-from .history.history import History, Page
+from .history import History, Page
 from .providers import OpenIMProvider, Provider, TencentProvider
 from .removals import Record, Relation, Removal, removals_recorded
 from .runtime import upgrade
 from .settings import Settings
-from .storage.counters import CallbackCount
+from .storage import CallbackCount
 
 __version__ = "0.1.0"
 

@@ -12,10 +12,10 @@ from flask_sqlalchemy import SQLAlchemy
 from .cli import host_migrations
 from .cli.commands import add_commands
 from .errors import ConfigError
-from .history.history import History
+from .history import History
 from .providers import PROVIDERS, Provider
 from .runtime import EXTENSION, Runtime, get_runtime
-from .storage.counters import CallbackCount
+from .storage import CallbackCount
 from .web import api as history_pages
 from .web import callbacks, health, openapi, routing
 from .web.page import views as page

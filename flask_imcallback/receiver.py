@@ -8,12 +8,10 @@ from dataclasses import replace
 from urllib.parse import urlencode
 
 from .errors import BodyTooLargeError, PacketError, VerificationError
-from .providers.base import CallbackRequest, Provider, Reply
+from .providers import CallbackRequest, Provider, Reply
 from .removals import Removal, Status, announce
 from .settings import Settings
-from .storage.counters import CallbackCounters
-from .storage.entries import Delivery
-from .storage.recorder import Recorder
+from .storage import CallbackCounters, Delivery, Recorder
 
 logger = logging.getLogger("flask_imcallback")
 

@@ -14,16 +14,11 @@ from flask_sqlalchemy import SQLAlchemy
 from sqlalchemy import Engine, event
 
 from .errors import ConfigError
-from .history.history import History
-from .providers.base import Provider
+from .history import History
+from .providers import Provider
 from .removals import announce
 from .settings import Settings
-from .storage.counters import CallbackCounters
-from .storage.drain import Drain
-from .storage.migrations import run_alembic
-from .storage.recorder import Recorder
-from .storage.spool import Spool
-from .storage.sqlite import set_durable_pragmas
+from .storage import CallbackCounters, Drain, Recorder, Spool, run_alembic, set_durable_pragmas
 
 EXTENSION = "imcallback"
 RESERVED = ("account", "deliveries", "docs", "health", "history", "page", "removal")

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 import pytest
-import servers
 from flask import Flask
-from sqlalchemy import URL, Connection, select
+from sqlalchemy import URL
 
 from flask_imcallback import ImCallback, upgrade
 from flask_imcallback.runtime import get_runtime
-from flask_imcallback.storage.ids import moment_of
-from flask_imcallback.storage.tables import removal, source
-
-DATABASES = ("sqlite", "postgresql", "mariadb")
-MakeApp = Callable[..., Flask]
+from support import servers
+from support.apps import DATABASES, MakeApp, join
 
 
 @pytest.fixture(scope="session")
@@ -74,28 +69,3 @@ def make_app(tmp_path: Path) -> Iterator[MakeApp]:
                 engines.append(runtime.drain.spool.engine)
             for engine in engines:
                 engine.dispose()
-
-
-def stored_removals(connection: Connection) -> list[dict[str, Any]]:
-    """All that is stored of each removal, with the names and in the order of a `Record`."""
-    of, what = removal.c, source.c
-    found = select(
-        *(of.id, what.provider, what.app_id, what.command, what.relation, of.owner_id),
-        *(of.target_id, (of.id - of.delivery_id).label("position"), of.delivery_id, of.client_ip),
-        *(what.platform, of.request_id),
-    ).join(source, what.id == of.source_id, isouter=True)
-    rows = connection.execute(found.order_by(of.id)).mappings()
-    return [{**row, "received_at": moment_of(row["delivery_id"])} for row in rows]
-
-
-def wait_for_counters() -> None:
-    """Until what was counted is saved, which happens behind the answers."""
-    join("imcallback-counters")
-
-
-def join(*names: str) -> None:
-    """Wait until the threads of these names have ended: they may have connections."""
-    for thread in threading.enumerate():
-        if thread.name in names:
-            thread.join(30)
-            assert not thread.is_alive()

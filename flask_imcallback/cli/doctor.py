@@ -16,9 +16,7 @@ from sqlalchemy import func, select
 from ..errors import ImCallbackError, SendError
 from ..providers import Callback
 from ..runtime import Runtime
-from ..storage.ids import id_at
-from ..storage.migrations import is_at_head
-from ..storage.tables import delivery
+from ..storage import delivery, id_at, is_at_head
 from . import sender
 from .sender import Answer, Outgoing, Sender
 

@@ -13,13 +13,17 @@ from typing import Any
 
 import click
 
-from ..history.export import COLUMNS, FORMATS, csv_records, encode, json_lines
-from ..history.history import Values
-from ..history.queries import HistoryQuery
-from ..history.schemas import (
+from ..history import (
+    COLUMNS,
     EXPORT_QUERY,
+    FORMATS,
     HISTORY_QUERY,
     STATS_QUERY,
+    HistoryQuery,
+    Values,
+    csv_records,
+    encode,
+    json_lines,
     read_export,
     read_query,
     read_stats,

@@ -14,8 +14,8 @@ import click
 from flask import Flask, appcontext_pushed, current_app
 
 from ..runtime import EXTENSION, get_runtime
+from ..storage import VERSION_TABLE, run_alembic
 from ..storage import tables as models
-from ..storage.migrations import VERSION_TABLE, run_alembic
 
 
 def follow(app: Flask) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 import click
 
 from ..runtime import get_runtime
-from ..storage.migrations import current_revision, run_alembic
+from ..storage import current_revision, run_alembic
 from .output import (
     _command,
 )

@@ -6,9 +6,7 @@ import secrets
 
 import click
 
-from ..history.schemas import (
-    CALLBACK_COUNT,
-)
+from ..history import CALLBACK_COUNT
 from ..providers import openim, tencent
 from ..runtime import get_runtime
 from . import sender

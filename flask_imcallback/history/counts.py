@@ -7,7 +7,7 @@ from datetime import datetime
 
 from sqlalchemy import Connection, select
 
-from ..storage.tables import source as source_table
+from ..storage import source as source_table
 
 MAX_COUNTS = 10_000
 """That are given at once."""

@@ -18,10 +18,10 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import HistoryQueryError, StorageError, TooWideError
 from ..removals import Record, Relation
-from ..storage.ids import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
-from ..storage.tables import delivery as delivery_table
-from ..storage.tables import removal as removal_table
-from ..storage.tables import source as source_table
+from ..storage import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
+from ..storage import delivery as delivery_table
+from ..storage import removal as removal_table
+from ..storage import source as source_table
 from .buckets import starts_between
 from .counts import MAX_COUNTS, RemovalCount, _groups
 from .cursors import VERSION, _fit, _packed, _Place

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
-from ..storage.ids import MAX_ID
+from ..storage import MAX_ID
 
 COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id", "client_ip", "request_id")
 MAX_RANGES = 200

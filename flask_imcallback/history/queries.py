@@ -12,7 +12,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ..errors import HistoryQueryError
 from ..removals import Relation, Status
-from ..storage.ids import MAX_ID, id_at
+from ..storage import MAX_ID, id_at
 from ..text import MAX_TEXT_LENGTH, UNSTORABLE
 
 TEXT_FILTERS = (

@@ -14,7 +14,7 @@ from marshmallow.validate import OneOf
 
 from ..errors import HistoryQueryError
 from ..removals import Record, Relation, Status
-from ..storage.ids import MAX_ID
+from ..storage import MAX_ID
 from ..text import MAX_TEXT_LENGTH
 from .counts import RemovalCount
 from .export import FORMATS

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any
 
-from ..providers.base import Origin
+from ..providers import Origin
 from ..removals import Record, Removal, Status
 from .ids import moment_of
 

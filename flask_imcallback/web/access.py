@@ -8,7 +8,7 @@ from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, request
 
-from ..providers.packets import is_one_of
+from ..providers import is_one_of
 from ..runtime import get_runtime
 from .problems import BAD_PARAMETER, CLOSED, METHOD_NOT_ALLOWED, UNAUTHORIZED, ProblemError
 

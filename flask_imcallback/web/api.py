@@ -12,9 +12,11 @@ from urllib.parse import urlencode
 from flask import Blueprint, Response, request, stream_with_context
 
 from ..errors import ConfigError, HistoryQueryError
-from ..history.export import FORMATS, encode, json_lines
-from ..history.schemas import (
+from ..history import (
     DELIVERY,
+    FORMATS,
+    encode,
+    json_lines,
     read_deliveries,
     read_export,
     read_query,

@@ -11,7 +11,7 @@ from urllib.parse import parse_qs
 from flask import Blueprint, Response, current_app, request
 
 from ..errors import BodyTooLargeError
-from ..providers.base import CallbackRequest, Reply
+from ..providers import CallbackRequest, Reply
 from ..receiver import receive
 from ..runtime import get_runtime
 

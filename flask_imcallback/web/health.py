@@ -12,9 +12,9 @@ from typing import Any, TypeVar
 from flask import Blueprint, Response
 
 from ..errors import ImCallbackError, StorageError
-from ..history.schemas import CALLBACK_COUNT, WAITING
+from ..history import CALLBACK_COUNT, WAITING
 from ..runtime import Runtime, get_runtime
-from ..storage.migrations import is_at_head
+from ..storage import is_at_head
 from .access import token_is_known
 
 logger = logging.getLogger("flask_imcallback")

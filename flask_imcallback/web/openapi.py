@@ -15,13 +15,10 @@ from typing import Any
 from flask import Blueprint, Response, request, url_for
 from marshmallow import Schema, fields
 
-from ..history import schemas
-from ..history.export import FORMATS
-from ..providers import openim, tencent
-from ..providers.base import Callback, Provider
-from ..providers.packets import AccountId
+from ..history import FORMATS, schemas
+from ..providers import AccountId, Callback, Provider, openim, tencent
 from ..runtime import Runtime, get_runtime
-from ..storage.ids import MAX_ID
+from ..storage import MAX_ID
 from ..text import MAX_TEXT_LENGTH
 from .access import add_guarded
 from .problems import (

@@ -10,12 +10,10 @@ from typing import Any
 from flask import url_for
 
 from ...errors import StorageError
-from ...history.counts import RemovalCount
-from ...history.history import Page
+from ...history import Page, RemovalCount
 from ...providers import openim, tencent
 from ...runtime import Runtime
-from ...storage.counters import ACCEPTED, REFUSED, CallbackCount
-from ...storage.spool import Waiting
+from ...storage import ACCEPTED, REFUSED, CallbackCount, Waiting
 
 MONTH = timedelta(days=30)
 LEAST_SILENCE = timedelta(minutes=10)

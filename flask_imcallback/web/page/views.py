@@ -17,12 +17,10 @@ from marshmallow import Schema, fields
 from marshmallow.validate import OneOf
 
 from ...errors import HistoryQueryError
-from ...history.counts import RemovalCount
-from ...history.queries import HistoryQuery, StatsQuery
-from ...history.schemas import DELIVERY, HistoryQuerySchema, read
+from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, RemovalCount, StatsQuery, read
 from ...removals import Record
 from ...runtime import get_runtime
-from ...storage.ids import moment_of
+from ...storage import moment_of
 from ..access import add_guarded, number_in, parameters
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
 from .overview import MONTH, look, setup

@@ -1,0 +1,75 @@
+"""README and example say what is true."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from dataclasses import fields
+from pathlib import Path
+
+import pytest
+
+from flask_imcallback.providers import openim, tencent
+from flask_imcallback.settings import PREFIX, Settings
+from support import ROOT
+
+README = (ROOT / "README.md").read_text("utf-8")
+
+
+def test_readme_lists_every_command() -> None:
+    """Those recorded, with their relations."""
+    recorded = {command: relation for command, (relation, _) in openim.REMOVALS.items()}
+    for command, relation in (tencent.RELATIONS | recorded).items():
+        assert re.search(rf"^\| `\w+` \| `{command}` \| `{relation}` \|", README, re.MULTILINE)
+
+
+def test_readme_lists_every_setting_with_its_default() -> None:
+    """No more and no fewer."""
+    rows = dict(re.findall(r"^\| `(IMCALLBACK_\w+)` \| `(.+?)` \|", README, re.MULTILINE))
+    known = {PREFIX + f.name.upper(): f.metadata["default"] for f in fields(Settings)}
+    assert {key: text.strip('"') for key, text in rows.items()} == {
+        key: str(default) for key, default in known.items()
+    }
+
+
+def test_the_printed_commands_record_and_list(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What `make run` prints is what works: four callbacks, and the removals that they tell of."""
+    script = """
+import example_app, flask_imcallback
+with example_app.app.app_context():
+    flask_imcallback.upgrade()
+example_app.print_commands()
+"""
+    (tmp_path / "example_app.py").write_text((ROOT / "example_app.py").read_text())
+    printed = subprocess.run(
+        [sys.executable, "-c", script], cwd=tmp_path, check=True, capture_output=True, text=True
+    ).stdout
+    commands = [shlex.split(line) for line in printed.splitlines() if line]
+    assert [command[0] for command in commands] == ["curl"] * 5
+
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "example_app", raising=False)
+    import example_app
+
+    client = example_app.app.test_client()
+    for _, url, flag, body in commands[:4]:
+        assert flag == "-d"
+        content_type = "application/x-www-form-urlencoded"  # as curl sends it
+        assert client.post(url, data=body, content_type=content_type).status_code == 200
+    _, url, flag, header = commands[4]
+    assert flag == "-H"
+    name, _, value = header.partition(": ")
+    removals = client.get(url, headers={name: value}).get_json()["data"]
+    assert [(r["provider"], r["relation"], r["owner_id"], r["target_id"]) for r in removals] == [
+        ("openim", "friend", "user123", "user456"),
+        ("openim", "blacklist", "user123", "user456"),
+        *(("tencent", "friend", "id", target) for target in ("id3", "id2", "id1")),
+        *(("tencent", "blacklist", "id", target) for target in ("id3", "id2", "id1")),
+    ]
+    with example_app.app.app_context():
+        for engine in example_app.app.extensions["sqlalchemy"].engines.values():
+            engine.dispose()

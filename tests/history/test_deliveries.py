@@ -1,0 +1,279 @@
+"""Every delivery, also those without removals: their pages, and one of them with its removals."""
+
+from __future__ import annotations
+
+from base64 import b64decode
+from dataclasses import replace
+from datetime import timedelta
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL
+
+from flask_imcallback.errors import HistoryQueryError
+from flask_imcallback.history.history import MAX_BODIES
+from flask_imcallback.history.queries import DeliveryQuery
+from flask_imcallback.removals import Status
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.entries import Delivery
+from flask_imcallback.storage.ids import id_at
+from support.api import HISTORY, MEMBERS, TIMES, assert_problem, get, open_history
+from support.apps import MakeApp
+from support.deliveries import MICROSECOND, MOMENT, delivery_of, find, store, store_all
+
+DELIVERIES = "/imcallback/deliveries"
+SECOND = timedelta(seconds=1)
+
+
+def record(delivery: Delivery) -> dict[str, Any]:
+    """Its row, as it was stored in the current app."""
+    stored = get_runtime().recorder.record(delivery)
+    assert stored
+    return stored.row
+
+
+def store_every_status() -> list[int]:
+    """Nine deliveries, and what is told of them; here are their ids."""
+    ids = []
+    for number in range(3):
+        at = MOMENT + number * SECOND
+        folds: dict[str, Any] = {"repeats_callbacks": True, "body": b"%d" % number}
+        callback = delivery_of(("o", "1"), ("o", "2"), at=at, request_id="r", app_id="14")
+        ids.append(record(replace(callback, **folds))["id"])
+        again = replace(callback, received_at=at + SECOND / 4, **folds)
+        ids.append(record(again)["id"])
+        unknown = delivery_of(at=at + SECOND / 2, command="unknown")
+        ids.append(record(replace(unknown, status=Status.IGNORED))["id"])
+        bad = delivery_of(at=at + SECOND * 3 / 4, body=b"\xff{")
+        ids.append(record(replace(bad, status=Status.UNREADABLE, error="no JSON"))["id"])
+    return ids
+
+
+def pages(app: Flask, **parameters: Any) -> list[dict[str, Any]]:
+    """All deliveries of all pages, by the links."""
+    response = get(app, DELIVERIES, query_string=parameters)
+    data: list[dict[str, Any]] = []
+    while True:
+        body = response.get_json()
+        assert list(body) == ["data", "next_cursor"]
+        data += body["data"]
+        link = response.headers.get("Link")
+        assert (link is None) == (body["next_cursor"] is None)
+        if link is None:
+            return data
+        assert body["data"]
+        address, relation = link.split("; ")
+        assert relation == 'rel="next"'
+        response = get(app, address.strip("<>"))
+
+
+@pytest.mark.parametrize("order", ["asc", "desc"])
+def test_pages_equal_a_list(database_url: URL, make_app: MakeApp, order: str) -> None:
+    """With every status, time and limit, both ways."""
+    app = open_history(make_app, database_url)
+    with app.app_context():
+        ids = store_every_status()
+    every = pages(app, order="asc", limit=1000)
+    assert [row["id"] for row in every] == ids
+    assert [row["status"] for row in every] == [
+        "recorded",
+        "duplicate",
+        "ignored",
+        "unreadable",
+    ] * 3
+    assert [row["removal_count"] for row in every] == [2, 0, 0, 0] * 3
+    assert every[1]["duplicate_of"] == ids[0]
+    assert (every[3]["error"], every[3]["body"]) == ("no JSON", None)
+    assert b64decode(every[3]["body_base64"]) == b"\xff{"
+    times: list[dict[str, str]] = [
+        {},
+        {"since": every[4]["received_at"]},
+        {"until": every[4]["received_at"]},
+        {"since": every[3]["received_at"], "until": every[9]["received_at"]},
+        {"since": every[9]["received_at"], "until": every[3]["received_at"]},
+    ]
+    for statuses in ([], *([status.value] for status in Status), ["ignored", "duplicate"]):
+        for period in times if len(statuses) != 1 else times[:1]:
+            expected = [
+                row
+                for row in every
+                if (not statuses or row["status"] in statuses)
+                and period.get("since", "") <= row["received_at"] < period.get("until", "9")
+            ]
+            for limit in (1, 3, 1000) if not period else (5,):
+                found = pages(app, order=order, limit=limit, status=statuses, **period)
+                assert found == (expected if order == "asc" else expected[::-1])
+
+
+def test_newest_first(make_app: MakeApp) -> None:
+    """Unless told otherwise, and a hundred of them."""
+    app = open_history(make_app)
+    with app.app_context():
+        store_all([delivery_of(at=MOMENT + n * SECOND, command=f"x{n}") for n in range(101)])
+    body = get(app, DELIVERIES).get_json()
+    assert [row["command"] for row in body["data"]] == [f"x{n}" for n in range(100, 0, -1)]
+    assert body["next_cursor"]
+
+
+def test_a_page_ends_where_packets_are_large(database_url: URL, make_app: MakeApp) -> None:
+    """One that is larger than all of a page is alone on it; the pages go on to the last."""
+    app = open_history(make_app, database_url)
+    small, large = b"x", b"x" * (MAX_BODIES // 3)
+    bodies = [
+        small,
+        large,
+        large,
+        large,
+        large,
+        small,
+        large * 4,
+        small,
+        b"\xff" * len(large),
+        small,
+    ]
+    with app.app_context():
+        store_all([delivery_of(body=body, at=MOMENT + n * SECOND) for n, body in enumerate(bodies)])
+        for order in ("asc", "desc"):
+            sizes: list[list[int]] = []
+            cursor: str | None = None
+            while cursor or not sizes:
+                query = DeliveryQuery.from_filters(order=order, cursor=cursor)
+                rows, cursor = get_runtime().history.deliveries(query)
+                sizes.append([len(row["body"]) for row in rows])
+            shown = [size for page in sizes for size in page]
+            assert shown == [len(body) for body in bodies][:: 1 if order == "asc" else -1]
+            assert all(sum(page) <= MAX_BODIES or len(page) == 1 for page in sizes)
+            assert [len(large) * 4] in sizes
+            assert 4 <= len(sizes) <= 6
+
+
+def test_one_has_its_removals(database_url: URL, make_app: MakeApp) -> None:
+    """In their order, and never one of another delivery, however near."""
+    app = open_history(make_app, database_url)
+    with app.app_context():
+        store(*[("before", str(n)) for n in range(3)], at=MOMENT)
+        records = store(*[("o", str(n)) for n in range(25)], at=MOMENT)
+        store(*[("after", str(n)) for n in range(3)], at=MOMENT)
+        empty = record(delivery_of(at=MOMENT, command="unknown"))["id"]
+    delivery = get(app, f"{DELIVERIES}/{records[0].id}").get_json()
+    assert [row["target_id"] for row in delivery["removals"]] == [str(n) for n in range(25)]
+    assert [list(row) for row in delivery["removals"]] == [MEMBERS] * 25
+    assert {row["delivery_id"] for row in delivery["removals"]} == {delivery["id"]}
+    with_it = get(app, f"{HISTORY}/{records[3].id}").get_json()
+    assert with_it["delivery"] | {"removals": delivery["removals"]} == delivery
+    assert get(app, f"{DELIVERIES}/{empty}").get_json()["removals"] == []
+    assert_problem(get(app, f"{DELIVERIES}/{records[3].id}"), 404)
+
+
+@pytest.mark.parametrize(
+    "delivery_id",
+    ["0", "1", "-1", "abc", "1.5", "\u0661", "9" * 16, "9" * 17, "9" * 10_000, "%00", "%FF", " "],
+    ids=lambda text: ascii(text)[:40],
+)
+def test_an_unknown_delivery_is_404(make_app: MakeApp, delivery_id: str) -> None:
+    """Whatever stands for its id."""
+    assert_problem(get(open_history(make_app), f"{DELIVERIES}/{delivery_id}"), 404)
+
+
+def test_cursors_are_of_one_address(make_app: MakeApp) -> None:
+    """That of the history is none of the deliveries, nor the other way round."""
+    app = open_history(make_app)
+    with app.app_context():
+        store(("o", "1"), ("o", "2"))
+        record(delivery_of(at=MOMENT + SECOND))
+    for of, other in ((HISTORY, DELIVERIES), (DELIVERIES, HISTORY)):
+        for order in ("asc", "desc"):
+            given = {"order": order, "limit": 1}
+            cursor = get(app, of, query_string=given).get_json()["next_cursor"]
+            assert get(app, of, query_string=given | {"cursor": cursor}).status_code == 200
+            problem = assert_problem(get(app, other, query_string=given | {"cursor": cursor}), 400)
+            assert problem["parameter"] == "cursor"
+
+
+def test_a_cursor_is_of_its_question(make_app: MakeApp) -> None:
+    """Of the same statuses and times, however they are written; not of others."""
+    app = open_history(make_app)
+    with app.app_context():
+        store_every_status()
+    given = {"status": ["ignored", "recorded"], "limit": 1, "since": "2026-11-20T18:05:00Z"}
+    given["cursor"] = get(app, DELIVERIES, query_string=given).get_json()["next_cursor"]
+    same = given | {"status": ["recorded", "ignored", "recorded"], "limit": 5}
+    same["since"] = "2026-11-21T02:05:00.000+08:00"
+    assert len(get(app, DELIVERIES, query_string=same).get_json()["data"]) == 5
+    changes: list[dict[str, Any]] = [{"status": "ignored"}, {"order": "asc"}, {"status": []}]
+    for change in [*changes, {"since": "2026-11-20T18:05:01Z"}, {"until": "2026-11-20T18:05:01Z"}]:
+        problem = assert_problem(get(app, DELIVERIES, query_string=given | change), 400)
+        assert problem["parameter"] == "cursor"
+
+
+BAD: list[tuple[str, Any]] = [
+    *(("status", status) for status in ("", "Recorded", "x" * 10_000, "\0", "é", ["ignored", "x"])),
+    *((name, moment) for name in ("since", "until") for moment in TIMES),
+    *((name, ["2026-11-20T18:05:00Z"] * 2) for name in ("since", "until")),
+    *(("limit", number) for number in ("", "0", "1001", "-1", "x", "1" * 10_000, ["1", "1"])),
+    *(("order", order) for order in ("", "ASC", "x" * 10_000, ["asc", "asc"])),
+    *(("cursor", cursor) for cursor in ("", "x", "\0", "é", "x" * 10_000, ["x", "x"])),
+    *((name, "x") for name in ("provider", "delivery_id", "owner_id", "format", "tz", "", "é")),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), BAD, ids=lambda v: ascii(v)[:40])
+def test_a_bad_parameter_is_named(make_app: MakeApp, name: str, value: Any) -> None:
+    """It is malformed, unknown or given twice."""
+    app = open_history(make_app, migrate=False)
+    problem = assert_problem(get(app, DELIVERIES, query_string={name: value}), 400)
+    assert problem["parameter"] == name
+
+
+def test_one_delivery_takes_no_parameters(make_app: MakeApp) -> None:
+    """What is asked in vain is said."""
+    problem = assert_problem(get(open_history(make_app), f"{DELIVERIES}/1?status=ignored"), 400)
+    assert problem["parameter"] == "status"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("status", "x"),
+        ("status", 5),
+        ("status", [None]),
+        ("owner_id", "x"),
+        ("since", MOMENT.replace(tzinfo=None)),
+        ("limit", 0),
+        ("order", "x"),
+        ("cursor", 5),
+    ],
+)
+def test_a_bad_filter_in_python(name: str, value: Any) -> None:
+    """It is named, too."""
+    with pytest.raises(HistoryQueryError) as caught:
+        DeliveryQuery.from_filters(**{name: value})
+    assert caught.value.parameter == name
+
+
+def test_many_statuses(database_url: URL, make_app: MakeApp) -> None:
+    """The same ones again and again are not too many for any database; none finds none."""
+    with make_app(database_url).app_context():
+        record(delivery_of(("o", "t")))
+        for statuses, count in ((["recorded", "ignored"] * 40_000, 1), ([], 0)):
+            query = DeliveryQuery.from_filters(status=statuses)
+            assert len(get_runtime().history.deliveries(query)[0]) == count
+
+
+def test_a_delivery_is_where_its_removals_are(make_app: MakeApp) -> None:
+    """`delivery_id` finds as many as it says, and its time is its id."""
+    app = open_history(make_app)
+    with app.app_context():
+        store(("o", "1"), ("o", "2"), at=MOMENT)
+        store(("o", "3"), at=MOMENT + MICROSECOND)
+        for row in pages(app):
+            assert len(find(delivery_id=row["id"]).data) == row["removal_count"]
+            assert row["id"] >= id_at(MOMENT)
+
+
+def test_missing_tables_are_503(database_url: URL, make_app: MakeApp) -> None:
+    """The answer names the command that makes them."""
+    app = open_history(make_app, database_url, migrate=False)
+    for path in (DELIVERIES, f"{DELIVERIES}/1"):
+        assert "flask db upgrade" in assert_problem(get(app, path), 503)["detail"]

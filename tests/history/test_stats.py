@@ -1,0 +1,308 @@
+"""Counts over time: they agree with what Python counts by the clocks of a zone."""
+
+from __future__ import annotations
+
+import random
+from collections import Counter
+from datetime import UTC, datetime, timedelta
+from typing import Any
+from zoneinfo import ZoneInfo
+
+import pytest
+import time_machine
+from sqlalchemy import URL
+
+from flask_imcallback.errors import HistoryQueryError, TooWideError
+from flask_imcallback.history.buckets import starts_between
+from flask_imcallback.history.counts import MAX_COUNTS, RemovalCount
+from flask_imcallback.history.queries import BUCKETS, GROUPS, HistoryQuery, StatsQuery
+from flask_imcallback.removals import Record, Relation
+from flask_imcallback.runtime import get_runtime
+from support.api import HISTORY, assert_problem, get, open_history
+from support.apps import MakeApp
+from support.deliveries import MICROSECOND, MOMENT, delivery_of, store, store_all
+
+STATS = f"{HISTORY}/stats"
+HOUR = timedelta(hours=1)
+CHANGES = {
+    "UTC": datetime(2024, 2, 29, 23, tzinfo=UTC),
+    "Asia/Shanghai": datetime(1986, 5, 3, 18, tzinfo=UTC),
+    "Asia/Kolkata": datetime(2024, 12, 31, 18, 30, tzinfo=UTC),
+    "Asia/Kathmandu": datetime(1985, 12, 31, 18, 30, tzinfo=UTC),
+    "America/New_York": datetime(2024, 11, 3, 6, tzinfo=UTC),
+    "America/Caracas": datetime(2007, 12, 9, 7, tzinfo=UTC),
+    "America/Havana": datetime(2024, 11, 3, 5, tzinfo=UTC),
+    "Europe/London": datetime(2024, 3, 31, 1, tzinfo=UTC),
+    "Australia/Lord_Howe": datetime(2024, 4, 6, 15, tzinfo=UTC),
+    "Australia/Lord_Howe ": datetime(2024, 10, 5, 15, 30, tzinfo=UTC),
+    "Pacific/Apia": datetime(2011, 12, 30, 10, tzinfo=UTC),
+    "America/Sao_Paulo": datetime(2018, 11, 4, 3, tzinfo=UTC),
+    "America/Sao_Paulo ": datetime(2018, 2, 18, 2, tzinfo=UTC),
+}
+"""A moment at which the clocks of each zone are put forward or back, or a bucket begins."""
+ZONES = pytest.mark.parametrize(
+    ("zone", "change"), [(ZoneInfo(name.strip()), change) for name, change in CHANGES.items()]
+)
+
+
+def label(moment: datetime, bucket: str, zone: ZoneInfo) -> tuple[Any, ...]:
+    """What the clocks of the zone say of the bucket that a moment is in.
+
+    An hour that is on the clocks twice, as a whole, is two; the offset tells which.
+    """
+    local = moment.astimezone(zone)
+    if bucket == "hour":
+        begin = local.replace(minute=0, second=0, microsecond=0)
+        return local.date(), local.hour, begin.utcoffset()
+    date = local.date()
+    if bucket == "week":
+        return date.isocalendar()[:2]
+    return (date.year, date.month) if bucket == "month" else (date,)
+
+
+def counts(bucket: str = "day", group_by: str | None = None, **filters: Any) -> list[RemovalCount]:
+    tz = filters.pop("tz", "UTC")
+    query = HistoryQuery.from_filters(**filters)
+    return get_runtime().history.stats(query, StatsQuery(bucket=bucket, group_by=group_by, tz=tz))
+
+
+@ZONES
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_buckets_are_what_clocks_show(zone: ZoneInfo, change: datetime, bucket: str) -> None:
+    """Each moment is in the bucket of its hour, day, week or month, and each begins but once."""
+    days = {"hour": 2, "day": 6, "week": 40, "month": 200}[bucket]
+    since, until = change - timedelta(days=days), change + timedelta(days=days)
+    starts = starts_between(since, until, bucket, zone, 500)
+    assert starts == sorted(set(starts))
+    assert starts[0] <= since < starts[1]
+    assert starts[-1] < until
+    labels = [label(start, bucket, zone) for start in starts]
+    assert len(set(labels)) == len(labels)
+    for start, before, after in zip(starts[1:], labels, labels[1:], strict=False):
+        assert label(start - MICROSECOND, bucket, zone) == before
+        assert label(start, bucket, zone) == after
+    moment = since
+    while moment < until:  # none is left out
+        assert label(moment, bucket, zone) in labels
+        moment += timedelta(minutes=15) if bucket == "hour" else timedelta(hours=11)
+
+
+def test_half_an_hour_twice() -> None:
+    """Where clocks are put back by half an hour, one of their hours lasts an hour and a half."""
+    zone, change = ZoneInfo("Australia/Lord_Howe"), CHANGES["Australia/Lord_Howe"]
+    starts = starts_between(change - 2 * HOUR, change + 2 * HOUR, "hour", zone, 9)
+    shown = [start.astimezone(zone).strftime("%H:%M%z") for start in starts]
+    assert shown == ["00:00+1100", "01:00+1100", "02:00+1030", "03:00+1030"]
+    assert starts[2] - starts[1] == 1.5 * HOUR
+
+
+@pytest.mark.parametrize("bucket", BUCKETS)
+def test_no_time_has_no_buckets(bucket: str) -> None:
+    """Nor has one that Python could not tell in the zone."""
+    zone = ZoneInfo("Asia/Shanghai")
+    last = datetime.max.replace(tzinfo=UTC)
+    for since, until in ((MOMENT, MOMENT), (MOMENT, MOMENT - HOUR), (last, MOMENT)):
+        assert starts_between(since, until, bucket, zone, 10) == []
+    assert len(starts_between(MOMENT, MOMENT + MICROSECOND, bucket, zone, 10)) == 1
+
+
+def store_around(changes: list[datetime]) -> list[Record]:
+    """Some near each change, some on its minute, and some far."""
+    draw = random.Random(7)
+    deliveries = []
+    for change in changes:
+        for number in range(12):
+            near = change + timedelta(seconds=draw.choice([-1, 1]) * draw.randrange(90_000))
+            at = [change, change - MICROSECOND, near, near + timedelta(days=draw.randrange(40))]
+            deliveries.append(
+                delivery_of(
+                    *[(draw.choice("ab"), draw.choice("bc")) for _ in range(draw.randrange(4))],
+                    at=at[number % 4],
+                    relation=draw.choice(list(Relation)),
+                    provider=draw.choice(["openim", "tencent"]),
+                    platform=draw.choice(["", "iOS"]),
+                    command=draw.choice(["x", "y"]),
+                    app_id=draw.choice(["", "14"]),
+                )
+            )
+    return store_all(sorted(deliveries, key=lambda delivery: delivery.received_at))
+
+
+def test_counts_equal_those_of_a_list(database_url: URL, make_app: MakeApp) -> None:
+    """For every zone, bucket and group, with filters, from and to the middle of a bucket."""
+    draw = random.Random(8)
+    with make_app(database_url).app_context():
+        records = store_around([*CHANGES.values()])
+        for name, change in CHANGES.items():
+            zone = ZoneInfo(name.strip())
+            for bucket in BUCKETS:
+                days = {"hour": 3, "day": 40, "week": 200, "month": 2000}[bucket]
+                since = change - timedelta(days=days, minutes=draw.randrange(60))
+                until = change + timedelta(days=days, minutes=draw.randrange(60))
+                filters: dict[str, Any] = draw.choice(
+                    [{}, {"account_id": "a"}, {"owner_id": "a", "platform": "iOS"}, {"app_id": ""}]
+                )
+                group_by = draw.choice([None, *GROUPS])
+                within = [
+                    record
+                    for record in records
+                    if since <= record.received_at < until
+                    and ("account_id" not in filters or "a" in (record.owner_id, record.target_id))
+                    and ("owner_id" not in filters or record.owner_id == "a")
+                    and ("platform" not in filters or record.platform == "iOS")
+                    and ("app_id" not in filters or record.app_id == "")
+                ]
+                expected = Counter(
+                    (
+                        label(record.received_at, bucket, zone),
+                        str(getattr(record, group_by)) if group_by else None,
+                    )
+                    for record in within
+                )
+                found = counts(bucket, group_by, since=since, until=until, tz=zone.key, **filters)
+                assert {
+                    (label(one.bucket, bucket, zone), one.group): one.count
+                    for one in found
+                    if one.count
+                } == dict(expected), (name, bucket)
+                order = [(one.bucket.astimezone(UTC), one.group or "") for one in found]
+                assert order == sorted(order)
+                assert all(one.bucket.tzinfo == zone for one in found)
+
+
+def test_a_delivery_is_of_its_time(database_url: URL, make_app: MakeApp) -> None:
+    """Its removals count where it was received, though their ids are in the next bucket."""
+    with make_app(database_url).app_context():
+        midnight = datetime(2024, 5, 2, tzinfo=UTC)
+        store(*(("o", str(number)) for number in range(9)), at=midnight - 2 * MICROSECOND)
+        store(("o", "x"), at=midnight + 20 * MICROSECOND)
+        until = midnight + HOUR
+        for bucket in BUCKETS:
+            found = counts(bucket, until=until)
+            assert [one.count for one in found] == ([10] if bucket in ("week", "month") else [9, 1])
+        assert [one.count for one in counts(since=midnight, until=until)] == [1]
+        assert [one.count for one in counts(until=midnight)] == [9]
+        near, next_to_it = midnight - 2 * MICROSECOND, midnight - MICROSECOND
+        assert [one.count for one in counts("hour", since=near, until=next_to_it)] == [9]
+
+
+def test_from_the_first_that_is_counted_until_now(database_url: URL, make_app: MakeApp) -> None:
+    """With those between that are empty; what is older and does not count is not shown."""
+    now = datetime(2024, 5, 10, 12, tzinfo=UTC)
+    with make_app(database_url).app_context(), time_machine.travel(now, tick=False):
+        store(("old", "t"), at=now - timedelta(days=5000))
+        store(("a", "t"), at=now - timedelta(days=3))
+        store(("b", "t"), ("a", "u"), at=now - timedelta(days=1))
+        store(("a", "later"), at=now + HOUR)  # a clock ahead
+        for filters in ({"owner_id": "a"}, {"owner_id": ["a", "no"]}, {"account_id": "a"}):
+            found = counts(**filters)
+            assert [(one.bucket.day, one.count) for one in found] == [
+                (7, 1),
+                (8, 0),
+                (9, 1),
+                (10, 0),
+            ]
+            assert len(counts("hour", **filters)) == 3 * 24
+        grouped = counts(group_by="relation", owner_id=["a", "b"], until=now - timedelta(days=1))
+        assert [(one.group, one.count) for one in grouped] == [("friend", n) for n in (1, 0, 0)]
+        with pytest.raises(TooWideError):
+            counts("hour")
+
+
+def test_no_data(make_app: MakeApp) -> None:
+    """Without a begin there is nothing to show; with one, each bucket is empty."""
+    with make_app().app_context():
+        since, until = MOMENT.replace(year=2024), MOMENT.replace(year=2024) + timedelta(days=2)
+        none: list[dict[str, Any]] = [{}, {"owner_id": "x"}, {"platform": "x"}, {"owner_id": []}]
+        for filters in none:
+            assert counts(**filters) == []
+            found = counts(since=since, until=until, **filters)
+            assert [(one.group, one.count) for one in found] == [(None, 0)] * 3
+            assert counts(group_by="platform", since=since, until=until, **filters) == []
+        assert counts(since=until, until=since) == []
+        assert counts(until=datetime(1960, 1, 1, tzinfo=UTC)) == []
+        assert counts(since=datetime.max.replace(tzinfo=UTC), tz="Asia/Shanghai") == []
+
+
+def test_too_many_counts(make_app: MakeApp) -> None:
+    """By their buckets, or by groups that each have all of them."""
+    with make_app().app_context():
+        begin = datetime(2020, 1, 1, tzinfo=UTC)
+        store_all([delivery_of(("o", "t"), at=begin, platform=str(n)) for n in range(4)])
+        most = MAX_COUNTS * HOUR
+        assert len(counts("hour", since=begin, until=begin + most)) == MAX_COUNTS
+        with pytest.raises(TooWideError) as caught:
+            counts("hour", since=begin, until=begin + most + MICROSECOND)
+        assert caught.value.parameter == "bucket"
+        quarter = most / 4
+        assert len(counts("hour", "platform", since=begin, until=begin + quarter)) == MAX_COUNTS
+        with pytest.raises(TooWideError) as caught:
+            counts("hour", "platform", since=begin, until=begin + quarter + HOUR)
+        assert caught.value.parameter == "group_by"
+
+
+def test_as_json(database_url: URL, make_app: MakeApp) -> None:
+    """In UTC with Z, elsewhere with the offset of that moment, which a change of clocks changes."""
+    app = open_history(make_app, database_url)
+    with app.app_context():
+        store(("o", "t"), at=datetime(2024, 11, 3, 12, tzinfo=UTC))
+        store(("o", "t"), at=datetime(2024, 11, 4, 12, tzinfo=UTC), relation=Relation.BLACKLIST)
+    given = {"since": "2024-11-03T12:00:00Z", "until": "2024-11-04T12:00:00.000001Z"}
+    response = get(app, STATS, query_string=given)
+    assert response.mimetype == "application/json"
+    assert response.get_json() == {
+        "data": [
+            {"bucket": "2024-11-03T00:00:00Z", "group": None, "count": 1},
+            {"bucket": "2024-11-04T00:00:00Z", "group": None, "count": 1},
+        ]
+    }
+    given |= {"tz": "America/New_York", "group_by": "relation"}
+    assert [
+        list(row.values()) for row in get(app, STATS, query_string=given).get_json()["data"]
+    ] == [
+        ["2024-11-03T00:00:00-04:00", "blacklist", 0],
+        ["2024-11-03T00:00:00-04:00", "friend", 1],
+        ["2024-11-04T00:00:00-05:00", "blacklist", 1],
+        ["2024-11-04T00:00:00-05:00", "friend", 0],
+    ]
+    for bucket, first in (("hour", "03T12:00"), ("week", "2024-10-28"), ("month", "2024-11-01")):
+        query = {"bucket": bucket, "since": given["since"], "until": given["until"]}
+        data = get(app, STATS, query_string=query).get_json()["data"]
+        assert first in data[0]["bucket"]
+
+
+@pytest.mark.parametrize(
+    ("query", "parameter"),
+    [("bucket=hour", "bucket"), ("bucket=hour&group_by=platform&tz=Asia/Tokyo", "bucket")],
+)
+def test_too_wide_is_422(make_app: MakeApp, query: str, parameter: str) -> None:
+    """It names what must be changed."""
+    response = get(open_history(make_app), f"{STATS}?since=2001-01-01T00:00:00Z&{query}")
+    problem = assert_problem(response, 422)
+    assert problem["type"].endswith(":too-wide")
+    assert problem["parameter"] == parameter
+    assert problem["detail"].startswith(f"{parameter} ")
+
+
+BAD_ZONES = [
+    *("", "x" * 10_000, "../etc/passwd", "/etc/passwd", "America", "\0", "é", "UTC\n", " UTC", "."),
+    *("GMT+25", "+08:00", "zone.tab", "America/", "America/New_York/x", "😀", "a" * 255 + "/b"),
+]
+
+
+@pytest.mark.parametrize("tz", BAD_ZONES, ids=lambda tz: ascii(tz)[:40])
+def test_no_such_zone(make_app: MakeApp, tz: str) -> None:
+    """400, over HTTP and in Python."""
+    problem = assert_problem(get(open_history(make_app), STATS, query_string={"tz": tz}), 400)
+    assert problem["parameter"] == "tz"
+    assert "etc/passwd" not in problem["detail"]
+    with pytest.raises(HistoryQueryError):
+        StatsQuery(tz=tz)
+
+
+@pytest.mark.parametrize("tz", [None, 5, b"UTC", ["UTC"], "\udcff"], ids=ascii)
+def test_what_is_no_text_is_no_zone(tz: Any) -> None:
+    """Whatever it is."""
+    with pytest.raises(HistoryQueryError) as caught:
+        StatsQuery(tz=tz)
+    assert caught.value.parameter == "tz"

@@ -1,0 +1,116 @@
+"""Deliveries and entries to store, and shorthands to store and find them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+from flask import Flask
+
+from flask_imcallback.history.history import Page
+from flask_imcallback.providers.base import Origin
+from flask_imcallback.removals import Record, Relation, Removal
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.entries import Delivery, Entry
+from flask_imcallback.storage.writer import Writer
+
+MOMENT = datetime(2026, 11, 20, 18, 5, 0, 123456, UTC)
+
+
+DELIVERY = Delivery(
+    provider="tencent",
+    repeats_callbacks=True,
+    origin=Origin(
+        command="Sns.CallbackFriendDelete",
+        app_id="1400000000",
+        request_id="2ea4e023",
+        client_ip="203.0.113.7",
+        platform="iOS",
+    ),
+    received_at=MOMENT,
+    remote_addr="192.0.2.1",
+    authenticated_by="signature",
+    query="SdkAppid=1400000000",
+    headers={"content-type": "application/json"},
+    body=b'{"CallbackCommand": "\xff"}',
+    removals=(
+        Removal(Relation.FRIEND, "alice", "bob"),
+        Removal(Relation.FRIEND, "bob", "alice"),
+    ),
+)
+
+
+def record(app: Flask, delivery: Delivery) -> list[Record]:
+    with app.app_context():
+        stored = get_runtime().recorder.record(delivery)
+        assert stored
+        return stored.records()
+
+
+ANONYMOUS = replace(DELIVERY, repeats_callbacks=False)
+
+
+def entry_of(app: Flask, delivery: Delivery) -> Entry:
+    with app.app_context():
+        return get_runtime().recorder._entry(delivery)
+
+
+def entries_of(app: Flask, count: int, **changes: Any) -> list[Entry]:
+    """One a millisecond, all different callbacks."""
+    return [
+        entry_of(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(milliseconds=n), **changes))
+        for n in range(count)
+    ]
+
+
+def write(app: Flask, *entries: Entry, seconds: float = 30, patient: bool = False) -> None:
+    with app.app_context():
+        Writer(get_runtime().engine, patient=patient).write(entries, seconds)
+
+
+MICROSECOND = timedelta(microseconds=1)
+
+
+def delivery_of(
+    *pairs: tuple[str, str],
+    at: datetime = MOMENT,
+    relation: Relation = Relation.FRIEND,
+    provider: str = "openim",
+    body: bytes = b"{}",
+    **origin: str,
+) -> Delivery:
+    """One that removes each pair of owner and target."""
+    return Delivery(
+        provider=provider,
+        repeats_callbacks=False,
+        origin=Origin(**origin),
+        received_at=at,
+        remote_addr="192.0.2.1",
+        authenticated_by="secret",
+        query="command=x",
+        headers={"host": "example.com"},
+        body=body,
+        removals=tuple(Removal(relation, owner, target) for owner, target in pairs),
+    )
+
+
+def store(*pairs: tuple[str, str], **arguments: Any) -> list[Record]:
+    """Record such a delivery of the current app."""
+    stored = get_runtime().recorder.record(delivery_of(*pairs, **arguments))
+    assert stored
+    return stored.records()
+
+
+def store_all(deliveries: Sequence[Delivery]) -> list[Record]:
+    """Record them in the current app, in few transactions."""
+    runtime = get_runtime()
+    entries = [runtime.recorder._entry(delivery) for delivery in deliveries]
+    Writer(runtime.engine, patient=True).write(entries, 60)
+    assert [entry.error for entry in entries if entry.error] == []
+    return [record for entry in entries for record in entry.records()]
+
+
+def find(**filters: Any) -> Page:
+    return get_runtime().history.find(**filters)

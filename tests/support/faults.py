@@ -1,0 +1,327 @@
+"""What goes wrong between an app and its database, and below both, made to happen."""
+
+from __future__ import annotations
+
+import os
+import re
+import shutil
+import signal
+import socket
+import struct
+import subprocess
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import closing, contextmanager, suppress
+from datetime import UTC, datetime
+from enum import Enum
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, NullPool, create_engine
+
+from support.clusters import ask
+from support.servers import (
+    Node,
+    ServerError,
+    mariadb_node,
+    postgresql_node,
+    private_folder,
+    run,
+    running,
+)
+
+# Both protocols send it as text; PyMySQL also sends SET AUTOCOMMIT.
+COMMIT = re.compile(rb"(?<!AUTO)COMMIT")
+LOCKS = {
+    "sqlite": ("BEGIN EXCLUSIVE", "ROLLBACK"),
+    "postgresql": ("BEGIN; LOCK TABLE imcallback_delivery IN ACCESS EXCLUSIVE MODE", "ROLLBACK"),
+    "mysql": ("LOCK TABLES imcallback_delivery WRITE", "UNLOCK TABLES"),
+}
+READ_ONLY = {
+    "postgresql": (
+        "ALTER SYSTEM SET default_transaction_read_only = on",
+        "ALTER SYSTEM RESET default_transaction_read_only",
+        "SELECT pg_reload_conf()",
+    ),
+    "mysql": ("SET GLOBAL read_only = 1", "SET GLOBAL read_only = 0", "SELECT 1"),
+}
+
+
+class Cut(Enum):
+    """When a connection that sends a COMMIT is cut."""
+
+    BEFORE_COMMIT = "before"
+    """The server never sees the COMMIT."""
+    AFTER_COMMIT = "after"
+    """The server has committed, but its answer does not arrive."""
+
+
+class Proxy:
+    """Forwards TCP connections to a server on this machine, and fails them when told to."""
+
+    def __init__(self, port: int) -> None:
+        self._to = port
+        self._flows = threading.Event()
+        self._flows.set()
+        self._lock = threading.Lock()
+        self._cuts: list[Cut] = []
+        self._connections: list[tuple[socket.socket, socket.socket]] = []
+        self.delay = 0.0
+        """Seconds by which all that passes is late."""
+        self._listening = socket.create_server(("127.0.0.1", 0))
+        self.port: int = self._listening.getsockname()[1]
+        threading.Thread(target=self._accept, daemon=True).start()
+
+    @contextmanager
+    def holding(self) -> Iterator[None]:
+        """A black hole: connections are taken and stay, and nothing passes."""
+        self._flows.clear()
+        try:
+            yield
+        finally:
+            self._flows.set()
+
+    def cut(self) -> None:
+        """Reset all connections; new ones are welcome."""
+        with self._lock:
+            connections, self._connections = self._connections, []
+        for pair in connections:
+            _reset(*pair)
+
+    def cut_commits(self, cut: Cut, times: int) -> None:
+        """Cut the next connections that send a COMMIT."""
+        with self._lock:
+            self._cuts += [cut] * times
+
+    @property
+    def cuts_left(self) -> int:
+        return len(self._cuts)
+
+    def close(self) -> None:
+        self._listening.shutdown(socket.SHUT_RDWR)  # wakes who accepts from it
+        self._listening.close()
+        self._flows.set()
+        self.cut()
+
+    def _accept(self) -> None:
+        with suppress(OSError):  # closed
+            while True:
+                client, _ = self._listening.accept()
+                threading.Thread(target=self._connect, args=(client,), daemon=True).start()
+
+    def _connect(self, client: socket.socket) -> None:
+        self._flows.wait()
+        try:
+            server = socket.create_connection(("127.0.0.1", self._to), timeout=5)
+        except OSError:
+            _reset(client)
+            return
+        server.settimeout(None)
+        for end in (client, server):
+            end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        with self._lock:
+            self._connections.append((client, server))
+        answers_are_lost = threading.Event()
+        back = threading.Thread(
+            target=self._pass_back, args=(server, client, answers_are_lost), daemon=True
+        )
+        back.start()
+        with suppress(OSError):
+            while chunk := client.recv(65536):
+                self._wait()
+                cut = self._take_cut() if COMMIT.search(chunk) else None
+                if cut is Cut.BEFORE_COMMIT:
+                    break
+                if cut is Cut.AFTER_COMMIT:
+                    answers_are_lost.set()
+                server.sendall(chunk)
+        if answers_are_lost.is_set():
+            back.join(10)
+        _reset(client, server)
+
+    def _pass_back(
+        self, server: socket.socket, client: socket.socket, is_lost: threading.Event
+    ) -> None:
+        with suppress(OSError):
+            while chunk := server.recv(65536):
+                self._wait()
+                if is_lost.is_set():
+                    break
+                client.sendall(chunk)
+        _reset(client, server)
+
+    def _wait(self) -> None:
+        if self.delay:
+            threading.Event().wait(self.delay)
+        self._flows.wait()
+
+    def _take_cut(self) -> Cut | None:
+        with self._lock:
+            return self._cuts.pop(0) if self._cuts else None
+
+
+def _reset(*ends: socket.socket) -> None:
+    """Close with RST, and wake whoever reads from it."""
+    for end in ends:
+        with suppress(OSError):
+            end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        with suppress(OSError):
+            end.shutdown(socket.SHUT_RDWR)
+        end.close()
+
+
+@contextmanager
+def proxy(port: int) -> Iterator[Proxy]:
+    """A proxy to that port of this machine."""
+    with closing(Proxy(port)) as made:
+        yield made
+
+
+def small_disk(folder: Path, megabytes: int) -> list[str]:
+    """The start of a command that alone finds a small and empty disk in that folder.
+
+    The disk goes with its process; others reach it by `seen_by`. Needs no root.
+    """
+    unshare = ["unshare", "--user", "--map-current-user", "--keep-caps", "--mount"]
+    mount = f'mount -t tmpfs -o size={megabytes}m tmpfs "$0" && exec "$@"'
+    command = [*unshare, "sh", "-c", mount, str(folder)]
+    trial = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
+    if trial.returncode:
+        raise ServerError(f"a small disk needs user namespaces: {trial.stderr}")
+    return command
+
+
+def seen_by(pid: int, path: Path) -> Path:
+    """The path as that process finds it, with the disks that it alone has."""
+    return Path(f"/proc/{pid}/root{path}")
+
+
+@contextmanager
+def full(folder: Path) -> Iterator[None]:
+    """No byte is free on the disk of that folder."""
+    filling = folder / "filling"
+    command = ["sh", "-c", 'exec cat /dev/zero > "$0"', str(filling)]
+    owner: dict[str, Any] = {}
+    if os.geteuid() == 0:  # whom the disk may not know
+        stat = folder.stat()
+        owner = {"user": stat.st_uid, "group": stat.st_gid, "extra_groups": []}
+    subprocess.run(command, cwd="/", stderr=subprocess.DEVNULL, check=False, **owner)
+    try:
+        assert os.statvfs(folder).f_bavail == 0
+        yield
+    finally:
+        filling.unlink()
+
+
+@contextmanager
+def on_small_disk(kind: str) -> Iterator[tuple[Node, URL, Path]]:
+    """A server with a database on a disk of its own, and that disk; the log is elsewhere."""
+    with private_folder() as folder:
+        is_postgresql = kind == "postgresql"
+        node = postgresql_node(folder) if is_postgresql else mariadb_node(folder)
+        # MariaDB takes a folder among its data for a database.
+        disk = folder / ("small" if is_postgresql else "data/small")
+        run(folder, ["mkdir", disk])
+        node.wrapper = small_disk(disk, 32)
+        with running(node):
+            if is_postgresql:
+                ask(node.url, f"CREATE TABLESPACE small LOCATION '{disk}'")
+                ask(node.url, "CREATE DATABASE small TABLESPACE small")
+            assert node.process
+            yield node, node.url.set(database="small"), seen_by(node.process.pid, disk)
+
+
+@contextmanager
+def locked(url: URL) -> Iterator[None]:
+    """Another client keeps the database, or the table of deliveries, from being written."""
+    lock, unlock = LOCKS[url.get_backend_name()]
+    engine = create_engine(url, poolclass=NullPool)
+    with closing(engine.raw_connection()) as connection:
+        if url.get_backend_name() == "sqlite":
+            connection.driver_connection.isolation_level = None  # type: ignore[union-attr]
+        cursor = connection.cursor()
+        cursor.execute(lock)
+        try:
+            yield
+        finally:
+            cursor.execute(unlock)
+            cursor.close()
+
+
+@contextmanager
+def read_only(administrator: URL) -> Iterator[None]:
+    """The server refuses every write; MariaDB's lets its administrators write all the same."""
+    begin, end, apply = READ_ONLY[administrator.get_backend_name()]
+    ask(administrator, begin)
+    ask(administrator, apply)
+    try:
+        yield
+    finally:
+        ask(administrator, end)
+        ask(administrator, apply)
+
+
+class Clock:
+    """A clock that jumps, for servers that run `support.faults:under_a_clock()` with its variables.
+
+    Only what tells the time of day jumps, as when a clock is put right; timers go on.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self._file = folder / "clock"
+        self.jump_to(0)
+        here = str(Path(__file__).parents[1])
+        self.variables = {"PYTHONPATH": here, "IMCALLBACK_TEST_CLOCK": str(self._file)}
+
+    def jump_to(self, seconds: float) -> None:
+        """Be that far from the real time."""
+        new = self._file.with_suffix(".new")
+        new.write_text(str(seconds))
+        new.replace(self._file)  # never seen half written
+
+
+def under_a_clock() -> Callable[..., Iterable[bytes]]:
+    """The example app; each request first puts the clock of its process right."""
+    import time_machine
+
+    from example_app import app
+
+    file = Path(os.environ["IMCALLBACK_TEST_CLOCK"])
+    clock = time_machine.travel(datetime.now(UTC), tick=True).start()
+
+    def serve(*arguments: Any) -> Iterable[bytes]:
+        clock.move_to(time_machine.escape_hatch.time.time() + float(file.read_text()))
+        return app.wsgi_app(*arguments)
+
+    return serve
+
+
+@contextmanager
+def stopped(group: int) -> Iterator[None]:
+    """No process of the group runs, not even to end a call that it has begun."""
+    os.killpg(group, signal.SIGSTOP)
+    try:
+        while not all(state in "TZ" for state in _states(group)):
+            time.sleep(0.001)
+        yield
+    finally:
+        os.killpg(group, signal.SIGCONT)
+
+
+def _states(group: int) -> Iterator[str]:
+    """The state of each thread of the group."""
+    for stat in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
+        with suppress(OSError):  # it may just have gone
+            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(its_group) == group:
+                yield state
+
+
+def copy_of_sqlite(database: Path, folder: Path) -> Path:
+    """What a power cut would leave of a database whose writers are stopped: no shared memory."""
+    folder.mkdir(exist_ok=True)
+    for name in (database.name, f"{database.name}-wal", f"{database.name}-journal"):
+        with suppress(FileNotFoundError):
+            shutil.copy(database.with_name(name), folder)
+    return folder / database.name

@@ -1,0 +1,90 @@
+"""The packets in `tests/packets`: a callback in each file, and what must come of it.
+
+`expected.http_status` and `expected.answer` hold for every request of a sample, `removals` and
+`deliveries` for all of them together, in the order in which they are stored.
+"""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from support import ROOT
+
+PACKETS = ROOT / "tests/packets"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Sample:
+    name: str
+    provider: str
+    method: str
+    path: str
+    """Below the URL prefix."""
+    query: str
+    headers: dict[str, str]
+    body: bytes
+    body_before: bytes | None
+    """Sent first, with everything else the same."""
+    settings: dict[str, Any]
+    now: int | None = None
+    """Our clock in seconds since 1970, where it matters."""
+    send_times: int = 1
+    http_status: int
+    answer: dict[str, Any]
+    """The members that must be equal; Tencent's `ErrorInfo` is absent where its text is free."""
+    removals: list[dict[str, str]]
+    deliveries: list[dict[str, str]]
+
+    def __str__(self) -> str:
+        return self.name
+
+    @property
+    def bodies(self) -> list[bytes]:
+        """The body of each request, in the order of sending."""
+        before = [] if self.body_before is None else [self.body_before]
+        return before + [self.body] * self.send_times
+
+
+def samples(provider: str) -> list[Sample]:
+    paths = sorted((PACKETS / provider).glob("*.json"), key=lambda path: path.stem)
+    return [_load(provider, path) for path in paths if path.name != "answers.json"]
+
+
+def answers() -> list[dict[str, Any]]:
+    """What each line of OpenIM's server makes of an answer: `expected`, by version."""
+    return list(json.loads((PACKETS / "openim" / "answers.json").read_text("utf-8")))
+
+
+def _load(provider: str, path: Path) -> Sample:
+    file = json.loads(path.read_text("utf-8"))
+    request, expected, before = file["request"], file["expected"], file.get("body_before")
+    if "removal_count" in expected:
+        body, expected["removals"] = _many_friends(request["body_generator"])
+        assert len(expected["removals"]) == expected.pop("removal_count")
+    elif "body_generator" in request:
+        body = "".join(text * times for text, times in request["body_generator"]["parts"]).encode()
+    else:
+        body = b64decode(request.get("body_base64", "")) or request["body"].encode()
+    return Sample(
+        **{key: file[key] for key in ("name", "settings", "now", "send_times") if key in file},
+        **{key: request[key] for key in ("method", "path", "query", "headers")},
+        **expected,
+        provider=provider,
+        body=body,
+        body_before=None if before is None else before.encode(),
+    )
+
+
+def _many_friends(generator: dict[str, Any]) -> tuple[bytes, list[dict[str, str]]]:
+    """Deletions of `count` friends, each from both lists."""
+    owner, count = generator["owner_id"], generator["count"]
+    targets = [generator["target_id"] % number for number in range(count)]
+    ids = [pair for target in targets for pair in ((owner, target), (target, owner))]
+    pairs = [{"From_Account": a, "To_Account": b} for a, b in ids]
+    packet = {"CallbackCommand": generator["CallbackCommand"], "PairList": pairs}
+    removals = [{"relation": "friend", "owner_id": a, "target_id": b} for a, b in ids]
+    return json.dumps(packet, separators=(",", ":")).encode(), removals

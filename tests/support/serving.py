@@ -1,0 +1,141 @@
+"""The example app under a real gunicorn."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from http.client import HTTPConnection
+from pathlib import Path
+from typing import Any
+
+from sqlalchemy import URL, create_engine, select
+
+from support import ROOT
+from support.servers import family
+
+SECRET = "a-secret-of-16-characters"
+
+
+PATH = f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand"
+
+
+MAX_BODY = 4096
+
+
+PACKET = {
+    "callbackCommand": "callbackAfterRemoveBlackCommand",
+    "ownerUserID": "user123",
+    "blackUserID": "user456",
+}
+
+
+BODY = json.dumps(PACKET).encode()
+
+
+@dataclass
+class Running:
+    process: subprocess.Popen[bytes]
+    port: int
+    folder: Path
+    url: URL
+
+    def ask(self, method: str, path: str, **arguments: Any) -> tuple[int, Any]:
+        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
+        connection.request(method, path, **arguments)
+        response = connection.getresponse()
+        answer = response.status, json.loads(response.read() or "null")
+        connection.close()
+        return answer
+
+    def rows(self, table: Any) -> list[Any]:
+        engine = create_engine(self.url)
+        with engine.connect() as connection:
+            found = connection.execute(select(table).order_by(table.c.id)).mappings().all()
+        engine.dispose()
+        return list(found)
+
+    def log(self) -> str:
+        return (self.folder / "log").read_text()
+
+    @property
+    def spool(self) -> Path:
+        return self.folder / "spool.db"
+
+    @property
+    def workers(self) -> list[int]:
+        return family(self.process.pid)[1:]
+
+    def kill(self) -> None:
+        """End all its processes at once."""
+        os.killpg(self.process.pid, signal.SIGKILL)
+        self.process.wait(30)
+
+    def waiting(self) -> int:
+        """How many callbacks are in the spool."""
+        _, health = self.ask("GET", "/imcallback/health")
+        count: int = health["spool"]["waiting"]
+        return count
+
+    def wait_until_drained(self, seconds: float = 30) -> None:
+        """Until nothing waits in the spool."""
+        deadline = time.monotonic() + seconds
+        while waiting := self.waiting():
+            assert time.monotonic() < deadline, (waiting, self.log())
+            time.sleep(0.05)
+
+
+@contextmanager
+def serving(
+    folder: Path,
+    *options: str,
+    app: str = "example_app:app",
+    url: URL | None = None,
+    upgrade: bool = True,
+    wrapper: Sequence[str] = (),
+    **variables: str,
+) -> Iterator[Running]:
+    """`gunicorn -c gunicorn.conf.py example_app:app`, on a port of its own choice.
+
+    The database is a SQLite file in the folder unless told otherwise. `wrapper` is the start of a
+    command that runs gunicorn, `variables` are those of its environment.
+    """
+    url = url or URL.create("sqlite", database=str(folder / "test.db"))
+    env = os.environ | {
+        "HOME": str(folder),
+        "FLASK_SQLALCHEMY_DATABASE_URI": url.render_as_string(hide_password=False),
+        "FLASK_IMCALLBACK_SECRETS": json.dumps([SECRET]),
+        "FLASK_IMCALLBACK_MAX_BODY": str(MAX_BODY),
+        "FLASK_IMCALLBACK_SPOOL": str(folder / "spool.db"),
+    }
+    env |= variables
+    if upgrade:
+        command = [sys.executable, "-m", "flask", "--app", "example_app", "db", "upgrade"]
+        subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
+    command = [*wrapper, sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+    with (folder / "log").open("ab") as log:
+        with socket.create_server(("127.0.0.1", 0)) as listening:
+            port, fd = listening.getsockname()[1], listening.fileno()
+            process = subprocess.Popen(
+                [*command, app, "--bind", f"fd://{fd}", *options],
+                cwd=ROOT,
+                env=env,
+                pass_fds=[fd],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        running = Running(process, port, folder, url)
+        try:
+            assert running.ask("POST", "/imcallback/openim/x", body=b"{}")[0] == 403
+            yield running
+        finally:
+            process.terminate()
+            process.wait(30)
