@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run test lint docs translations screenshots vendor fuzz torture test-oldest benchmark benchmark-history
+.PHONY: run check test lint docs translations screenshots vendor fuzz torture test-oldest benchmark benchmark-history
 .PHONY: clean
 
 # One install for both; made anew when what is asked for changes.
@@ -27,6 +27,11 @@ lint: $(VENV)/tested
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
+# For every day: lint, types, the import rule, and the tests that need only SQLite.
+check: lint
+	$(BIN)/python -m pytest -n 2 -q -m "not servers and not slow"
+
+# Everything. Obtains PostgreSQL, MariaDB and Chromium first.
 test: lint
 	PYTHONPATH=tests $(BIN)/python -m support.servers
 	PYTHONPATH=tests $(BIN)/python -m support.browsers

@@ -17,6 +17,22 @@ from support import servers
 from support.apps import DATABASES, MakeApp, join
 
 
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the tests that need PostgreSQL or MariaDB, so that `make check` can leave them out."""
+    for item in items:
+        parameters = (
+            item.callspec.params.values()
+            if isinstance(item, pytest.Function) and hasattr(item, "callspec")
+            else ()
+        )
+        fixtures = getattr(item, "fixturenames", ())
+        needs_server = "database_servers" in fixtures or {"postgresql", "mariadb"} & {
+            value for value in parameters if isinstance(value, str)
+        }
+        if needs_server:
+            item.add_marker("servers")
+
+
 @pytest.fixture(scope="session")
 def database_servers() -> Iterator[dict[str, servers.Server]]:
     """One private PostgreSQL and MariaDB for all tests of this process."""
