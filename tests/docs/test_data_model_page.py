@@ -5,7 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
-from sqlalchemy import ColumnCollectionConstraint, Index, Table, UniqueConstraint
+from sqlalchemy import Index, Table, UniqueConstraint
+from sqlalchemy.schema import ColumnCollectionConstraint
 
 from flask_imcallback.storage.tables import metadata
 from support import ROOT
