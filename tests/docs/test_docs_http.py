@@ -10,7 +10,7 @@ from marshmallow import Schema
 
 import flask_imcallback
 from flask_imcallback.history import schemas
-from flask_imcallback.web.problems import KINDS, PREFIX
+from flask_imcallback.web.problems import PREFIX, PROBLEM_TYPES
 from support import ROOT
 from support.apps import MakeApp
 
@@ -64,10 +64,12 @@ def test_every_problem_type_is_documented() -> None:
     """The table has each problem type with its status, and the sample problem is one of them."""
     text = section("## HTTP problems", ERRORS)
     rows = re.findall(r"^\| (\d+) \| `(.+?)` \|", text, re.MULTILINE)
-    assert [(int(status), name) for status, name in rows] == [(k.status, k.name) for k in KINDS]
+    assert [(int(status), name) for status, name in rows] == [
+        (kind.status, kind.name) for kind in PROBLEM_TYPES
+    ]
     (sample,) = re.findall(r"```json\n(.+?)```", text, re.DOTALL)
     problem = json.loads(sample)
-    known = {kind.type: (kind.title, kind.status) for kind in KINDS}
+    known = {kind.uri: (kind.title, kind.status) for kind in PROBLEM_TYPES}
     assert known[problem["type"]] == (problem["title"], problem["status"])
     assert f"`{PREFIX}`" in text
 

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from flask_imcallback.providers import openim, tencent
+from flask_imcallback.providers import PROVIDERS
 from support import ROOT
 
 README = (ROOT / "README.md").read_text("utf-8")
@@ -18,8 +18,8 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 def test_readme_lists_every_command() -> None:
     """README has a row for each recorded command, with its relation."""
-    recorded = {command: relation for command, (relation, _) in openim.REMOVALS.items()}
-    for command, relation in (tencent.RELATIONS | recorded).items():
+    recorded = {c: r for provider in PROVIDERS for c, r in provider.commands.items()}
+    for command, relation in recorded.items():
         assert re.search(rf"^\| `\w+` \| `{command}` \| `{relation}` \|", README, re.MULTILINE)
 
 
