@@ -1,8 +1,8 @@
-"""An imitation of OpenIM's queue: what it loses when the receiver is slow.
+"""Imitate OpenIM's queue, and count the callbacks that it loses if the receiver is slow.
 
-OpenIM puts its callbacks into a queue in memory with room for 100, from which two workers send
-them, one after the other, over a connection each that is kept. A worker waits three seconds for an
-answer. What finds the queue full is dropped, and nothing is ever sent again.
+OpenIM puts its callbacks into a queue in memory with room for 100. Two workers send them one after
+the other, each over a connection that it keeps. A worker waits three seconds for an answer.
+OpenIM drops a callback if the queue is full, and never sends a callback again.
 """
 
 from __future__ import annotations
@@ -27,11 +27,11 @@ PATIENCE = 3
 class Outcome:
     sent: int = 0
     dropped: int = 0
-    """Found the queue full."""
+    """Callbacks that were dropped because the queue was full."""
     failed: int = 0
-    """Not answered in time, or with an error."""
+    """Callbacks that timed out or got an error."""
     taken: list[float] = field(default_factory=list)
-    """Milliseconds from the event to its answer, the time in the queue included."""
+    """Milliseconds from the event to its answer, including the time in the queue."""
 
     def percentile(self, percent: int) -> float:
         if len(self.taken) < 2:
@@ -40,7 +40,7 @@ class Outcome:
 
 
 def imitate(port: int, rate: float, seconds: float) -> Outcome:
-    """Events at a steady rate, whether or not those before them are answered."""
+    """Create events at a steady rate, and return the outcome of their callbacks."""
     outcome = Outcome()
     events: queue.Queue[tuple[float, int] | None] = queue.Queue(PLACES)
     lock = threading.Lock()

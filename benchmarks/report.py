@@ -1,4 +1,4 @@
-"""What was measured, as tables in Markdown, and beside it what was wanted."""
+"""Write the measurements as Markdown tables, and compare them with the goals."""
 
 from __future__ import annotations
 
@@ -19,18 +19,18 @@ class Window:
 
     measured: Measured
     removals: int
-    """In the database, at its end."""
+    """Removals in the database at the end of the part."""
     memory: float
-    """Megabytes of the server's processes."""
+    """Megabytes of all processes of the server."""
 
 
 @dataclass
 class Results:
-    """Of one database."""
+    """Measurements on one database."""
 
     server: str
     loads: dict[Load, dict[str, list[Measured]]] = field(default_factory=dict)
-    """By contender, in the order of the repetitions."""
+    """Measurements by contender, in the order of the repetitions."""
     commits: list[float] = field(default_factory=list)
     """p50 of a bare commit in each repetition, in milliseconds."""
     queue: dict[str, Outcome] = field(default_factory=dict)
@@ -38,13 +38,13 @@ class Results:
 
     @property
     def keeps_up(self) -> bool:
-        """Whether the end of the soak is about as fast as its begin."""
+        """Whether the last part of the soak is about as fast as the first."""
         return self.soak[-1].measured.rate >= (1 - STEADY) * self.soak[0].measured.rate
 
 
 @dataclass(frozen=True)
 class Goal:
-    """A ratio of ours to another contender, or of ours alone."""
+    """A bound on the ratio of ours to another contender, or on ours alone."""
 
     load: Load
     figure: str
@@ -53,10 +53,10 @@ class Goal:
     bound: float
     """At least this for rates, at most this for times."""
     with_commit: bool = False
-    """Whether a bare commit is added to the time of the other."""
+    """Whether the time of a bare commit is added to the other contender."""
 
     def seen(self, results: Results) -> list[float]:
-        """One value for each repetition; none if it was not measured."""
+        """Return one value for each repetition. The list is empty without a measurement."""
         found = results.loads.get(self.load, {})
         ours = [getattr(measured, self.figure) for measured in found.get("ours", [])]
         if self.than is None:
@@ -105,7 +105,7 @@ GOALS = {
     "mariadb": [],
 }
 STEADY = 0.2
-"""How much slower the last part of a soak may be than the first."""
+"""Share by which the last part of a soak may be slower than the first."""
 
 
 def name_of(load: Load) -> str:
@@ -120,8 +120,9 @@ def report(all_results: dict[str, Results], command: str, machine: Iterable[str]
     lines += [f"- {results.server}" for results in all_results.values()]
     lines += [
         "",
-        "Each cell: requests/s, then p50 / p99 in ms; medians of the repetitions, in brackets the "
-        "lowest and the highest. Only ratios within one run mean anything.",
+        "Each cell has requests/s, then p50 / p99 in ms.",
+        "The figures are medians of the repetitions, with the lowest and the highest in brackets.",
+        "Only ratios within one run mean anything.",
         "",
         *_summary(all_results),
     ]
@@ -185,7 +186,7 @@ def _summary(all_results: dict[str, Results]) -> list[str]:
                 missed.append(f"- {DATABASES[database]}, lasting load")
     if not met and not missed:
         return []
-    line = f"Of what was wanted of ours, {met} met, {len(missed)} missed"
+    line = f"Ours met {met} goals and missed {len(missed)}"
     return [line + (":" if missed else "."), "", *missed, ""]
 
 
@@ -200,8 +201,8 @@ def _goals(database: str, results: Results) -> list[str]:
         rows.append([str(goal), _spread(seen, form), "met" if met else "**missed**"])
     if not rows:
         return []
-    lines = ["Ours against what was wanted of it, repetition by repetition:", ""]
-    return lines + _table(["wanted", "seen: median (lowest to highest)", ""], rows)
+    lines = ["Ours compared with its goals, repetition by repetition:", ""]
+    return lines + _table(["goal", "measured: median (lowest to highest)", ""], rows)
 
 
 def _queue(results: Results) -> list[str]:
@@ -209,7 +210,7 @@ def _queue(results: Results) -> list[str]:
     for name, one in results.queue.items():
         times = f"{one.percentile(50):,.1f} / {one.percentile(99):,.1f}"
         rows.append([name, f"{one.sent:,}", f"{one.dropped:,}", f"{one.failed:,}", times])
-    lines = ["An imitation of OpenIM's queue (`openim.py`), one run each:", ""]
+    lines = ["An imitation of OpenIM's queue (`openim.py`), one run for each contender:", ""]
     head = ["contender", "answered", "dropped", "failed", "event to answer, p50 / p99 in ms"]
     return lines + _table(head, rows)
 
@@ -228,6 +229,6 @@ def _soak(results: Results) -> list[str]:
         "",
         *_table(head, rows),
         "",
-        f"The last part has {share:.0%} of the first one's requests/s; "
-        f"wanted at least {1 - STEADY:.0%}: {met}.",
+        f"The last part has {share:.0%} of the requests/s of the first part. "
+        f"The goal is at least {1 - STEADY:.0%}: {met}.",
     ]

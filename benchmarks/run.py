@@ -1,6 +1,6 @@
-"""Measures how fast callbacks are stored, by this extension and by other ways to write it.
+"""Measure how fast this extension stores callbacks, compared with other ways to write the same.
 
-Without options it takes about 20 minutes. Run it where nothing else runs.
+Without options this takes about 20 minutes. Run it on a machine that runs nothing else.
 """
 
 from __future__ import annotations
@@ -53,21 +53,28 @@ def options() -> argparse.Namespace:
 
     defaults: dict[str, list[Any]] = {}
     measures = ["load", "queue", "soak"]
-    several("--database", list(DATABASES), "where to store", choices=list(DATABASES))
-    several("--contender", list(CONTENDERS), "who", choices=list(CONTENDERS))
-    several("--measure", measures, "what", choices=measures)
-    several("--connections", [1, 2, 8, 32], "load: OpenIM callbacks of one removal", type=int)
-    several("--pairs", [1000], "load: Tencent callbacks, 32 connections", type=int)
+    several("--database", list(DATABASES), "databases", choices=list(DATABASES))
+    several("--contender", list(CONTENDERS), "contenders", choices=list(CONTENDERS))
+    several("--measure", measures, "measurements", choices=measures)
+    several(
+        "--connections",
+        [1, 2, 8, 32],
+        "load: connections for OpenIM callbacks of one removal",
+        type=int,
+    )
+    several("--pairs", [1000], "load: pairs in a Tencent callback, with 32 connections", type=int)
     one("--seconds", 2, "load: seconds for each contender and load", int)
-    one("--repetitions", 3, "load: each starts all contenders anew", int)
+    one("--repetitions", 3, "load: repetitions, each starts all contenders again", int)
     one("--queue-rate", 300, "queue: events a second")
-    one("--queue-seconds", 10, "queue: seconds for each contender; OpenIM itself never stops")
-    one("--soak-parts", 3, "soak: parts, the last of which is compared with the first", int)
+    one("--queue-seconds", 10, "queue: seconds for each contender")
+    one("--soak-parts", 3, "soak: parts. The last is compared with the first", int)
     one("--soak-seconds", 10, "soak: seconds in a part", int)
-    one("--soak-rows", 0, "soak: end early when so many removals are stored; 0 for never", int)
-    one("--fill", 0, "soak: removals, each in a delivery, to put into the database before", int)
-    one("--checkout", ROOT, "the folder that ours is served from", Path)
-    parser.add_argument("--output", type=Path, help="a file for the tables, beside stdout")
+    one("--soak-rows", 0, "soak: end early at this number of stored removals, 0 for never", int)
+    one("--fill", 0, "soak: removals to put into the database before, each in a delivery", int)
+    one("--checkout", ROOT, "the folder of the extension to measure", Path)
+    parser.add_argument(
+        "--output", type=Path, help="a file for the tables, which also go to stdout"
+    )
     given = parser.parse_args()
     for name, default in defaults.items():
         if getattr(given, name) is None:
@@ -96,14 +103,14 @@ def main() -> None:
             if "soak" in given.measure and "ours" in names:
                 measure_soak(given, stage, results)
         text = report(all_results, command, machine)
-        if given.output:  # what follows may fail, after many minutes
+        if given.output:  # a later database may fail, after many minutes
             given.output.parent.mkdir(parents=True, exist_ok=True)
             given.output.write_text(text)
     print(text)
 
 
 class Stage:
-    """Makes databases on one server, and starts contenders on them."""
+    """A database server on which contenders start, each with an empty database."""
 
     def __init__(self, server: servers.Server | None, folder: Path) -> None:
         self.server = server
@@ -123,7 +130,7 @@ class Stage:
 
 @contextmanager
 def server(database: str) -> Iterator[tuple[str, Stage]]:
-    """A private, durable server, or none for SQLite; and its version."""
+    """Start a private, durable server, or none for SQLite, and yield its version and a stage."""
     start = {"postgresql": servers.postgresql, "mariadb": servers.mariadb}.get(database)
     with ExitStack() as stack:
         folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imcallback-")))
@@ -138,7 +145,7 @@ def server(database: str) -> Iterator[tuple[str, Stage]]:
 def measure_loads(
     given: argparse.Namespace, stage: Stage, names: list[str], results: Results
 ) -> None:
-    """Every load on every contender in turn, so that a busy minute of the machine hits them all."""
+    """Measure each load on all contenders in turn, so that a busy minute affects all of them."""
     loads = [Load("openim", 1, connections) for connections in given.connections]
     loads += [Load("tencent", pairs, 32) for pairs in given.pairs]
     results.loads = {load: {name: [] for name in names} for load in loads}
@@ -150,7 +157,7 @@ def measure_loads(
             for one in running:
                 if one.name == "ours":
                     results.commits.append(commit.p50(one.url, COMMITS))
-                one.measure(Load("openim", 1, 8), 1)  # warms it up
+                one.measure(Load("openim", 1, 8), 1)  # warm up
             for load in loads:
                 for one in running:
                     say(f"repetition {repetition + 1}: {name_of(load)}, {one.name}")
@@ -189,7 +196,9 @@ def describe_machine(checkout: Path) -> list[str]:
     folder = Path(tempfile.gettempdir())
     kind = subprocess.check_output(["stat", "-f", "-c", "%T", folder], text=True).strip()
     if kind in ("tmpfs", "ramfs"):
-        sys.exit(f"{folder} is in memory, where a commit costs nothing: set TMPDIR to a disk")
+        sys.exit(
+            f"{folder} is in memory, so a commit costs nothing: set TMPDIR to a folder on a disk"
+        )
     lines = Path("/proc/cpuinfo").read_text().splitlines()
     names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
@@ -206,7 +215,7 @@ def describe_machine(checkout: Path) -> list[str]:
 
 
 def fsync(folder: Path) -> float:
-    """Milliseconds to make a written page durable."""
+    """Return the milliseconds that an fsync of a written page takes."""
     taken = []
     with tempfile.TemporaryFile(dir=folder) as file:
         for _ in range(100):

@@ -1,4 +1,4 @@
-"""The contenders, and how each is started."""
+"""Start the contenders, and measure them while they run."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ PACKET = {
 class Contender:
     what: str
     module: str
-    """In `contenders/`, or `example_app` for ours."""
+    """A module of `contenders/`, or `example_app` for ours."""
     removals: str | None = "removal"
-    """The table; none for one that stores nothing."""
+    """The table of the removals. None for a contender that stores nothing."""
     server: str = "gunicorn"
     env: tuple[tuple[str, str], ...] = ()
 
@@ -49,11 +49,11 @@ CONTENDERS = {
     "floor": Contender("a Flask route that reads the packet and stores nothing", "floor", None),
     "ours": OURS,
     "naive": Contender(
-        "Flask-SQLAlchemy's ORM, marshmallow, a commit each; on SQLite WAL and synchronous=FULL",
+        "Flask-SQLAlchemy's ORM, marshmallow, a commit each, on SQLite WAL and synchronous=FULL",
         "naive",
         env=(("SQLITE_WAL_FULL", "1"),),
     ),
-    "naive-default": Contender("the same; SQLite with its default settings", "naive"),
+    "naive-default": Contender("the same as naive, SQLite with its default settings", "naive"),
     "django": Contender(
         "Django's ORM, bulk_create in one transaction, persistent connections", "django_app"
     ),
@@ -80,7 +80,7 @@ class Running:
     process: subprocess.Popen[bytes]
 
     def stored(self) -> int | None:
-        """How many removals are in the database; None for a contender that stores nothing."""
+        """Return the number of stored removals. None for a contender that stores nothing."""
         if self.contender.removals is None:
             return None
         engine = create_engine(self.url, poolclass=NullPool)
@@ -89,11 +89,11 @@ class Running:
             return connection.scalar(count) or 0
 
     def measure(self, load: Load, seconds: int) -> Measured:
-        """Put a load on it, and wait until it has done all that came of it.
+        """Put a load on the contender, and wait until it has done all of its work.
 
-        Callbacks that it had not yet answered at the end count, with the time that they still took:
-        where each takes a second, the rate would seem much lower otherwise. Exits if it answered
-        more callbacks than it stored.
+        Callbacks that are unanswered at the end count too, with the time that they still take.
+        Otherwise a contender that needs a second for each callback would seem much slower.
+        Exit if the contender answered more callbacks than it stored.
         """
         before = self.stored()
         measured = measure(self.port, load, seconds)
@@ -102,17 +102,17 @@ class Running:
         if before is None:
             return measured
         while (stored := ((self.stored() or 0) - before) // load.pairs) < measured.answered:
-            # Ours may answer what it has put on disk beside a database that is too slow.
+            # Ours may answer after it wrote to the spool, while the database is too slow.
             drained = time.monotonic() - start
             if drained > START_SECONDS:
-                raise SystemExit(f"{self.name} answered {measured.answered}, and stored {stored}")
+                raise SystemExit(f"{self.name} answered {measured.answered}, but stored {stored}")
             time.sleep(QUIET_SECONDS)
         if drained < QUIET_SECONDS and stored < measured.answered * (1 + NEGLIGIBLE):
             return measured
         return replace(measured, rate=stored / (measured.seconds + drained))
 
     def _settle(self) -> float:
-        """Wait until nothing has moved for a while, and give the seconds until then."""
+        """Wait until the contender is idle, and return the seconds that this took."""
         start = last = time.monotonic()
         before = None
         while (now := time.monotonic()) < last + QUIET_SECONDS:
@@ -123,7 +123,7 @@ class Running:
         return last - start
 
     def workers(self) -> list[int]:
-        """The processes of the server; each is in the group of the one that we started."""
+        """Return the ids of the server's processes. All are in the group of the first one."""
         found = []
         for stat in Path("/proc").glob("[0-9]*/stat"):
             try:
@@ -135,19 +135,19 @@ class Running:
         return found
 
     def memory(self) -> float:
-        """Resident megabytes of all its processes; pages that they share count for each."""
+        """Return the resident megabytes of all processes. Shared pages count for each process."""
         pages = sum(
             int(Path(f"/proc/{pid}/statm").read_text().split()[1]) for pid in self.workers()
         )
         return pages * os.sysconf("SC_PAGE_SIZE") / 1e6
 
     def _ticks(self) -> int:
-        """The processor's time that it took until now, in hundredths of a second."""
+        """Return the processor time used so far, in hundredths of a second."""
         stats = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2] for pid in self.workers()]
         return sum(int(n) for stat in stats for n in stat.split()[11:13])
 
     def _connections(self) -> int:
-        """Sockets of its port that are established (01), or closed by the client alone (08)."""
+        """Count the sockets that are established (01) or closed by the client alone (08)."""
         lines = Path("/proc/net/tcp").read_text().splitlines()[1:]
         sockets = [(line.split()[1], line.split()[3]) for line in lines]
         port = f":{self.port:04X}"
@@ -156,7 +156,7 @@ class Running:
 
 @contextmanager
 def serving(name: str, url: URL, folder: Path, checkout: Path = ROOT) -> Iterator[Running]:
-    """The contender with two workers on an empty database; `checkout` is where ours is from."""
+    """Start a contender with two workers on an empty database. `checkout` has our code."""
     contender = CONTENDERS[name]
     folder.mkdir(exist_ok=True)
     address = url.render_as_string(hide_password=False)
@@ -183,7 +183,9 @@ def serving(name: str, url: URL, folder: Path, checkout: Path = ROOT) -> Iterato
     with (folder / f"{name}.log").open("ab") as log:
         created = subprocess.run(create, cwd=checkout, env=env, check=False, stdout=log, stderr=log)
         if created.returncode != 0:
-            raise SystemExit(f"{name} makes no tables:\n{_end_of(folder / f'{name}.log')}")
+            raise SystemExit(
+                f"{name} could not create its tables:\n{_end_of(folder / f'{name}.log')}"
+            )
         process = subprocess.Popen(
             command, cwd=checkout, env=env, stdout=log, stderr=log, start_new_session=True
         )
@@ -200,7 +202,7 @@ def serving(name: str, url: URL, folder: Path, checkout: Path = ROOT) -> Iterato
 
 
 def _free_port() -> int:
-    """Below the ports of outgoing connections."""
+    """Return a free port below the ports of outgoing connections."""
     while True:
         port = random.randrange(15000, 32768)
         with socket.socket() as probe, suppress(OSError):
@@ -209,7 +211,7 @@ def _free_port() -> int:
 
 
 def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
-    """Until a first callback is answered."""
+    """Wait until the contender answers a first callback, or exit with its log."""
     deadline = time.monotonic() + START_SECONDS
     body = json.dumps(PACKET).encode()
     status = None
@@ -225,7 +227,7 @@ def _wait(process: subprocess.Popen[bytes], port: int, log: Path) -> None:
             connection.close()
         if status is not None:
             break
-    raise SystemExit(f"{log.stem} does not take a callback (HTTP {status}):\n{_end_of(log)}")
+    raise SystemExit(f"{log.stem} did not accept a callback (HTTP {status}):\n{_end_of(log)}")
 
 
 def _end_of(log: Path) -> str:

@@ -1,4 +1,4 @@
-"""The load: wrk, found or fetched, and what it measured."""
+"""Find or fetch wrk, and measure with it."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ from support import servers
 SECRET = "a-secret-of-16-characters"
 APP_ID = "1400000000"
 SCRIPT = Path(__file__).with_name("callback.lua")
-PATIENCE = 60
-"""Seconds; wrk keeps no latencies above it, and its own 2 seconds would flatter slow servers."""
+TIMEOUT_SECONDS = 60
+"""wrk forgets longer latencies. Its own default of 2 seconds would flatter slow servers."""
 
 
 @dataclass(frozen=True)
@@ -29,21 +29,27 @@ class Load:
 @dataclass(frozen=True)
 class Measured:
     rate: float
-    """Requests a second that were answered with 200."""
+    """Requests answered with 200, per second."""
     p50: float
+    """Milliseconds."""
     p99: float
     """Milliseconds."""
     seconds: float
     answered: int
     failed: int
-    """Answered with an error, or not at all."""
+    """Requests that got an error or no answer."""
 
 
 def measure(port: int, load: Load, seconds: int) -> Measured:
-    """Send callbacks for a while, over connections that are kept, each busy all the time."""
+    """Send callbacks for some seconds, over connections that are kept and always busy."""
     program, libraries = find_wrk()
     command: list[str] = [program, "-t1", f"-c{load.connections}", f"-d{seconds}s"]
-    command += [f"--timeout={PATIENCE}s", f"--script={SCRIPT}", f"http://127.0.0.1:{port}", "--"]
+    command += [
+        f"--timeout={TIMEOUT_SECONDS}s",
+        f"--script={SCRIPT}",
+        f"http://127.0.0.1:{port}",
+        "--",
+    ]
     command += [load.provider, SECRET, str(load.pairs), secrets.token_hex(3)]
     done = subprocess.run(
         command,
@@ -60,7 +66,7 @@ def measure(port: int, load: Load, seconds: int) -> Measured:
 
 
 def find_wrk() -> tuple[str, str]:
-    """The program, and where its libraries are: of the system, else of unpacked packages."""
+    """Return the program and its library path, from the system or from unpacked packages."""
     if program := shutil.which("wrk"):
         return program, os.environ.get("LD_LIBRARY_PATH", "")
     cache = servers.unpacked(

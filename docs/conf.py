@@ -1,4 +1,4 @@
-"""How the site is made: `make docs`."""
+"""Configuration of Sphinx. `make docs` builds the site."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "pallets_sphinx_themes", "generated"]
 myst_heading_anchors = 3
-# The docstrings' backticks.
+# Single backticks in docstrings mean code.
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

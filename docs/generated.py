@@ -1,4 +1,7 @@
-"""What the pages take from the code: `<!-- settings -->` and the like become Markdown."""
+"""Generate the lists of settings and commands from the code.
+
+The pages contain marks, for example `<!-- settings -->`, and Sphinx replaces them with Markdown.
+"""
 
 from __future__ import annotations
 
@@ -19,22 +22,23 @@ from flask_imcallback.settings import PREFIX
 
 
 def settings() -> Iterator[str]:
-    """Each setting with its default, and what stands below it in the code."""
-    texts = dict(_attribute_docstrings(Settings))
+    """Yield a section for each setting: its docstring and its default."""
+    docstrings = dict(_attribute_docstrings(Settings))
     for setting in fields(Settings):
         default = setting.metadata["default"]
-        in_json = json.dumps(default)
+        json_default = json.dumps(default)
         yield f"## `{PREFIX}{setting.name.upper()}`\n"
-        yield f"{texts[setting.name]}\n"
+        yield f"{docstrings[setting.name]}\n"
         yield (
             f"Default: `{default!r}`"
-            + (f", in JSON `{in_json}`" if in_json != str(default) else "")
+            + (f", in JSON `{json_default}`" if json_default != str(default) else "")
             + "\n"
         )
 
 
-def _attribute_docstrings(of: type) -> Iterator[tuple[str, str]]:
-    tree = ast.parse(inspect.getsource(of))
+def _attribute_docstrings(class_: type) -> Iterator[tuple[str, str]]:
+    """Yield the name and the docstring of each attribute, read from the source of the class."""
+    tree = ast.parse(inspect.getsource(class_))
     (definition,) = (node for node in tree.body if isinstance(node, ast.ClassDef))
     for pair in pairwise(definition.body):
         match pair:
@@ -43,7 +47,7 @@ def _attribute_docstrings(of: type) -> Iterator[tuple[str, str]]:
 
 
 def command_line() -> Iterator[str]:
-    """Each command of `flask imcallback` with its arguments and options."""
+    """Yield a section for each command of `flask imcallback`: help, usage and options."""
     app = Flask("docs")
     app.config["IMCALLBACK_SECRETS"] = ["a-secret-of-the-docs"]
     ImCallback(app)
@@ -56,24 +60,26 @@ def command_line() -> Iterator[str]:
         records = [parameter.get_help_record(context) for parameter in command.params]
         rows = [record for record in records if record]
         if rows:
-            yield "| option | what |\n|---|---|"
-            yield from (f"| `{_cell(option)}` | {_cell(text)} |" for option, text in rows)
+            yield "| option | meaning |\n|---|---|"
+            yield from (f"| `{_escape(option)}` | {_escape(text)} |" for option, text in rows)
             yield ""
 
 
-def _cell(text: str) -> str:
+def _escape(text: str) -> str:
+    """Return the text without a bar that would end a table cell."""
     return text.replace("|", "\\|")
 
 
 MARKS = {"<!-- settings -->": settings, "<!-- command line -->": command_line}
 
 
-def _fill(app: Sphinx, name: str, source: list[str]) -> None:
-    for mark, make in MARKS.items():
+def _replace_marks(app: Sphinx, page: str, source: list[str]) -> None:
+    for mark, generate in MARKS.items():
         if mark in source[0]:
-            source[0] = source[0].replace(mark, "\n".join(make()))
+            source[0] = source[0].replace(mark, "\n".join(generate()))
 
 
 def setup(app: Sphinx) -> dict[str, bool]:
-    app.connect("source-read", _fill)
+    """Register this module as a Sphinx extension."""
+    app.connect("source-read", _replace_marks)
     return {"parallel_read_safe": True}

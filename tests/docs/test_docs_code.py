@@ -1,4 +1,4 @@
-"""The code of README and docs is run: Python, `flask imcallback …`, curl and settings.
+"""The code of README and docs runs: Python, `flask imcallback …`, curl and settings.
 
 `providers.md` and `galera.md` have tests of their own.
 """
@@ -27,48 +27,52 @@ from support.apps import join
 PAGES = {
     page.name: page.read_text("utf-8") for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 }
-GUIDES = ("providers.md", "galera.md")
+PAGES_WITH_OWN_TESTS = {"providers.md", "galera.md"}
 SETTINGS = {
     "FLASK_SECRET_KEY": "a secret key of the tests",
     "FLASK_IMCALLBACK_TENCENT_APPS": '{"1400000000": ["the token"]}',
     "FLASK_IMCALLBACK_SECRETS": '["a-secret-path-segment"]',
     "FLASK_IMCALLBACK_HISTORY_TOKENS": '["a-token-for-readers"]',
 }
-NAME = "app_of_the_docs"
-"""No module has it, so that the instance folder is in the working directory."""
-HERE = re.compile(r"https://your\.host|http://127\.0\.0\.1:8000")
-"""What the pages call the server."""
+APP_NAME = "app_of_the_docs"
+"""No module has this name, so the instance folder is in the working directory."""
+SERVER_URL = re.compile(r"https://your\.host|http://127\.0\.0\.1:8000")
+"""The URLs of the server in the pages."""
 
 
 def blocks(page: str, language: str) -> list[str]:
+    """Return the code blocks of a page in a language."""
     return re.findall(rf"^ *```{language}\n(.*?)^ *```$", PAGES[page], re.MULTILINE | re.DOTALL)
 
 
 def commands(text: str) -> list[list[str]]:
-    """What stands behind each `$`, continued lines joined."""
+    """Return the words of each command after a `$`. Continued lines are joined."""
     lines = re.findall(r"^ *\$ (.+)$", text.replace("\\\n", " "), re.MULTILINE)
     return [shlex.split(line) for line in lines]
 
 
 def pages_with(language: str, pattern: str = "") -> list[str]:
+    """Return the names of the pages that have a matching code block in a language."""
     return [page for page in PAGES if any(re.search(pattern, b) for b in blocks(page, language))]
 
 
-class Quiet(WSGIRequestHandler):
+class SilentHandler(WSGIRequestHandler):
     def log(self, *_: Any) -> None:
-        """Nothing."""
+        """Log nothing."""
 
 
-class Live:
-    """An app that is served, with two removals of alice and one of carol."""
+class LiveApp:
+    """An app on a real socket, with two removals of alice and one of carol."""
 
     def __init__(self) -> None:
         self.apps: list[Flask] = []
-        self.app = Flask(NAME)
+        self.app = Flask(APP_NAME)
         self.app.config.from_prefixed_env()
         self.imcallback = ImCallback(self.app)
         self.migrate(self.app)
-        self.server = make_server("127.0.0.1", 0, self.app, threaded=True, request_handler=Quiet)
+        self.server = make_server(
+            "127.0.0.1", 0, self.app, threaded=True, request_handler=SilentHandler
+        )
         self.url = f"http://127.0.0.1:{self.server.server_port}"
         threading.Thread(target=self.server.serve_forever, args=(0.02,), name="docs-server").start()
         for command, *options in (
@@ -78,23 +82,25 @@ class Live:
             self.run("send", command, *options)
 
     def migrate(self, app: Flask) -> None:
+        """Create the tables of an app, and remember it for `close`."""
         assert Path(app.instance_path).is_relative_to(Path.cwd())
         self.apps.append(app)
         with app.app_context():
             upgrade()
 
     def run(self, name: str, *arguments: str) -> str:
-        """Run `flask imcallback …` against this server."""
-        given = [HERE.sub(self.url, argument) for argument in arguments]
-        if name == "send" and "--url" not in given:
-            given += ["--url", f"{self.url}/imcallback"]
+        """Run `flask imcallback …` against this server, and return its output."""
+        words = [SERVER_URL.sub(self.url, argument) for argument in arguments]
+        if name == "send" and "--url" not in words:
+            words += ["--url", f"{self.url}/imcallback"]
         if name == "doctor":
-            given += ["--idle", "0"]
-        result = self.app.test_cli_runner().invoke(args=["imcallback", name, *given])
+            words += ["--idle", "0"]
+        result = self.app.test_cli_runner().invoke(args=["imcallback", name, *words])
         assert result.exit_code == 0, result.output
         return result.output
 
     def close(self) -> None:
+        """Stop the server and close all connections."""
         self.server.shutdown()
         self.server.server_close()
         join("docs-server", "imcallback-drain", "imcallback-health", "imcallback-counters")
@@ -102,26 +108,26 @@ class Live:
             with app.app_context():
                 runtime = get_runtime()
                 spools = [runtime.drain.spool.engine] if runtime.drain else []
-                for engine in [*runtime.database().engines.values(), *spools]:
+                for engine in [*runtime.database.open().engines.values(), *spools]:
                     engine.dispose()
 
 
 @pytest.fixture
-def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Live]:
-    """In an empty folder, with settings as the pages have them."""
+def live(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveApp]:
+    """Serve an app from an empty folder, with the settings of the pages."""
     monkeypatch.chdir(tmp_path)
     for name, value in SETTINGS.items():
         monkeypatch.setenv(name, value)
-    with contextlib.closing(Live()) as made:
-        yield made
+    with contextlib.closing(LiveApp()) as live_app:
+        yield live_app
 
 
-@pytest.mark.parametrize("page", sorted({*pages_with("python")} - {*GUIDES}))
-def test_python(page: str, live: Live) -> None:
-    """A page's blocks run one after the other, as one program in an app of its own or ours."""
-    names: dict[str, Any] = {"__name__": NAME, "app": live.app, "imcallback": live.imcallback}
+@pytest.mark.parametrize("page", sorted({*pages_with("python")} - PAGES_WITH_OWN_TESTS))
+def test_python_code_of_a_page_runs(page: str, live: LiveApp) -> None:
+    """The Python blocks of a page run in order, as one program."""
+    names: dict[str, Any] = {"__name__": APP_NAME, "app": live.app, "imcallback": live.imcallback}
     for code in blocks(page, "python"):
-        exec(compile(HERE.sub(live.url, code), page, "exec"), names)
+        exec(compile(SERVER_URL.sub(live.url, code), page, "exec"), names)
         if names["app"] not in live.apps:
             live.migrate(names["app"])
         if page == "following.md":
@@ -131,8 +137,8 @@ def test_python(page: str, live: Live) -> None:
 
 
 @pytest.mark.parametrize("page", pages_with("console", r"flask imcallback|curl"))
-def test_commands(page: str, live: Live) -> None:
-    """Each command that a page shows does not fail."""
+def test_commands_of_a_page_succeed(page: str, live: LiveApp) -> None:
+    """Each `flask` and `curl` command of a page succeeds."""
     for command in [c for text in blocks(page, "console") for c in commands(text)]:
         match command:
             case ["flask", "imcallback", *arguments]:
@@ -143,11 +149,11 @@ def test_commands(page: str, live: Live) -> None:
                 get(live, arguments)
 
 
-def get(live: Live, arguments: list[str]) -> None:
-    """What curl would ask for, with the headers that it would send."""
-    (url,) = [a for a in arguments if HERE.match(a)]
-    headers = dict(b.split(": ") for a, b in pairwise(arguments) if a == "-H")
-    response = live.app.test_client().get(HERE.sub("", url), headers=headers)
+def get(live: LiveApp, arguments: list[str]) -> None:
+    """Send the request that curl would send, and check that it succeeds."""
+    (url,) = [argument for argument in arguments if SERVER_URL.match(argument)]
+    headers = dict(value.split(": ") for option, value in pairwise(arguments) if option == "-H")
+    response = live.app.test_client().get(SERVER_URL.sub("", url), headers=headers)
     assert response.status_code == 200, response.text
 
 
@@ -160,14 +166,16 @@ EXPORTS = [
 
 
 @pytest.mark.parametrize("text", EXPORTS)
-def test_settings(text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """An app with just the settings that stand together in a block starts."""
+def test_settings_of_a_page_start_an_app(
+    text: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An app starts with the settings of one block, and a provider is on."""
     for name in [name for name in os.environ if name.startswith("FLASK_")]:
         monkeypatch.delenv(name)
     exports = [command[1] for command in commands(text) if command[0] == "export"]
     for name, value in (export.split("=", 1) for export in exports):
         monkeypatch.setenv(name, value)
-    app = Flask(NAME, instance_path=str(tmp_path))
+    app = Flask(APP_NAME, instance_path=str(tmp_path))
     app.config.from_prefixed_env()
     ImCallback(app)
     with app.app_context():

@@ -1,4 +1,4 @@
-"""The statements of the guide to PostgreSQL do what it says."""
+"""The statements of the PostgreSQL guide do what the guide says."""
 
 from __future__ import annotations
 
@@ -21,6 +21,7 @@ PARTITION, DROP = re.findall(r"```sql\n(.+?)```", GUIDE, re.DOTALL)
 
 
 def execute(app: Flask, sql: str) -> None:
+    """Run SQL with transaction control of its own, like psql."""
     with app.app_context(), get_runtime().engine().connect() as connection:
         driver: Any = connection.connection.driver_connection
         driver.autocommit = True
@@ -31,6 +32,7 @@ def execute(app: Flask, sql: str) -> None:
 
 
 def count(app: Flask, table: str) -> int:
+    """Return the number of rows of a table."""
     with app.app_context(), get_runtime().engine().connect() as connection:
         number = connection.exec_driver_sql(f"SELECT count(*) FROM {table}").scalar_one()
         return int(number)
@@ -39,7 +41,7 @@ def count(app: Flask, table: str) -> int:
 def test_removals_can_be_partitioned(
     database_servers: dict[str, servers.Server], make_app: MakeApp
 ) -> None:
-    """Those that are there stay, new ones go where they belong, a month can be dropped."""
+    """Old removals stay, new removals go to their partition, and a month can be dropped."""
     moments = [
         datetime(year, month, 1, 12, tzinfo=UTC)
         for year, month in ((2026, 12), (2027, 1), (2028, 1))
@@ -55,12 +57,13 @@ def test_removals_can_be_partitioned(
         assert [count(app, part) for part in parts] == [4, 2, 2]
         with app.app_context():
             migration.run_alembic(get_runtime().engine(), "check")
-            found = get_runtime().history.find(owner_id="alice", order="asc").data
-        assert [r.received_at.replace(microsecond=0) for r in found] == [moments[0], *moments]
+            removals = get_runtime().history.find(owner_id="alice", order="asc").data
+        received = [removal.received_at.replace(microsecond=0) for removal in removals]
+        assert received == [moments[0], *moments]
         execute(app, DROP)
-        deliveries, removals = rows(app)
+        deliveries, removal_rows = rows(app)
         assert {row["received_at"].year for row in deliveries} == {2026, 2028}
-        assert len(removals) == 6
+        assert len(removal_rows) == 6
 
 
 @pytest.mark.parametrize("options", re.findall(r"ENGINE_OPTIONS='(\{.+\})'", GUIDE))
@@ -70,14 +73,15 @@ def test_engine_options_reach_the_driver(
     make_app: MakeApp,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """From the environment, as the guide writes them."""
+    """psycopg gets the options that the guide sets in the environment."""
     monkeypatch.setenv("FLASK_SQLALCHEMY_ENGINE_OPTIONS", options)
     environment = Flask("environment")
     environment.config.from_prefixed_env()
-    given = environment.config["SQLALCHEMY_ENGINE_OPTIONS"]
+    engine_options = environment.config["SQLALCHEMY_ENGINE_OPTIONS"]
     with servers.database(database_servers["postgresql"]) as url:
-        app = make_app(url, SQLALCHEMY_ENGINE_OPTIONS=given)
+        app = make_app(url, SQLALCHEMY_ENGINE_OPTIONS=engine_options)
         assert len(record(app, DELIVERY)) == 2
         with app.app_context(), get_runtime().engine().connect() as connection:
             driver: Any = connection.connection.driver_connection
-            assert driver.prepare_threshold == given["connect_args"].get("prepare_threshold", 5)
+            expected = engine_options["connect_args"].get("prepare_threshold", 5)
+            assert driver.prepare_threshold == expected
