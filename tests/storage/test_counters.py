@@ -23,9 +23,7 @@ URL_WITHOUT_SECRET = "/imcallback/openim/x"
 ACCEPTED_AT, REFUSED_AT = 1_700_000_100, 1_700_000_111
 
 
-def test_python_http_and_command_line_show_the_counts(
-    database_url: URL, make_app: MakeApp
-) -> None:
+def test_python_http_and_command_line_show_the_counts(database_url: URL, make_app: MakeApp) -> None:
     """The counts of all processes are shown by command and reason, to readers only."""
     apps = [
         make_app(database_url, IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_HISTORY_TOKENS=["token"])

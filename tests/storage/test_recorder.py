@@ -142,9 +142,7 @@ def test_parallel_repetitions_record_a_callback_once(database_url: URL, make_app
     assert duplicates == first_ids
 
 
-def test_a_delivery_avoids_the_ids_of_another_process(
-    database_url: URL, make_app: MakeApp
-) -> None:
+def test_a_delivery_avoids_the_ids_of_another_process(database_url: URL, make_app: MakeApp) -> None:
     """If another process uses the id of a removal, the whole delivery gets other ids."""
     app, other_process = make_app(database_url), make_app(database_url, migrate=False)
     different = replace(DELIVERY, origin=replace(DELIVERY.origin, request_id="other"))

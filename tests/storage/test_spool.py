@@ -59,9 +59,7 @@ def post(app: Flask, owner: str = "alice") -> int:
     return app.test_client().post(CALLBACK_URL, json=packet).status_code
 
 
-def test_callbacks_wait_until_the_database_has_tables(
-    database_url: URL, make_app: MakeApp
-) -> None:
+def test_callbacks_wait_until_the_database_has_tables(database_url: URL, make_app: MakeApp) -> None:
     """The answer is OK at once, and the callbacks are stored later in the order of arrival."""
     app = make_app(database_url, migrate=False, IMCALLBACK_SECRETS=[SECRET])
     owners = [f"owner{number}" for number in range(20)]

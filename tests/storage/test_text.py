@@ -15,7 +15,7 @@ from flask_imcallback.text import is_storable, make_storable
         ("a" * 256, False),
         ("a\0", False),
         ("\ud800", False),
-        ("\udfff", False),
+        ("a\udfffb", False),
         ("\ufffd", True),
     ],
     ids=ascii,
