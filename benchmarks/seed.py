@@ -128,9 +128,9 @@ def fill(
     until: datetime | None = None,
     seed: int = 1,
 ) -> None:
-    """Add removals that were received in the `days` before `until`, which is aware and now if None.
+    """Add removals that were received within `days` before `until`.
 
-    Each provider has `accounts` accounts. Raises `SeedError`.
+    `until` is aware, and now by default. Each provider has `accounts` accounts. Raises `SeedError`.
     """
     if accounts < MIN_ACCOUNTS:
         raise SeedError(f"{accounts} accounts are too few: pass at least --accounts {MIN_ACCOUNTS}")

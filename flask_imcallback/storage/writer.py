@@ -111,7 +111,8 @@ class Writer:
 
     def _ensure_worker(self) -> None:
         """Start a worker at the first call, after a fork, and after a worker was abandoned."""
-        if self._worker and self._worker.is_alive:
+        worker = self._worker  # another thread may replace it at any time
+        if worker and worker.is_alive:
             return
         with self._lock:
             if self._worker and self._worker.is_alive:
