@@ -33,7 +33,7 @@ COLUMN_LENGTHS = {
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """One arrival of a callback, ready to be stored."""
+    """A single arrival of a callback, ready to be stored."""
 
     provider: str
     repeats_callbacks: bool

@@ -279,7 +279,7 @@ def test_the_file_is_deleted(database: Database, tmp_path: Path) -> None:
 
 @on("sqlite")
 def test_the_power_is_cut(database: Database, tmp_path: Path) -> None:
-    """At any moment the file is intact, and holds every acknowledged callback."""
+    """The file is intact at any moment, and holds every acknowledged callback."""
     play(torture.power_cut, database, tmp_path, 10)
 
 

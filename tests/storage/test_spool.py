@@ -335,7 +335,7 @@ def test_the_spool_command_needs_a_spool(make_app: MakeApp) -> None:
 def test_an_outage_is_logged_in_two_lines(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line says that callbacks wait, and one that none waits. Neither shows a packet."""
+    """The first line says that callbacks wait, and the second that none waits any more."""
     app = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET])
     path = spool_of(app).path
     end = f"The database has stored all callbacks that waited in the spool {path}."

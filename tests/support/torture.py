@@ -240,12 +240,12 @@ def server_killed(database: Database, folder: Path, rounds: int) -> Report:
 def server_hangs(database: Database, folder: Path, rounds: int) -> Report:
     """The database server accepts connections and data, but does nothing with them."""
     assert database.node
-    return last_longer_than_deadline(database, folder, rounds, database.node.paused)
+    return play_long_fault(database, folder, rounds, database.node.paused)
 
 
 def table_locked(database: Database, folder: Path, rounds: int) -> Report:
     """Another process locks the table, or the SQLite file."""
-    return last_longer_than_deadline(database, folder, rounds, partial(faults.locked, database.url))
+    return play_long_fault(database, folder, rounds, partial(faults.locked, database.url))
 
 
 def read_only(database: Database, folder: Path, rounds: int) -> Report:
@@ -257,16 +257,16 @@ def read_only(database: Database, folder: Path, rounds: int) -> Report:
         ask(url, f"GRANT ALL ON {url.database}.* TO ordinary@'127.0.0.1'")
         url = url.set(username="ordinary")
     fault = partial(faults.read_only, database.node.url)
-    return last_longer_than_deadline(Database(database.kind, url), folder, rounds, fault)
+    return play_long_fault(Database(database.kind, url), folder, rounds, fault)
 
 
 def network_hangs(database: Database, folder: Path, rounds: int) -> Report:
     """The network between app and database delivers nothing."""
     with proxied(database) as (proxy, proxied_database):
-        return last_longer_than_deadline(proxied_database, folder, rounds, proxy.holding)
+        return play_long_fault(proxied_database, folder, rounds, proxy.holding)
 
 
-def last_longer_than_deadline(
+def play_long_fault(
     database: Database,
     folder: Path,
     rounds: int,
@@ -297,12 +297,12 @@ def proxied(database: Database) -> Iterator[tuple[faults.Proxy, Database]]:
 
 def connections_cut(database: Database, folder: Path, rounds: int) -> Report:
     """All connections to the database are reset."""
-    return cut_off(database, folder, rounds, lambda proxy: proxy.cut())
+    return play_connection_fault(database, folder, rounds, lambda proxy: proxy.cut())
 
 
 def cut_before_commit(database: Database, folder: Path, rounds: int) -> Report:
     """A connection is lost before the database sees the COMMIT."""
-    return cut_off(
+    return play_connection_fault(
         database,
         folder,
         rounds,
@@ -312,7 +312,7 @@ def cut_before_commit(database: Database, folder: Path, rounds: int) -> Report:
 
 def cut_after_commit(database: Database, folder: Path, rounds: int) -> Report:
     """A connection is lost after the database has committed, and before it answers."""
-    return cut_off(
+    return play_connection_fault(
         database,
         folder,
         rounds,
@@ -320,7 +320,7 @@ def cut_after_commit(database: Database, folder: Path, rounds: int) -> Report:
     )
 
 
-def cut_off(
+def play_connection_fault(
     database: Database,
     folder: Path,
     rounds: int,
@@ -476,7 +476,7 @@ def disk_full(database: Database, folder: Path, rounds: int) -> Report:
 def server_disk_full(database: Database, folder: Path, rounds: int) -> Report:
     """The disk of the database server is full."""
     assert database.disk
-    return last_longer_than_deadline(database, folder, rounds, partial(faults.full, database.disk))
+    return play_long_fault(database, folder, rounds, partial(faults.full, database.disk))
 
 
 def primary_killed(database: Database, folder: Path, rounds: int) -> Report:
@@ -505,7 +505,7 @@ def standbys_hang(database: Database, folder: Path, rounds: int) -> Report:
         with first.paused(), second.paused():
             yield
 
-    return last_longer_than_deadline(database, folder, rounds, both)
+    return play_long_fault(database, folder, rounds, both)
 
 
 def galera_node_killed(database: Database, folder: Path, rounds: int) -> Report:
@@ -533,7 +533,7 @@ def galera_minority(database: Database, folder: Path, rounds: int) -> Report:
             time.sleep(FAULT_SECONDS)  # the third node needs time to exclude the others
             yield
 
-    report = last_longer_than_deadline(database, folder, rounds, both)
+    report = play_long_fault(database, folder, rounds, both)
     database.galera.wait(*database.galera.nodes)
     return report
 
