@@ -1,7 +1,7 @@
-"""One bare durable commit: the least that storing a callback can cost.
+"""Measure a bare durable commit, which is the lower limit for storing a callback.
 
-The rows are those that ours has stored for one callback, read and written again with other ids by
-the driver alone, one callback a transaction, on one connection.
+The benchmark reads the rows that flask-imcallback stored for one callback. The driver alone inserts
+them again with other ids, one callback in each transaction, on one connection.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import psycopg
 import pymysql  # type: ignore[import-untyped]
 from sqlalchemy import URL
 
-CHUNK = 10_000
-SECOND = 1_000_000
+CHUNK_ROWS = 10_000
+IDS_PER_SECOND = 1_000_000
 TABLES = ("imcallback_delivery", "imcallback_removal")
 
 
 def connect(url: URL) -> Any:
-    """A connection of the driver, as durable as ours."""
+    """Return a driver connection that is as durable as the connections of flask-imcallback."""
     if url.get_backend_name() == "sqlite":
         connection = sqlite3.connect(str(url.database), isolation_level=None)
         connection.execute("PRAGMA journal_mode=WAL")
@@ -35,23 +35,23 @@ def connect(url: URL) -> Any:
 
 
 class Copies:
-    """The rows of the newest removal and its delivery, and the statements that store them anew."""
+    """The newest removal and its delivery, and the statements that insert them again."""
 
     def __init__(self, connection: Any) -> None:
         self._cursor = cursor = connection.cursor()
         self._tables = []
-        mark = "?" if isinstance(connection, sqlite3.Connection) else "%s"
+        placeholder = "?" if isinstance(connection, sqlite3.Connection) else "%s"
         for table in TABLES:
             cursor.execute(f"SELECT * FROM {table} ORDER BY id DESC LIMIT 1")
             row = cursor.fetchone()
             names = [column[0] for column in cursor.description]
-            marks = ", ".join([mark] * len(names))
-            sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({marks})"
+            placeholders = ", ".join([placeholder] * len(names))
+            sql = f"INSERT INTO {table} ({', '.join(names)}) VALUES ({placeholders})"
             self._tables.append((sql, dict(zip(names, row, strict=True))))
         connection.rollback()
 
     def insert(self, rows: list[dict[str, Any]]) -> None:
-        """Rows that differ from the copied ones in what is given for each."""
+        """Insert copies of the rows in which these values are replaced."""
         for sql, copied in self._tables:
             known = [{k: v for k, v in row.items() if k in copied} for row in rows]
             changed = [tuple((copied | row).values()) for row in known]
@@ -66,11 +66,11 @@ class Copies:
 
 
 def p50(url: URL, commits: int) -> float:
-    """Milliseconds; the database must hold a callback already."""
+    """Return the median duration of a commit in milliseconds. The database needs a callback."""
     connection = connect(url)
     copies = Copies(connection)
     cursor = connection.cursor()
-    taken = []
+    durations = []
     for number in range(1, commits + 1):
         new = {"id": copies.id + number, "delivery_id": copies.id + number}
         start = time.perf_counter()
@@ -78,22 +78,25 @@ def p50(url: URL, commits: int) -> float:
             cursor.execute("BEGIN IMMEDIATE")
         copies.insert([new])
         connection.commit()
-        taken.append(time.perf_counter() - start)
+        durations.append(time.perf_counter() - start)
     connection.close()
-    return statistics.median(taken) * 1000
+    return statistics.median(durations) * 1000
 
 
 def fill(url: URL, removals: int) -> None:
-    """Put in so many removals of random accounts, each in a delivery, a second behind another."""
+    """Insert removals of random accounts, each in its own delivery, one second apart."""
     connection = connect(url)
     copies = Copies(connection)
     cursor = connection.cursor()
-    first = copies.id - removals * SECOND
-    for start in range(0, removals, CHUNK):
-        ids = [first + number * SECOND for number in range(start, min(removals, start + CHUNK))]
+    first = copies.id - removals * IDS_PER_SECOND
+    for start in range(0, removals, CHUNK_ROWS):
+        ids = [
+            first + number * IDS_PER_SECOND
+            for number in range(start, min(removals, start + CHUNK_ROWS))
+        ]
         rows = [
-            {"id": one, "delivery_id": one, "owner_id": _account(), "target_id": _account()}
-            for one in ids
+            {"id": id, "delivery_id": id, "owner_id": _account(), "target_id": _account()}
+            for id in ids
         ]
         if isinstance(connection, sqlite3.Connection):
             cursor.execute("BEGIN IMMEDIATE")

@@ -1,7 +1,7 @@
-"""Fills a migrated database with plausible removals, at bulk speed.
+"""Fill a migrated database with plausible removals, quickly.
 
-The rows come behind the newest delivery that is there, and end at `--until`. The same options give
-the same rows in the same database.
+The rows start after the newest stored delivery, and end at `--until`. The same options make the
+same rows in the same database.
 """
 
 from __future__ import annotations
@@ -39,16 +39,16 @@ from flask_imcallback.storage.tables import delivery, removal, source
 
 ACCOUNTS, MIN_ACCOUNTS = 1_000_000, 1000
 DAYS = 365.0
-GAP = timedelta(milliseconds=1)
-"""At least, for each removal on average; else ids would be moved up behind the end."""
-CHUNK = 10_000
-"""Removals that are inserted at once, about; more do not get quicker."""
+MIN_AVERAGE_GAP = timedelta(milliseconds=1)
+"""Minimum average time per removal. With less time, ids would exceed `--until`."""
+CHUNK_REMOVALS = 10_000
+"""Approximate number of removals in one insert. Larger inserts are not faster."""
 CACHE_KIB = 256 * 1024
 
 TENCENT_SHARE = 0.6
-"""Of the removals; the other shares are of a provider's callbacks."""
+"""Share of all removals. The shares below are shares of a provider's callbacks."""
 APPS = {"1400483163": 0.95, "1400722522": 0.05}
-COMMANDS = {"Sns.CallbackFriendDelete": 0.8, "Sns.CallbackBlackListDelete": 0.2}
+TENCENT_COMMANDS = {"Sns.CallbackFriendDelete": 0.8, "Sns.CallbackBlackListDelete": 0.2}
 OPENIM_COMMANDS = {
     "callbackAfterDeleteFriendCommand": 0.85,
     "callbackAfterRemoveBlackCommand": 0.15,
@@ -63,23 +63,25 @@ PLATFORMS = {
     "iPad": 0.0103,
     "Mini": 0.0017,  # a thousandth of all removals
 }
-LISTS = range(3, 21)
-SIZES = {1: 0.88, 2: 0.09, 500: 0.0004} | dict.fromkeys(LISTS, 0.0296 / len(LISTS))
-"""Pairs in a packet of Tencent; one of OpenIM has one."""
-WITHOUT_REQUEST_ID = 0.1
-AWAY = 0.05
-"""Of the callbacks with an address: those with another than the account's own."""
-SHARED_ADDRESSES = 200
-SERVER = "192.0.2.10"
-"""From where the app's own server calls Tencent's REST API."""
+LONG_LIST_SIZES = range(3, 21)
+PACKET_SIZES = {1: 0.88, 2: 0.09, 500: 0.0004} | dict.fromkeys(
+    LONG_LIST_SIZES, 0.0296 / len(LONG_LIST_SIZES)
+)
+"""Pairs in a packet of Tencent. A packet of OpenIM has one pair."""
+WITHOUT_REQUEST_ID_SHARE = 0.1
+FOREIGN_ADDRESS_SHARE = 0.05
+"""Share of the callbacks whose address is not the usual one of the account."""
+SHARED_ADDRESS_COUNT = 200
+SERVER_ADDRESS = "192.0.2.10"
+"""Address from which the app's own server calls Tencent's REST API."""
 
 ZONE = timezone(timedelta(hours=8))
-HOURS = [5, 3, 2, 1, 1, 1, 2, 4, 6, 8, 9, 10, 12, 11, 9, 9, 9, 10, 12, 14, 16, 17, 15, 10]
-WEEKDAYS = [1.0, 0.95, 0.95, 1.0, 1.1, 1.35, 1.3]
-"""How busy each hour of a day is, and each day from Monday on."""
+HOUR_WEIGHTS = [5, 3, 2, 1, 1, 1, 2, 4, 6, 8, 9, 10, 12, 11, 9, 9, 9, 10, 12, 14, 16, 17, 15, 10]
+WEEKDAY_WEIGHTS = [1.0, 0.95, 0.95, 1.0, 1.1, 1.35, 1.3]
+"""Activity in each hour of a day, and on each day from Monday on."""
 HOUR = timedelta(hours=1)
 
-DELIVERY = (
+DELIVERY_COLUMNS = (
     "id",
     "received_at",
     "provider",
@@ -100,13 +102,21 @@ DELIVERY = (
     "fingerprint",
     "nonce",
 )
-REMOVAL = ("id", "delivery_id", "source_id", "owner_id", "target_id", "client_ip", "request_id")
+REMOVAL_COLUMNS = (
+    "id",
+    "delivery_id",
+    "source_id",
+    "owner_id",
+    "target_id",
+    "client_ip",
+    "request_id",
+)
 
 Row = tuple[Any, ...]
 
 
 class SeedError(Exception):
-    """The database cannot be filled; the message says what to do."""
+    """The database cannot be filled. The message says what to do."""
 
 
 def fill(
@@ -118,32 +128,32 @@ def fill(
     until: datetime | None = None,
     seed: int = 1,
 ) -> None:
-    """Add so many removals, received in the days before `until` (aware; now if not given).
+    """Add removals that were received within `days` before `until`.
 
-    Each provider has so many accounts. Raises `SeedError`.
+    `until` is aware, and now by default. Each provider has `accounts` accounts. Raises `SeedError`.
     """
     if accounts < MIN_ACCOUNTS:
-        raise SeedError(f"there must be at least {MIN_ACCOUNTS} accounts")
+        raise SeedError(f"{accounts} accounts are too few: pass at least --accounts {MIN_ACCOUNTS}")
     path = url.database or ""
     if url.get_backend_name() == "sqlite" and not Path(path).exists():
-        raise SeedError(f"the database {path!r} is not there: run `flask db upgrade`")
+        raise SeedError(f"the database file {path!r} does not exist: run `flask db upgrade`")
     until = until or datetime.now(UTC)
     with create_engine(url, poolclass=NullPool).connect() as connection:
         _check_tables(connection)
         free_id = _free_id(connection)
         start = max(until - timedelta(days=days), moment_of(free_id))
-        if until < start + removals * GAP:
+        if until < start + removals * MIN_AVERAGE_GAP:
             raise SeedError(
-                f"{removals} removals do not fit between {start} and {until}: give more --days, or "
-                "an --until that is later than what is there"
+                f"{removals} removals do not fit between {start} and {until}: pass more --days, or "
+                "a later --until"
             )
         callbacks = Callbacks(_source_ids(connection), accounts, seed, start)
         database = DATABASES[connection.dialect.name](connection, is_empty=free_id == 0)
         with database.filling():
             with click.progressbar(length=removals, label="Removals", file=sys.stderr) as bar:
                 for rows in callbacks.chunks(removals, start, until):
-                    database.insert(delivery, DELIVERY, rows.deliveries)
-                    database.insert(removal, REMOVAL, rows.removals)
+                    database.insert(delivery, DELIVERY_COLUMNS, rows.deliveries)
+                    database.insert(removal, REMOVAL_COLUMNS, rows.removals)
                     bar.update(len(rows.removals))
             print("Indexes", file=sys.stderr)
         database.analyze()
@@ -154,12 +164,12 @@ def _check_tables(connection: Connection) -> None:
     for table in (source, delivery, removal):
         columns = inspector.get_columns(table.name) if inspector.has_table(table.name) else []
         if {column["name"] for column in columns} != set(table.c.keys()):
-            raise SeedError(f"{table.name} is missing or old: run `flask db upgrade`")
+            raise SeedError(f"the table {table.name} is missing or old: run `flask db upgrade`")
     connection.commit()
 
 
 def _free_id(connection: Connection) -> int:
-    """The first behind all that are there; 0 if there are none."""
+    """Return the first id after all stored removals, or 0 for an empty database."""
     newest = select(delivery.c.id, delivery.c.removal_count).order_by(delivery.c.id.desc())
     row = connection.execute(newest.limit(1)).one_or_none()
     connection.commit()
@@ -167,7 +177,7 @@ def _free_id(connection: Connection) -> int:
 
 
 class Source(NamedTuple):
-    """What many removals share: the columns of the table, but for the id."""
+    """The values that many removals share: the columns of the table without the id."""
 
     provider: str
     app_id: str
@@ -177,19 +187,21 @@ class Source(NamedTuple):
 
 
 def _kinds() -> dict[tuple[Source, int], float]:
-    """The sources with the number of removals in a delivery, and how often they come."""
+    """Return the frequency of each source with each number of removals in a delivery."""
     kinds = {}
-    for app_id, of_app in APPS.items():
-        for command, of_command in COMMANDS.items():
-            for platform, of_platform in PLATFORMS.items():
+    for app_id, app_share in APPS.items():
+        for command, command_share in TENCENT_COMMANDS.items():
+            for platform, platform_share in PLATFORMS.items():
                 relation = tencent.RELATIONS[command].value
-                its = Source("tencent", app_id, command, relation, platform)
-                for size, of_size in SIZES.items():
-                    kinds[its, size] = of_app * of_command * of_platform * of_size
+                source_key = Source("tencent", app_id, command, relation, platform)
+                for size, size_share in PACKET_SIZES.items():
+                    kinds[source_key, size] = (
+                        app_share * command_share * platform_share * size_share
+                    )
     removals = sum(size * share for (_, size), share in kinds.items())
-    for command, of_command in OPENIM_COMMANDS.items():
-        its = Source("openim", "", command, openim.REMOVALS[command][0].value, "")
-        kinds[its, 1] = of_command * removals * (1 - TENCENT_SHARE) / TENCENT_SHARE
+    for command, command_share in OPENIM_COMMANDS.items():
+        source_key = Source("openim", "", command, openim.REMOVALS[command][0].value, "")
+        kinds[source_key, 1] = command_share * removals * (1 - TENCENT_SHARE) / TENCENT_SHARE
     return kinds
 
 
@@ -197,32 +209,32 @@ KINDS = _kinds()
 
 
 def _source_ids(connection: Connection) -> dict[Source, int]:
-    """Those of all sources that removals are given; what is not there is added."""
+    """Return the id of each source. Missing sources are added."""
 
     def read() -> dict[Source, int]:
         columns = (source.c[name] for name in Source._fields)
         rows = connection.execute(select(source.c.id, *columns).order_by(source.c.id.desc()))
         return {Source(*key): int(source_id) for source_id, *key in rows}
 
-    missing = dict.fromkeys(its for its, _ in KINDS).keys() - read().keys()
+    missing = dict.fromkeys(source_key for source_key, _ in KINDS).keys() - read().keys()
     if missing:
-        connection.execute(source.insert(), [its._asdict() for its in sorted(missing)])
+        connection.execute(source.insert(), [key._asdict() for key in sorted(missing)])
     ids = read()
     connection.commit()
     return ids
 
 
 class Accounts:
-    """Numbers of accounts by Zipf's law: the second busiest is drawn half as often as the first.
+    """A source of account numbers by Zipf's law: rank 2 is drawn half as often as rank 1.
 
-    `ranking` decides which numbers are the busy ones, `chance` draws.
+    `ranking` decides which numbers are busy. `chance` draws the numbers.
     """
 
     def __init__(self, count: int, ranking: random.Random, chance: random.Random) -> None:
         self._count = count
         self._exponent = math.log(count + 1)
         self._random = chance.random
-        # Such a step leads from rank to rank and meets each number once.
+        # A step without a common divisor leads from rank to rank and meets each number once.
         self._offset, self._step = ranking.randrange(count), 0
         while math.gcd(self._step, count) != 1:
             self._step = ranking.randrange(count)
@@ -233,24 +245,26 @@ class Accounts:
 
 
 class Rows(NamedTuple):
+    """Rows of both tables, in the order of their ids."""
+
     deliveries: list[Row]
     removals: list[Row]
 
 
 class Callbacks:
-    """Makes deliveries and their removals."""
+    """A generator of deliveries and their removals."""
 
     def __init__(
         self, source_ids: dict[Source, int], accounts: int, seed: int, start: datetime
     ) -> None:
         self._source_ids = source_ids
-        ranking = random.Random(seed)  # the busy accounts are the same in every filling
+        ranking = random.Random(seed)  # the busy accounts are the same in every run
         self._chance = chance = random.Random(f"{seed} {id_at(start)}")
         self._owners = Accounts(accounts, ranking, chance)
         self._targets = Accounts(accounts, ranking, chance)
 
     def chunks(self, removals: int, start: datetime, until: datetime) -> Iterator[Rows]:
-        """So many removals in the order of their ids, about `CHUNK` at a time."""
+        """Yield the rows in the order of their ids, about `CHUNK_REMOVALS` at a time."""
         random_number = self._chance.random
         kinds, shares = list(KINDS), list(accumulate(KINDS.values()))
         make = {"tencent": self._tencent, "openim": self._openim}
@@ -258,43 +272,46 @@ class Callbacks:
         planned = free_id = 0
         for first, end, total in _hours(removals, start, until):
             drawn = []
-            for its, size in self._chance.choices(
+            for source_key, size in self._chance.choices(
                 kinds, cum_weights=shares, k=max(total - planned, 0)
             ):
                 if planned >= total:
                     break
-                drawn.append((its, min(size, removals - planned)))
+                drawn.append((source_key, min(size, removals - planned)))
                 planned += size
             moments = sorted(first + int(random_number() * (end - first)) for _ in drawn)
-            for moment, (its, size) in zip(moments, drawn, strict=True):
+            for moment, (source_key, size) in zip(moments, drawn, strict=True):
                 delivery_id = max(moment, free_id)
                 free_id = delivery_id + size
-                make[its.provider](rows, delivery_id, its, size)
-                if len(rows.removals) >= CHUNK:
+                make[source_key.provider](rows, delivery_id, source_key, size)
+                if len(rows.removals) >= CHUNK_REMOVALS:
                     yield rows
                     rows = Rows([], [])
         yield rows
 
-    def _tencent(self, rows: Rows, delivery_id: int, its: Source, size: int) -> None:
+    def _tencent(self, rows: Rows, delivery_id: int, source_key: Source, size: int) -> None:
         owner = self._owners.draw()
         pairs = [(f"user{owner}", f"user{target}") for target in self._others(owner, size)]
-        if size == 2 and its.relation == "friend":
-            pairs[1] = pairs[0][::-1]  # from both lists
-        items = [f'{{"From_Account":"{of}","To_Account":"{to}"}}' for of, to in pairs]
-        packet = f'{{"CallbackCommand":"{its.command}","PairList":[{",".join(items)}]}}'
-        client_ip = SERVER if its.platform == "RESTAPI" else self._address(owner)
+        if size == 2 and source_key.relation == "friend":
+            pairs[1] = pairs[0][::-1]  # a deletion from both friend lists
+        items = [
+            f'{{"From_Account":"{owner_id}","To_Account":"{target_id}"}}'
+            for owner_id, target_id in pairs
+        ]
+        packet = f'{{"CallbackCommand":"{source_key.command}","PairList":[{",".join(items)}]}}'
+        client_ip = SERVER_ADDRESS if source_key.platform == "RESTAPI" else self._address(owner)
         query = (
-            f"SdkAppid={its.app_id}&CallbackCommand={its.command}&contenttype=json"
-            f"&ClientIP={client_ip.replace(':', '%3A')}&OptPlatform={its.platform}"
+            f"SdkAppid={source_key.app_id}&CallbackCommand={source_key.command}&contenttype=json"
+            f"&ClientIP={client_ip.replace(':', '%3A')}&OptPlatform={source_key.platform}"
         )
         request_id, fingerprint = "", None
-        if self._chance.random() >= WITHOUT_REQUEST_ID:
+        if self._chance.random() >= WITHOUT_REQUEST_ID_SHARE:
             digits = f"{self._chance.getrandbits(128):032x}"
             request_id = (
                 f"{digits[:8]}-{digits[8:12]}-{digits[12:16]}-{digits[16:20]}-{digits[20:]}"
             )
             query += f"&RequestId={request_id}"
-            parts = f'["tencent", "{its.app_id}", "{its.command}", "{request_id}"]'
+            parts = f'["tencent", "{source_key.app_id}", "{source_key.command}", "{request_id}"]'
             fingerprint = hashlib.sha256(f"{parts}\n{packet}".encode()).digest()
         headers = (
             '{"host": "im.example.com", "content-type": "application/json", '
@@ -303,7 +320,7 @@ class Callbacks:
         self._add(
             rows,
             delivery_id,
-            its,
+            source_key,
             pairs,
             authenticated_by="signature",
             client_ip=client_ip,
@@ -314,13 +331,16 @@ class Callbacks:
             fingerprint=fingerprint,
         )
 
-    def _openim(self, rows: Rows, delivery_id: int, its: Source, size: int) -> None:
+    def _openim(self, rows: Rows, delivery_id: int, source_key: Source, size: int) -> None:
         owner = self._owners.draw()
         (target,) = self._others(owner, size)
         pair = (_openim_name(owner), _openim_name(target))
-        of, to = openim.MEMBERS[its.command]
-        packet = f'{{"callbackCommand":"{its.command}","{of}":"{pair[0]}","{to}":"{pair[1]}"}}\n'
-        # Nanoseconds, as the clients make it.
+        owner_key, target_key = openim.MEMBERS[source_key.command]
+        packet = (
+            f'{{"callbackCommand":"{source_key.command}","{owner_key}":"{pair[0]}",'
+            f'"{target_key}":"{pair[1]}"}}\n'
+        )
+        # The clients use the time in nanoseconds.
         operation_id = str(delivery_id * 1000 - self._chance.getrandbits(32))
         headers = (
             '{"host": "im.example.com", "user-agent": "Go-http-client/1.1", '
@@ -330,7 +350,7 @@ class Callbacks:
         self._add(
             rows,
             delivery_id,
-            its,
+            source_key,
             [pair],
             authenticated_by="secret",
             client_ip="",
@@ -345,7 +365,7 @@ class Callbacks:
         self,
         rows: Rows,
         delivery_id: int,
-        its: Source,
+        source_key: Source,
         pairs: list[tuple[str, str]],
         *,
         authenticated_by: str,
@@ -356,7 +376,7 @@ class Callbacks:
         body: bytes,
         fingerprint: bytes | None,
     ) -> None:
-        source_id = self._source_ids[its]
+        source_id = self._source_ids[source_key]
         rows.removals.extend(
             [
                 (delivery_id + position, delivery_id, source_id, *pair, client_ip, request_id)
@@ -366,11 +386,11 @@ class Callbacks:
         rows.deliveries.append(
             (
                 delivery_id,
-                # As it is in SQLite; the others read that too.
+                # The format of SQLite, which the other databases read too.
                 moment_of(delivery_id).isoformat(" ", "microseconds")[:26],
-                its.provider,
-                its.app_id,
-                its.command,
+                source_key.provider,
+                source_key.app_id,
+                source_key.command,
                 "recorded",
                 None,
                 "",
@@ -378,7 +398,7 @@ class Callbacks:
                 "192.0.2.1",
                 authenticated_by,
                 client_ip,
-                its.platform,
+                source_key.platform,
                 request_id,
                 query,
                 headers,
@@ -389,7 +409,7 @@ class Callbacks:
         )
 
     def _others(self, owner: int, count: int) -> dict[int, None]:
-        """Different ones, in the order in which they were drawn."""
+        """Return `count` different targets in the order in which they were drawn."""
         others: dict[int, None] = {}
         while len(others) < count:
             target = self._targets.draw()
@@ -398,16 +418,16 @@ class Callbacks:
         return others
 
     def _address(self, account: int) -> str:
-        """Mostly that of the account: its own, in IPv6 for some, or one that it shares."""
+        """Return an address, usually the one of the account: private, shared, or IPv6."""
         chance = self._chance
         number = account * 2_654_435_761 % 2**32
-        if chance.random() < AWAY:
+        if chance.random() < FOREIGN_ADDRESS_SHARE:
             number = chance.getrandbits(32)
-        kind = number % 10
-        if kind == 0:
+        remainder = number % 10
+        if remainder == 0:
             return f"2001:db8:{number >> 16:x}:{number & 0xFFFF:x}::1"
-        if kind <= 2:
-            return f"100.64.0.{int(SHARED_ADDRESSES ** (number / 2**32))}"
+        if remainder <= 2:
+            return f"100.64.0.{int(SHARED_ADDRESS_COUNT ** (number / 2**32))}"
         return f"10.{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}"
 
 
@@ -416,12 +436,12 @@ def _openim_name(account: int) -> str:
 
 
 def _hours(removals: int, start: datetime, until: datetime) -> Iterator[tuple[int, int, int]]:
-    """The first id of each hour, that behind its last, and the removals up to its end."""
+    """Yield the first id of each hour, the id after its last, and the removals until its end."""
     hours = range(math.ceil((until - start) / HOUR))
     begins = [start.astimezone(ZONE) + number * HOUR for number in hours]
     ends = [*begins[1:], until]
     busy = accumulate(
-        HOURS[begin.hour] * WEEKDAYS[begin.weekday()] * ((end - begin) / HOUR)
+        HOUR_WEIGHTS[begin.hour] * WEEKDAY_WEIGHTS[begin.weekday()] * ((end - begin) / HOUR)
         for begin, end in zip(begins, ends, strict=True)
     )
     totals = list(busy)
@@ -430,15 +450,17 @@ def _hours(removals: int, start: datetime, until: datetime) -> Iterator[tuple[in
 
 
 INDEXES = sorted(delivery.indexes | removal.indexes, key=lambda index: str(index.name))
-CONSTRAINTS = [one for one in delivery.constraints if isinstance(one, UniqueConstraint)]
+CONSTRAINTS = [
+    constraint for constraint in delivery.constraints if isinstance(constraint, UniqueConstraint)
+]
 
 
 class Database:
-    """Takes rows quickly: all of them, or none."""
+    """A connection that inserts all rows quickly, or none."""
 
     constraints: Sequence[UniqueConstraint] = ()
-    """Those without which an empty database can be filled."""
-    mark = "%s"
+    """Constraints that an empty database does without while it is filled."""
+    placeholder = "%s"
 
     def __init__(self, connection: Connection, *, is_empty: bool) -> None:
         self._connection = connection
@@ -446,7 +468,7 @@ class Database:
 
     @contextmanager
     def filling(self) -> Iterator[None]:
-        """While it lasts, a database that was empty has no indexes but its keys."""
+        """Insert within this context. An empty database gets its indexes at the end."""
         with self._connection.begin():
             self._prepare()
             if self._is_empty:
@@ -462,21 +484,21 @@ class Database:
                 index.create(self._connection, checkfirst=True)
 
     def _prepare(self) -> None:
-        """Make this connection fast."""
+        """Make the connection fast."""
         raise NotImplementedError
 
     def insert(self, table: Table, names: Sequence[str], rows: list[Row]) -> None:
-        marks = ", ".join([self.mark] * len(names))
-        sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({marks})"
+        placeholders = ", ".join([self.placeholder] * len(names))
+        sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({placeholders})"
         if rows:
             self._connection.exec_driver_sql(sql, rows)
 
     def analyze(self) -> None:
-        """Tell the planner what is there now."""
+        """Update the statistics of the query planner."""
 
 
 class SQLite(Database):
-    mark = "?"
+    placeholder = "?"
 
     @contextmanager
     def filling(self) -> Iterator[None]:
@@ -490,7 +512,7 @@ class SQLite(Database):
         for setting in ("synchronous=OFF", f"cache_size=-{CACHE_KIB}", "threads=2"):
             self._connection.exec_driver_sql(f"PRAGMA {setting}")
         if self._is_empty:
-            # The log would get as long as all rows. Refused while another has the file open.
+            # The WAL file would hold all rows. SQLite refuses while another process has the file.
             with suppress(OperationalError):
                 self._connection.exec_driver_sql("PRAGMA journal_mode=MEMORY")
         self._connection.exec_driver_sql("BEGIN IMMEDIATE")
@@ -516,9 +538,9 @@ class PostgreSQL(Database):
 
 
 class MariaDB(Database):
-    """Keeps what it has when it is interrupted: it commits whenever an index goes or comes.
+    """MariaDB, which commits whenever an index is dropped or created.
 
-    The next filling makes the indexes then.
+    An interrupted run keeps its rows, and the next run creates the indexes.
     """
 
     def _prepare(self) -> None:
@@ -537,40 +559,42 @@ DATABASES = {"sqlite": SQLite, "postgresql": PostgreSQL, "mysql": MariaDB, "mari
 
 
 def main() -> None:
-    given = options()
+    arguments = parse_arguments()
     try:
         fill(
-            make_url(given.url),
-            given.removals,
-            accounts=given.accounts,
-            days=given.days,
-            until=given.until,
-            seed=given.random_seed,
+            make_url(arguments.url),
+            arguments.removals,
+            accounts=arguments.accounts,
+            days=arguments.days,
+            until=arguments.until,
+            seed=arguments.random_seed,
         )
     except (SeedError, SQLAlchemyError) as error:
         sys.exit(str(error))
 
 
-def options() -> argparse.Namespace:
+def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
-    def one(name: str, default: Any, kind: Any, text: str) -> None:
+    def add_option(name: str, default: Any, convert: Any, text: str) -> None:
         text = f"{text} (default: {default or 'now'})"
-        parser.add_argument(name, type=kind, default=default, help=text)
+        parser.add_argument(name, type=convert, default=default, help=text)
 
-    parser.add_argument("url", metavar="URL", help="of SQLAlchemy, such as sqlite:///im.db")
-    parser.add_argument("removals", metavar="N", type=int, help="how many removals to add")
-    one("--accounts", ACCOUNTS, int, "how many each provider has")
-    one("--days", DAYS, float, "over how many days the removals are spread")
-    one("--random-seed", 1, int, "other removals, and other busy accounts")
-    one("--until", None, rfc3339, "when the days end, such as 2026-11-01T00:00:00Z")
+    parser.add_argument("url", metavar="URL", help="SQLAlchemy URL, for example sqlite:///im.db")
+    parser.add_argument("removals", metavar="N", type=int, help="number of removals to add")
+    add_option("--accounts", ACCOUNTS, int, "number of accounts of each provider")
+    add_option("--days", DAYS, float, "number of days over which the removals are spread")
+    add_option(
+        "--random-seed", 1, int, "another number makes other removals and other busy accounts"
+    )
+    add_option("--until", None, rfc3339, "end of the days, for example 2026-11-01T00:00:00Z")
     return parser.parse_args()
 
 
 def rfc3339(text: str) -> datetime:
-    """A moment; argparse puts the name of this into its message."""
+    """Return an aware time. argparse shows the name of this function in its error message."""
     value = datetime.fromisoformat(text)
     if value.utcoffset() is None:
         raise ValueError

@@ -1,4 +1,4 @@
-"""Runs the migrations on an engine: that of the caller, else of the current app, else `-x url=`."""
+"""Run the migrations on the caller's engine, or on the current app's, or on `-x url=`."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from flask_imcallback.runtime import EXTENSION
 from flask_imcallback.storage.migrations import VERSION_TABLE
 from flask_imcallback.storage.tables import metadata
 
-LOCK = 7_236_149_502_217_338_112
-"""Any number, the same for all: two upgrades at once must not create a table twice."""
-LOCK_SECONDS = 300
+ADVISORY_LOCK_KEY = 7_236_149_502_217_338_112
+"""An arbitrary number. All processes use it, so that only one of them upgrades at a time."""
+
+LOCK_TIMEOUT_SECONDS = 300
 
 
 def _engine() -> Engine:
@@ -27,7 +28,10 @@ def _engine() -> Engine:
         return current_app.extensions[EXTENSION].engine()  # type: ignore[no-any-return]
     if url := context.get_x_argument(as_dictionary=True).get("url"):
         return create_engine(url)
-    raise CommandError("no database is named: use flask imcallback, or alembic -x url=…")
+    raise CommandError(
+        "no database is given: use `flask imcallback upgrade`, or pass a database URL as in "
+        "`alembic -x url=sqlite:///new.db`"
+    )
 
 
 def _include_name(name: str | None, kind: str, parents: Any) -> bool:
@@ -49,14 +53,16 @@ def _migrate(connection: Connection, **options: Any) -> None:
         context.run_migrations()
 
 
-def _on_sqlite(connection: Connection) -> None:
-    """In one transaction, which also keeps others out; the driver would commit before DDL."""
+def _migrate_sqlite(connection: Connection) -> None:
+    """Migrate in one transaction, which also keeps other processes out.
+
+    Left alone, the sqlite3 driver commits before each DDL statement.
+    """
     driver: Any = connection.connection.driver_connection
     level, driver.isolation_level = driver.isolation_level, None
-    begin = event.listens_for(connection, "begin")
 
-    @begin
-    def _begin(connection: Connection) -> None:
+    @event.listens_for(connection, "begin")
+    def begin(connection: Connection) -> None:
         connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     try:
@@ -64,22 +70,28 @@ def _on_sqlite(connection: Connection) -> None:
         connection.commit()
     finally:
         connection.rollback()
-        event.remove(connection, "begin", _begin)
+        event.remove(connection, "begin", begin)
         driver.isolation_level = level
 
 
 @contextmanager
-def _locked(connection: Connection) -> Iterator[None]:
+def _advisory_lock(connection: Connection) -> Iterator[None]:
+    """Keep other processes from migrating the same database."""
     if connection.dialect.name == "postgresql":
-        take, release = f"SELECT pg_advisory_lock({LOCK})", f"SELECT pg_advisory_unlock({LOCK})"
+        acquire = f"SELECT pg_advisory_lock({ADVISORY_LOCK_KEY})"
+        release = f"SELECT pg_advisory_unlock({ADVISORY_LOCK_KEY})"
     elif connection.dialect.name in ("mysql", "mariadb"):
-        name = "CONCAT('imcallback.', MD5(DATABASE()))"  # 64 characters at the most
-        take, release = f"SELECT GET_LOCK({name}, {LOCK_SECONDS})", f"SELECT RELEASE_LOCK({name})"
+        name = "CONCAT('imcallback.', MD5(DATABASE()))"  # names have at most 64 characters
+        acquire = f"SELECT GET_LOCK({name}, {LOCK_TIMEOUT_SECONDS})"
+        release = f"SELECT RELEASE_LOCK({name})"
     else:
-        take = release = "SELECT 1"
-    if connection.scalar(text(take)) == 0:
-        raise CommandError(f"another migration has been running for {LOCK_SECONDS} seconds")
-    connection.commit()  # Alembic commits nothing inside a transaction that it did not begin
+        acquire = release = "SELECT 1"
+    if connection.scalar(text(acquire)) == 0:
+        raise CommandError(
+            f"another process has been migrating this database for {LOCK_TIMEOUT_SECONDS} "
+            "seconds: wait until it ends, or stop it, and try again"
+        )
+    connection.commit()  # Alembic does not commit a transaction that it did not begin
     try:
         yield
     finally:
@@ -89,7 +101,7 @@ def _locked(connection: Connection) -> Iterator[None]:
 
 
 def _dialect_name(engine: Engine) -> str:
-    """Of an address that begins with mysql, only the server can tell that it is MariaDB."""
+    """Return the name of the dialect. A server tells whether a `mysql` URL leads to MariaDB."""
     if engine.dialect.name == "mysql":
         with engine.connect() as connection:
             return "mariadb" if getattr(connection.dialect, "is_mariadb", False) else "mysql"
@@ -105,9 +117,9 @@ def _run() -> None:
         return
     with engine.connect() as connection:
         if connection.dialect.name == "sqlite":
-            _on_sqlite(connection)
+            _migrate_sqlite(connection)
         else:
-            with _locked(connection):
+            with _advisory_lock(connection):
                 _migrate(connection, transaction_per_migration=True)
 
 

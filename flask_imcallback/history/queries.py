@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 from ..errors import HistoryQueryError
 from ..removals import Relation, Status
 from ..storage import MAX_ID, id_at
-from ..text import MAX_TEXT_LENGTH, UNSTORABLE
+from ..text import MAX_TEXT_LENGTH, is_storable
 
 TEXT_FILTERS = (
     "provider",
@@ -173,7 +173,7 @@ def _check_text(name: str, value: object) -> None:
         raise HistoryQueryError(name, "must be a string")
     if not value and name not in MAY_BE_EMPTY:
         raise HistoryQueryError(name, "must not be empty")
-    if len(value) > MAX_TEXT_LENGTH or UNSTORABLE.search(value):
+    if not is_storable(value):
         raise HistoryQueryError(name, f"must be a text of {MAX_TEXT_LENGTH} characters or fewer")
     if name == "relation" and value not in list(Relation):
         raise HistoryQueryError(name, f"must be one of {', '.join(Relation)}")

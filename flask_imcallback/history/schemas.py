@@ -283,7 +283,7 @@ class CallbackCountSchema(AnswerSchema):
 
     provider = fields.String()
     outcome = fields.String()
-    what = fields.String()
+    name = fields.String()
     count = fields.Integer()
     last_at = Moment()
 

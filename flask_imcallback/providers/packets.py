@@ -10,7 +10,7 @@ from typing import Any
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
 
 from ..errors import PacketError
-from ..text import MAX_TEXT_LENGTH, UNSTORABLE, is_storable
+from ..text import MAX_TEXT_LENGTH, is_storable
 
 
 def is_one_of(given: str, accepted: Iterable[str]) -> bool:
@@ -78,7 +78,7 @@ class AccountId(fields.String):
             raise self.make_error("empty")
         if len(text) > MAX_TEXT_LENGTH:
             raise self.make_error("length")
-        if UNSTORABLE.search(text):
+        if not is_storable(text):
             raise self.make_error("character")
         return text
 
@@ -108,7 +108,7 @@ class AccountPairs(fields.Nested):
 
 
 def _is_account_id(value: object) -> bool:
-    return type(value) is str and 0 < len(value) <= MAX_TEXT_LENGTH and not UNSTORABLE.search(value)
+    return type(value) is str and value != "" and is_storable(value)
 
 
 class PacketSchema(Schema):

@@ -1,4 +1,4 @@
-"""The column types that the tables need on each database."""
+"""The column types that the tables use on each database."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from sqlalchemy.types import TypeEngine
 
 
 class ExactText(TypeDecorator[str]):
-    """Text that is equal only if its bytes are, with case, accents and trailing blanks."""
+    """A text that is compared byte by byte, including case, accents and trailing spaces."""
 
     impl = String
     cache_ok = True
@@ -28,7 +28,7 @@ class ExactText(TypeDecorator[str]):
     def load_dialect_impl(self, dialect: Dialect) -> TypeEngine[Any]:
         length: int = cast(String, self.impl_instance).length or 0
         if dialect.name in ("mysql", "mariadb"):
-            # utf8mb4_bin would find "a" for "a "; each of the two servers lacks the other's name.
+            # utf8mb4_bin treats "a" and "a " as equal. Each server lacks the other's collation.
             is_mariadb = getattr(dialect, "is_mariadb", False)
             collation = "utf8mb4_nopad_bin" if is_mariadb else "utf8mb4_0900_bin"
             return dialect.type_descriptor(mysql.VARCHAR(length, collation=collation))
@@ -37,7 +37,7 @@ class ExactText(TypeDecorator[str]):
 
 
 class UtcDateTime(TypeDecorator[datetime]):
-    """An aware moment with microseconds, stored in UTC."""
+    """An aware time with microseconds, stored in UTC."""
 
     impl = DateTime
     cache_ok = True
@@ -58,7 +58,7 @@ class UtcDateTime(TypeDecorator[datetime]):
         return value.replace(tzinfo=UTC)
 
 
-# SQLite keeps a table in the order of an INTEGER key, and any other beside an index of its own.
+# SQLite stores a table in the order of an INTEGER key. Any other key needs a separate index.
 Id = BigInteger().with_variant(Integer(), "sqlite")
 
 LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")

@@ -1,7 +1,8 @@
-"""How many callbacks were accepted and refused, and when the last one: for operators.
+"""Counts of accepted and refused callbacks, for operators.
 
-Counted in memory and added to a small table now and then, so that neither a flood of strangers nor
-the ordinary callback costs a row. The log has a line for each reason, once a minute.
+Each process counts in memory and adds its counts to a small table from time to time. A callback
+therefore costs no extra row, and neither does a flood of refused requests. The log gets one line a
+minute for each reason of refusal.
 """
 
 from __future__ import annotations
@@ -9,7 +10,7 @@ from __future__ import annotations
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
@@ -18,41 +19,49 @@ from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ..errors import StorageError
-from ..text import MAX_TEXT_LENGTH, UNSTORABLE
-from .database_errors import Fault, fault_of
-from .sqlite import file_of, turn
-from .tables import counters as table
+from ..text import MAX_TEXT_LENGTH, make_storable
+from .database_errors import Fault, classify, describe
+from .sqlite import file_lock, sqlite_path
+from .tables import counters as counter_table
 
 logger = logging.getLogger("flask_imcallback")
 
-LOG_SECONDS = 60
-"""At most one line for a provider and a reason in this time."""
-SAVE_SECONDS = 10
-"""What is counted gets into the table this late; a process that is killed loses it."""
-ATTEMPTS = 20
-MAX_KEYS = 200
-OTHER = "others"
+LOG_INTERVAL_SECONDS = 60
+"""Minimum time between two log lines with the same provider and reason."""
+
+SAVE_INTERVAL_SECONDS = 10
+"""Time after which counts are saved. A process that is killed loses its unsaved counts."""
+
+MAX_SAVE_ATTEMPTS = 20
+
+MAX_UNSAVED_KEYS = 200
+"""Maximum number of unsaved counts. Further names are counted together as `OTHER_NAMES`."""
+
+OTHER_NAMES = "others"
+
 ACCEPTED, REFUSED = "accepted", "refused"
 
 
 @dataclass(frozen=True, slots=True)
 class CallbackCount:
-    """`what` is the command of accepted callbacks, the reason of refused ones."""
+    """The number of callbacks with the same provider, outcome and name."""
 
     provider: str
     outcome: str
-    """accepted or refused"""
-    what: str
+    """"accepted" or "refused"."""
+    name: str
+    """The command of accepted callbacks, or the reason of refused callbacks."""
     count: int
     last_at: datetime
-    """Aware, UTC."""
+    """Time of the newest of these callbacks, aware and in UTC."""
 
 
 Key = tuple[str, str, str]
+"""Provider, outcome and name."""
 
 
 class CallbackCounters:
-    """That of one app in this process. Threads may share it."""
+    """The counters of one app in this process. Threads may share them."""
 
     def __init__(self, engine: Callable[[], Engine]) -> None:
         self._engine = engine
@@ -64,41 +73,43 @@ class CallbackCounters:
         self._thread: threading.Thread | None = None
 
     def accept(self, provider: str, command: str) -> None:
-        """CallbackCount a callback that is stored."""
+        """Count a callback that is stored."""
         with self._lock:
             self._count((provider, ACCEPTED, command))
 
     def refuse(self, provider: str, reason: str, detail: str = "") -> None:
-        """CallbackCount a refusal, and log it unless the same was logged a moment ago.
+        """Count a refusal, and log it at most once a minute for each reason.
 
-        `reason` is one of a few texts; what differs from case to case goes into `detail`.
+        `reason` is one of a few fixed texts. `detail` holds the part that differs from case to
+        case.
         """
         now = time.time()
         with self._lock:
             key = self._count((provider, REFUSED, reason))
-            if abs(now - self._logged_at.get(key, 0)) < LOG_SECONDS:
+            if abs(now - self._logged_at.get(key, 0)) < LOG_INTERVAL_SECONDS:
                 self._unlogged[key] = self._unlogged.get(key, 0) + 1
                 return
             self._logged_at[key] = now
             unlogged = self._unlogged.pop(key, 0)
-        more = f"; {unlogged} more since this was last logged" if unlogged else ""
-        detail = detail and f" ({detail})"
-        logger.warning("Refused a callback of %s: %s%s%s", provider, reason, detail, more)
+        detail = f" ({detail})" if detail else ""
+        more = f" {unlogged} more since the last such line." if unlogged else ""
+        logger.warning("Refused a callback of %s: %s%s.%s", provider, reason, detail, more)
 
     def _count(self, key: Key) -> Key:
-        if key not in self._unsaved and len(self._unsaved) >= MAX_KEYS:
-            key = (key[0], key[1], OTHER)
+        if key not in self._unsaved and len(self._unsaved) >= MAX_UNSAVED_KEYS:
+            key = (key[0], key[1], OTHER_NAMES)
         count, _ = self._unsaved.get(key, (0, None))
         self._unsaved[key] = count + 1, datetime.now(UTC)
         return key
 
     @property
     def is_due(self) -> bool:
-        """Whether something was counted, and the last was not saved a moment ago."""
-        return bool(self._unsaved) and abs(time.time() - self._saved_at) >= SAVE_SECONDS
+        """Whether there are unsaved counts, and the last save is long enough ago."""
+        is_old = abs(time.time() - self._saved_at) >= SAVE_INTERVAL_SECONDS
+        return bool(self._unsaved) and is_old
 
     def save_soon(self, context: Callable[[], AbstractContextManager[object]]) -> None:
-        """Save in a thread of its own, which a database that hangs may keep.
+        """Save in another thread, so that a database that hangs blocks no request.
 
         `context` makes an app context.
         """
@@ -114,49 +125,69 @@ class CallbackCounters:
             self.save()
 
     def save(self) -> None:
-        """Add to the table what was counted. Needs an app context; raises nothing foreseen."""
+        """Add the unsaved counts to the table, or keep them for the next save and log a warning.
+
+        Needs an app context.
+        """
         with self._lock:
             self._saved_at = time.time()
             unsaved, self._unsaved = self._unsaved, {}
         engine = self._engine()
-        for attempt in reversed(range(ATTEMPTS)):
+        for attempts_left in reversed(range(MAX_SAVE_ATTEMPTS)):
             try:
-                with turn(file_of(engine)), engine.begin() as connection:
-                    # Always in one order, so that two processes cannot wait for each other.
+                with file_lock(sqlite_path(engine)), engine.begin() as connection:
+                    # Sorted, so that two processes never wait for each other's rows.
                     for key, (count, last_at) in sorted(unsaved.items()):
                         _add(connection, key, count, last_at)
                 return
             except SQLAlchemyError as error:
-                if fault_of(error) is Fault.CONFLICT and attempt:
-                    continue  # MariaDB locks gaps, in which the first rows of two are
-                logger.warning("The callback counts are not saved yet: %s", type(error).__name__)
+                if classify(error) is Fault.RETRY and attempts_left:
+                    continue  # MariaDB locks the gaps into which two processes insert rows
+                logger.warning(
+                    "The counts of accepted and refused callbacks are not saved (%s). They are "
+                    "kept in memory and saved later. Check the database.",
+                    describe(error),
+                )
                 break
+        self._restore(unsaved)
+
+    def _restore(self, unsaved: Mapping[Key, tuple[int, datetime]]) -> None:
         with self._lock:
             for key, (count, last_at) in unsaved.items():
-                more, later = self._unsaved.get(key, (0, last_at))
-                self._unsaved[key] = count + more, later
+                newer_count, newest = self._unsaved.get(key, (0, last_at))
+                self._unsaved[key] = count + newer_count, newest
 
     def counts(self) -> list[CallbackCount]:
-        """Those of all processes, as far as they are saved. Raises `StorageError`."""
-        rows = select(table).order_by(table.c.provider, table.c.outcome, table.c.what)
+        """Return the saved counts of all processes. Raises `StorageError`."""
+        column = counter_table.c
+        query = select(counter_table).order_by(column.provider, column.outcome, column.name)
         try:
             with self._engine().connect() as connection:
-                return [CallbackCount(**row) for row in connection.execute(rows).mappings()]
+                return [CallbackCount(**row) for row in connection.execute(query).mappings()]
         except SQLAlchemyError as error:
             raise StorageError from error
 
 
 def _add(connection: Connection, key: Key, count: int, last_at: datetime) -> None:
-    provider, outcome, what = key
-    what = UNSTORABLE.sub("\ufffd", what[:MAX_TEXT_LENGTH])
-    column = table.c
-    one = (column.provider == provider) & (column.outcome == outcome) & (column.what == what)
-    more = table.update().where(one).values(count=column.count + count, last_at=last_at)
-    if connection.execute(more).rowcount:
+    """Add a count to its row, or insert the row."""
+    provider, outcome, name = key
+    names = {
+        "provider": provider,
+        "outcome": outcome,
+        "name": make_storable(name, MAX_TEXT_LENGTH),
+    }
+    column = counter_table.c
+    update = (
+        counter_table.update()
+        .where(*(column[key] == value for key, value in names.items()))
+        .values(count=column.count + count, last_at=last_at)
+    )
+    if connection.execute(update).rowcount:
         return
     try:
         with connection.begin_nested():
-            row = {"provider": provider, "outcome": outcome, "what": what}
-            connection.execute(insert(table), row | {"count": count, "last_at": last_at})
-    except IntegrityError:  # another process was first
-        connection.execute(more)
+            connection.execute(
+                insert(counter_table).values(names | {"count": count, "last_at": last_at})
+            )
+    except IntegrityError:  # another process has inserted the row
+        connection.execute(update)

@@ -1,4 +1,4 @@
-"""What an error of a database means for the transaction that met it."""
+"""Classify database errors by what the transaction can do next."""
 
 from __future__ import annotations
 
@@ -8,59 +8,73 @@ from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
 
 
 class Fault(Enum):
-    """What can be done about it."""
+    """The next step after a transaction has failed."""
 
-    TAKEN = "a key is taken"
-    """The same transaction would fail again: its keys must change."""
-    CONFLICT = "another transaction won"
+    DUPLICATE_KEY = "a key is taken"
+    """The same transaction would fail again, unless its keys change."""
+    RETRY = "another transaction won"
     """The same transaction may succeed at once."""
-    LOST = "the connection or its server is lost"
-    """The same transaction may succeed on another connection. Whether it was committed is unknown
-    if the connection was lost during the commit."""
-    OTHER = "the database refuses"
+    DISCONNECTED = "the connection or its server is lost"
+    """The same transaction may succeed on another connection. If the connection was lost during the
+    commit, nobody knows whether the transaction was committed."""
+    FATAL = "the database refuses the transaction"
     """The same transaction would fail again."""
 
 
-CONFLICTS = {"40001", "40P01"}
-"""Of PostgreSQL: a failed serialization, a deadlock."""
-LOST = {"57P01", "57P02", "57P03", "25006"}
-"""Of PostgreSQL, beside class 08: a server that goes down or comes up, one that is a standby."""
-MYSQL_CONFLICTS = {1213}
-"""A deadlock; on a Galera cluster also a transaction of another node, at COMMIT."""
-MYSQL_LOST = {1047, 1053, 1180, 1290, 1927, 2003, 2006, 2013, 2055}
-"""A Galera node without a majority (1047, 1180), a shutdown (1053), a standby (1290), a connection
-that was killed (1927), cannot be made (2003) or is lost."""
+RETRY_STATES = {"40001", "40P01"}
+"""PostgreSQL: serialization failure, deadlock."""
+
+DISCONNECTED_STATES = {"57P01", "57P02", "57P03", "25006"}
+"""PostgreSQL: the server shuts down or starts up, or is a read-only standby. Class 08 is added."""
+
+MYSQL_RETRY_NUMBERS = {1213}
+"""Deadlock. A Galera cluster also reports a conflict with another node this way, at COMMIT."""
+
+MYSQL_DISCONNECTED_NUMBERS = {1047, 1053, 1180, 1290, 1927, 2003, 2006, 2013, 2055}
+"""1047 and 1180: a Galera node without a majority. 1053: shutdown. 1290: a read-only standby.
+1927: the connection was killed. 2003: no connection. 2006, 2013 and 2055: the connection is lost.
+"""
 
 
 class FileReplacedError(Exception):
-    """The file of the SQLite database is not the one that the connection writes to."""
+    """The path of the SQLite database no longer leads to the file that the connection writes."""
 
 
-def fault_of(error: BaseException | None) -> Fault:
-    """Which of the kinds an error is that a transaction ended with."""
+def classify(error: BaseException | None) -> Fault:
+    """Return the kind of the error that ended a transaction."""
     if isinstance(error, IntegrityError):
-        return Fault.TAKEN
+        return Fault.DUPLICATE_KEY
     if isinstance(error, FileReplacedError):
-        return Fault.LOST
+        return Fault.DISCONNECTED
     if not isinstance(error, DBAPIError):
-        return Fault.OTHER
-    state, code = _code(error.orig)
-    # libpq's own errors, such as a refused connection, have no SQLSTATE.
-    by_libpq = state is None and isinstance(error, OperationalError)
-    if state in CONFLICTS or code in MYSQL_CONFLICTS:
-        return Fault.CONFLICT
-    is_lost = state in LOST or (state or "")[:2] == "08" or code in MYSQL_LOST
-    return Fault.LOST if is_lost or by_libpq or error.connection_invalidated else Fault.OTHER
+        return Fault.FATAL
+    state, number = _codes(error.orig)
+    if state in RETRY_STATES or number in MYSQL_RETRY_NUMBERS:
+        return Fault.RETRY
+    # libpq's own errors, for example a refused connection, have no SQLSTATE.
+    is_from_libpq = state is None and isinstance(error, OperationalError)
+    is_disconnected = (
+        state in DISCONNECTED_STATES
+        or (state or "").startswith("08")
+        or number in MYSQL_DISCONNECTED_NUMBERS
+        or is_from_libpq
+        or error.connection_invalidated
+    )
+    return Fault.DISCONNECTED if is_disconnected else Fault.FATAL
 
 
-def reason_of(error: BaseException | None) -> str:
-    """What the database said, without the statement and its parameters."""
+def describe(error: BaseException | None) -> str:
+    """Return the message of the database, without the SQL statement and its parameters."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     return f"{type(cause).__name__}: {cause}"
 
 
-def _code(error: BaseException | None) -> tuple[str | None, int]:
-    """The SQLSTATE, None if a driver of PostgreSQL has none; and the number of MySQL's errors."""
+def _codes(error: BaseException | None) -> tuple[str | None, int]:
+    """Return the SQLSTATE and the MySQL error number.
+
+    The SQLSTATE is None if a PostgreSQL driver gives none, and empty for other drivers. The number
+    is 0 if there is none.
+    """
     state = getattr(error, "sqlstate", getattr(error, "pgcode", ""))
     number = getattr(error, "errno", None) or (error.args[0] if error and error.args else 0)
     return state, number if isinstance(number, int) else 0

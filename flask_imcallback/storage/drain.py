@@ -1,40 +1,50 @@
-"""The thread that moves spooled deliveries into the database."""
+"""The drain: a thread that moves deliveries from the spool into the database."""
 
 from __future__ import annotations
 
 import logging
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
+from enum import Enum
 
-from sqlalchemy import (
-    Engine,
-)
+from sqlalchemy import Engine
 
 from ..removals import Record
-from .database_errors import reason_of
-from .spool import Spool
-from .sqlite import turn
+from .database_errors import describe
+from .spool import Spool, SpooledEntry
+from .sqlite import file_lock
 from .writer import Writer
 
 logger = logging.getLogger("flask_imcallback")
 
-MAX_CHUNK = 500
-"""Deliveries that are drained in one go."""
+MAX_CHUNK_DELIVERIES = 500
+"""Maximum number of deliveries in one chunk."""
 
-DRAIN_SECONDS = 10
-"""What a chunk may take; the next is smaller if it takes longer."""
+CHUNK_SECONDS = 10
+"""Seconds that the database may take for a chunk. After a failure the next chunk is smaller."""
 
-FIRST_PAUSE, LONGEST_PAUSE = 0.2, 5.0
-"""Seconds between two tries to drain while the database is away."""
+MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 5.0
+"""Bounds of the pause between two attempts while the database is down."""
+
+YIELD_SECONDS = 0.001
+"""Pause after a stored chunk, in which another process can take the lock."""
+
+
+class DrainResult(Enum):
+    """The result of an attempt to drain a chunk."""
+
+    EMPTY = "nothing waits"
+    STORED = "the database stored at least one delivery"
+    BLOCKED = "deliveries wait, and the database stored none of them"
 
 
 class Drain:
-    """Brings what waits in a spool into the database, oldest first, by a thread of this process.
+    """A mover of deliveries from a spool into the database, oldest first.
 
-    Processes take turns, chunk by chunk, so that each learns when the database is back. A delivery
-    that fails alone is passed over, and tried again after the others.
+    Processes take chunks in turn, so that every process learns when the database is back. A
+    delivery that the database refuses alone is skipped, and retried after the others.
     """
 
     def __init__(
@@ -45,103 +55,127 @@ class Drain:
         announce: Callable[[Callable[[], list[Record]]], None],
     ) -> None:
         self.spool = spool
-        self._writer = Writer(engine, patient=False)
+        self._writer = Writer(engine, retry_until_deadline=False)
         self._context = context
         self._announce = announce
         self._lock = threading.Lock()
         self._thread: threading.Thread | None = None
-        self._is_wanted = False
-        self._most = MAX_CHUNK
-        self._after = 0
+        self._is_requested = False
+        self._chunk_limit = MAX_CHUNK_DELIVERIES
+        self._skipped_up_to_id = 0
+        """Deliveries up to this id failed, and wait until the drain has tried all later ones."""
         self._problem = ""
-        self.is_away = False
-        """Whether the database took nothing when it was last tried."""
+        self.database_is_down = False
+        """Whether the database stored nothing at the last attempt."""
 
     def start(self) -> None:
-        """Drain until nothing waits, in another thread."""
+        """Drain in another thread until the spool is empty."""
         with self._lock:
-            self._is_wanted = True
+            self._is_requested = True
             if self._thread is None or not self._thread.is_alive():
                 self._thread = threading.Thread(
                     target=self._run, name="imcallback-drain", daemon=True
                 )
                 self._thread.start()
 
-    def leave(self, error: BaseException) -> None:
-        """Note that the database takes nothing, until something is drained."""
-        self.is_away = True
-        self._tell(reason_of(error))
-
-    def _run(self) -> None:
-        pause = FIRST_PAUSE
-        while True:
-            with self._lock:
-                self._is_wanted = False
-            try:
-                with self._context():
-                    took = self.step()
-            except Exception as error:
-                self._tell(reason_of(error))
-                took = False
-            if took is None:
-                with self._lock:
-                    if not self._is_wanted:
-                        self._thread = None
-                        return
-            elif took:
-                pause = FIRST_PAUSE
-                time.sleep(0.001)  # another process may have its turn
-            else:
-                time.sleep(pause)
-                pause = min(pause * 2, LONGEST_PAUSE)
+    def mark_database_down(self, error: BaseException) -> None:
+        """Send new deliveries directly to the spool until the drain stores a chunk."""
+        self.database_is_down = True
+        self._log_change(describe(error))
 
     def finish(self) -> str:
-        """Drain until nothing waits, or the database takes no more: why, empty if it took all.
+        """Drain until the spool is empty or the database blocks.
 
-        Needs an app context. Raises `StorageError` if the spool cannot be read or written.
+        Returns the problem, or an empty text if the database stored everything. Needs an app
+        context. Raises `StorageError` if the spool cannot be read or written.
         """
-        while self.step():
+        while self.drain_chunk() is DrainResult.STORED:
             pass
         return self._problem
 
-    def step(self) -> bool | None:
-        """Drain a chunk: whether the database took any of it; None if nothing waits.
+    def drain_chunk(self) -> DrainResult:
+        """Move one chunk into the database.
 
         Needs an app context. Raises `StorageError` if the spool cannot be read or written.
         """
-        with turn(f"{self.spool.path}-drain"):
-            chunk = self.spool.oldest(self._after, self._most)
+        with file_lock(f"{self.spool.path}-drain"):
+            chunk = self.spool.read_oldest(self._skipped_up_to_id, self._chunk_limit)
             if not chunk:
-                if self._after:  # those passed over
-                    self._after = 0
-                    return False
-                self.is_away = False
-                self._tell("")
-                return None
-            self._writer.write(chunk, DRAIN_SECONDS)
+                return self._reach_end()
+            self._writer.write(chunk, CHUNK_SECONDS)
             stored = [entry for entry in chunk if entry.error is None]
             if stored:
                 self.spool.remove(stored)
         for entry in stored:
             self._announce(entry.records)
-        failed = next((entry.error for entry in chunk if entry.error), None)
-        if failed:
-            self._tell(reason_of(failed))
-        if not stored:
-            self._most = max(1, len(chunk) // 2)
-            self._after = chunk[0].row["id"] if len(chunk) == 1 else self._after
-        elif self.is_away:
-            self.is_away, self._after = False, 0
-        elif failed:
-            self._after = chunk[-1].row["id"]
-        else:
-            self._most = min(self._most * 2, MAX_CHUNK)
-        return bool(stored)
+        self._plan_next_chunk(chunk, stored)
+        return DrainResult.STORED if stored else DrainResult.BLOCKED
 
-    def _tell(self, problem: str) -> None:
-        """Log what changed."""
+    def _reach_end(self) -> DrainResult:
+        if self._skipped_up_to_id:
+            self._skipped_up_to_id = 0
+            return DrainResult.BLOCKED
+        self.database_is_down = False
+        self._log_change("")
+        return DrainResult.EMPTY
+
+    def _plan_next_chunk(
+        self, chunk: Sequence[SpooledEntry], stored: Sequence[SpooledEntry]
+    ) -> None:
+        """Choose where the next chunk starts, and its size."""
+        error = next((entry.error for entry in chunk if entry.error), None)
+        if error:
+            self._log_change(describe(error))
+        if not stored:
+            self._chunk_limit = max(1, len(chunk) // 2)
+            if len(chunk) == 1:
+                self._skipped_up_to_id = chunk[0].row["id"]
+        elif self.database_is_down:
+            self.database_is_down, self._skipped_up_to_id = False, 0
+        elif error:
+            self._skipped_up_to_id = chunk[-1].row["id"]
+        else:
+            self._chunk_limit = min(self._chunk_limit * 2, MAX_CHUNK_DELIVERIES)
+
+    def _run(self) -> None:
+        pause = MIN_PAUSE_SECONDS
+        while True:
+            with self._lock:
+                self._is_requested = False
+            match self._try_chunk():
+                case DrainResult.EMPTY:
+                    with self._lock:
+                        if not self._is_requested:
+                            self._thread = None
+                            return
+                case DrainResult.STORED:
+                    pause = MIN_PAUSE_SECONDS
+                    time.sleep(YIELD_SECONDS)
+                case DrainResult.BLOCKED:
+                    time.sleep(pause)
+                    pause = min(pause * 2, MAX_PAUSE_SECONDS)
+
+    def _try_chunk(self) -> DrainResult:
+        try:
+            with self._context():
+                return self.drain_chunk()
+        except Exception as error:  # the thread must survive, whatever the error is
+            self._log_change(describe(error))
+            return DrainResult.BLOCKED
+
+    def _log_change(self, problem: str) -> None:
+        """Log one line when deliveries begin to wait, and one when none waits any more."""
         if problem and not self._problem:
-            logger.error("Callbacks wait in %s: %s", self.spool.path, problem)
+            logger.error(
+                "The database does not store callbacks (%s). They wait in the spool %s and are "
+                "stored as soon as the database accepts them. Check the database, and run "
+                "`flask db upgrade` if a table or column is missing.",
+                problem,
+                self.spool.path,
+            )
         elif not problem and self._problem:
-            logger.warning("All callbacks of %s are in the database", self.spool.path)
+            logger.warning(
+                "The database has stored all callbacks that waited in the spool %s.",
+                self.spool.path,
+            )
         self._problem = problem

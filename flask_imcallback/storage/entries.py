@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -12,16 +13,31 @@ from typing import Any
 
 from ..providers import Origin
 from ..removals import Record, Removal, Status
+from ..text import make_storable
+from .column_types import ExactText
 from .ids import moment_of
+from .tables import delivery as delivery_table
+
+BYTES_PER_ROW = 1024
+"""Bytes of a body that cost about as much to store as one row."""
+
+NONCE_BYTES = 16
+
+COLUMN_LENGTHS = {
+    column.name: column.type.length
+    for column in delivery_table.columns
+    if isinstance(column.type, ExactText)
+}
+"""Maximum length of each text column of a delivery, in code points."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
-    """One arrival of a callback, to be stored."""
+    """A single arrival of a callback, ready to be stored."""
 
     provider: str
     repeats_callbacks: bool
-    """Whether the same request id and body mean the same callback."""
+    """Whether equal request ids and bodies mean the same callback."""
     origin: Origin
     received_at: datetime
     remote_addr: str
@@ -35,65 +51,106 @@ class Delivery:
 
     @property
     def fingerprint(self) -> bytes | None:
-        """What a repetition of this callback would have too; None if it cannot be told from others.
+        """Return a hash that all repetitions of this callback share.
 
-        An unreadable delivery has none: to repeat it is to be refused again.
+        None means that repetitions cannot be recognized. An unreadable delivery has no fingerprint,
+        so that each repetition is refused again.
         """
-        folds = self.repeats_callbacks and self.origin.request_id
-        if not folds or self.status is Status.UNREADABLE:
+        can_repeat = self.repeats_callbacks and self.origin.request_id
+        if not can_repeat or self.status is Status.UNREADABLE:
             return None
         parts = [self.provider, self.origin.app_id, self.origin.command, self.origin.request_id]
         return hashlib.sha256(json.dumps(parts).encode() + b"\n" + self.body).digest()
 
 
-BYTES_A_ROW = 1024
-
-
 class Entry:
-    """A delivery on its way into a database: its row, its removals, and what became of it."""
+    """A delivery on its way into a database: its row, its removals, and the result."""
 
     def __init__(self, row: dict[str, Any], removals: Sequence[Removal]) -> None:
         self.row = row
         self.removals = removals
-        self.weight = 1 + len(removals) + len(row["body"]) // BYTES_A_ROW
-        """What it costs to store, about in rows."""
+        self.weight = 1 + len(removals) + len(row["body"]) // BYTES_PER_ROW
+        """Estimated cost of storing the entry, in rows."""
         self.done = threading.Event()
+        """Set when the entry is stored, or when `error` says why it is not."""
         self.is_abandoned = False
-        """Nobody waits for it any more: a transaction that runs may end, but no other begins."""
+        """The caller timed out. A running transaction may finish, but no new one may start."""
         self.error: Exception | None = None
 
-    def be_duplicate(self, first: int) -> None:
-        """Become a repetition of the delivery with that id."""
-        changes = {"status": Status.DUPLICATE.value, "duplicate_of": first, "fingerprint": None}
+    @classmethod
+    def from_delivery(cls, delivery: Delivery, delivery_id: int) -> Entry:
+        """Return an entry for the delivery, with a new nonce.
+
+        Texts that only accompany the removals are made storable. Account ids are checked before.
+        """
+        origin = delivery.origin
+        texts = {
+            "provider": delivery.provider,
+            "app_id": origin.app_id,
+            "command": origin.command,
+            "status": delivery.status.value,
+            "remote_addr": delivery.remote_addr,
+            "authenticated_by": delivery.authenticated_by,
+            "client_ip": origin.client_ip,
+            "platform": origin.platform,
+            "request_id": origin.request_id,
+        }
+        row = {
+            **{name: make_storable(text, COLUMN_LENGTHS[name]) for name, text in texts.items()},
+            "id": delivery_id,
+            "received_at": moment_of(delivery_id),
+            "duplicate_of": None,
+            "error": make_storable(delivery.error),
+            "removal_count": len(delivery.removals),
+            "query": make_storable(delivery.query),
+            "headers": json.dumps(dict(delivery.headers)),
+            "body": delivery.body,
+            "fingerprint": delivery.fingerprint,
+            "nonce": os.urandom(NONCE_BYTES),
+        }
+        return cls(row, delivery.removals)
+
+    def copy(self) -> Entry:
+        """Return an entry with the same row and removals, but without a result."""
+        return Entry(self.row, self.removals)
+
+    def mark_duplicate(self, first_id: int) -> None:
+        """Turn the entry into a repetition of the delivery with the id `first_id`."""
+        changes = {"status": Status.DUPLICATE.value, "duplicate_of": first_id, "fingerprint": None}
         self.row = self.row | changes | {"removal_count": 0}
         self.removals = ()
 
-    def move(self, delivery_id: int) -> None:
-        """Take another id, and its removals those that follow."""
+    def assign_id(self, delivery_id: int) -> None:
+        """Give the entry another id. The ids of its removals follow it."""
         self.row = self.row | {"id": delivery_id, "received_at": moment_of(delivery_id)}
 
-    def sources(self) -> set[tuple[str, ...]]:
-        """Keys of `SOURCE`: there are as many as relations among the removals, at most."""
+    def source_keys(self) -> set[tuple[str, ...]]:
+        """Return the values of `SOURCE_COLUMNS` that the removals need, one tuple per relation."""
         row = self.row
         return {
             (row["provider"], row["app_id"], row["command"], relation.value, row["platform"])
             for relation in {removal.relation for removal in self.removals}
         }
 
-    def triples(self, known: Mapping[tuple[str, ...], int]) -> list[tuple[int, str, str]]:
-        """Source id, owner and target of each removal."""
-        ids = {key[3]: known[key] for key in self.sources()}
-        return [(ids[r.relation.value], r.owner_id, r.target_id) for r in self.removals]
+    def removal_values(
+        self, source_ids: Mapping[tuple[str, ...], int]
+    ) -> list[tuple[int, str, str]]:
+        """Return the source id, owner and target of each removal."""
+        id_by_relation = {key[3]: source_ids[key] for key in self.source_keys()}
+        return [
+            (id_by_relation[removal.relation.value], removal.owner_id, removal.target_id)
+            for removal in self.removals
+        ]
 
     def records(self) -> list[Record]:
-        """The removals as the history shows them."""
+        """Return the removals as the history shows them."""
         names = ("provider", "app_id", "command", "client_ip", "platform", "request_id")
         shared = {name: self.row[name] for name in (*names, "received_at")}
-        first = self.row["id"]
+        delivery_id = self.row["id"]
         return [
             Record(
-                id=first + position,
-                delivery_id=first,
+                id=delivery_id + position,
+                delivery_id=delivery_id,
                 position=position,
                 relation=removal.relation,
                 owner_id=removal.owner_id,

@@ -1,4 +1,4 @@
-"""Deliveries and removals as rows, and the statements that insert them."""
+"""The INSERT statements for deliveries, removals and their sources."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Dialect, Table, select
 
@@ -15,128 +15,160 @@ from .tables import delivery as delivery_table
 from .tables import removal as removal_table
 from .tables import source as source_table
 
-OF_ITS_OWN = ("id", "delivery_id", "source_id", "owner_id", "target_id")
-OF_DELIVERY = ("client_ip", "request_id")
-"""The columns of a removal that all of a delivery share."""
-SOURCE = ("provider", "app_id", "command", "relation", "platform")
-SOURCES = "imcallback_sources"
-MANY = 20
-"""Removals from which those of a delivery are given as one JSON array, where `TRIPLES` says how."""
-TRIPLES = {
-    "sqlite": (
-        "key",
-        "json_extract(value, '$[0]')",
-        "json_extract(value, '$[1]')",
-        "json_extract(value, '$[2]')",
-        "json_each({})",
+REMOVAL_COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id")
+
+SHARED_COLUMNS = ("client_ip", "request_id")
+"""Columns of a removal that have one value for all removals of a delivery."""
+
+SOURCE_COLUMNS = ("provider", "app_id", "command", "relation", "platform")
+
+SOURCE_IDS_KEY = "imcallback_source_ids"
+"""Key of `Connection.info` with the cache of known sources."""
+
+JSON_INSERT_THRESHOLD = 20
+"""From this number of removals on, one JSON array carries the removals of a delivery, on the
+databases in `JSON_ROWS`."""
+
+MAX_ROWS_PER_INSERT = 40
+"""Rows in one statement. Older releases of SQLite allow 999 parameters."""
+
+
+class JsonRows(NamedTuple):
+    """SQL that turns a JSON array of `[source_id, owner_id, target_id]` into rows."""
+
+    position: str
+    source_id: str
+    owner_id: str
+    target_id: str
+    table: str
+    """The array as a table. `{}` stands for the parameter that holds the array."""
+
+
+JSON_ROWS = {
+    "sqlite": JsonRows(
+        position="key",
+        source_id="json_extract(value, '$[0]')",
+        owner_id="json_extract(value, '$[1]')",
+        target_id="json_extract(value, '$[2]')",
+        table="json_each({})",
     ),
-    "postgresql": (
-        "n - 1",
-        "(t->>0)::int",
-        "t->>1",
-        "t->>2",
-        "json_array_elements({}::json) WITH ORDINALITY AS triples(t, n)",
+    "postgresql": JsonRows(
+        position="number - 1",
+        source_id="(item->>0)::int",
+        owner_id="item->>1",
+        target_id="item->>2",
+        table="json_array_elements({}::json) WITH ORDINALITY AS removals(item, number)",
     ),
 }
-"""By dialect: the position in the array, source id, owner, target, and the array as a table."""
-AT_ONCE = 40
-"""Rows of one statement; older releases of SQLite take 999 parameters."""
+"""By the name of the dialect. Other dialects insert all removals as plain rows."""
 
 
-def learn_sources(connection: Connection, entries: Sequence[Entry]) -> None:
-    """Have the sources of the removals in the database, in a transaction of its own.
+def ensure_sources(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Add the missing sources of the removals, each in its own transaction.
 
-    Two processes may add the same one at the same time. What is known goes with the connection.
+    Two processes may add the same source at the same time, which does no harm. The ids are cached
+    on the connection, because a new connection may lead to another database.
     """
-    known = connection.info.setdefault(SOURCES, {})
-    for key in {key for entry in entries for key in entry.sources()} - known.keys():
-        values = dict(zip(SOURCE, key, strict=True))
-        same = (source_table.c[name] == value for name, value in values.items())
+    source_ids = connection.info.setdefault(SOURCE_IDS_KEY, {})
+    for key in {key for entry in entries for key in entry.source_keys()} - source_ids.keys():
+        values = dict(zip(SOURCE_COLUMNS, key, strict=True))
+        conditions = (source_table.c[name] == value for name, value in values.items())
         with connection.begin():
-            asked = select(source_table.c.id).where(*same).order_by(source_table.c.id)
-            source_id = connection.scalar(asked.limit(1))
+            query = select(source_table.c.id).where(*conditions).order_by(source_table.c.id)
+            source_id = connection.scalar(query.limit(1))
             if source_id is None:
-                done: Any = connection.execute(source_table.insert().values(values))
-                (source_id,) = done.inserted_primary_key
-        known[key] = source_id
+                result: Any = connection.execute(source_table.insert().values(values))
+                (source_id,) = result.inserted_primary_key
+        source_ids[key] = source_id
 
 
-def insert(connection: Connection, entries: Sequence[Entry]) -> None:
-    """Insert the rows of all entries, whose sources were learnt on this connection."""
-    inserts = _inserts(connection.dialect)
-    known = connection.info[SOURCES]
-    inserts.delivery.run(connection, [inserts.delivery.bind(entry.row) for entry in entries])
-    few: list[tuple[Any, ...]] = []
+def insert_entries(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Insert the rows of all entries. Call `ensure_sources` on this connection before."""
+    statements = _statements(connection.dialect)
+    source_ids = connection.info[SOURCE_IDS_KEY]
+    deliveries = [statements.delivery.bind(entry.row) for entry in entries]
+    statements.delivery.run(connection, deliveries)
+    rows: list[tuple[Any, ...]] = []
     for entry in entries:
-        triples = entry.triples(known)
-        if inserts.many_sql and len(triples) >= MANY:
-            connection.exec_driver_sql(inserts.many_sql, inserts.many(entry, triples))
+        values = entry.removal_values(source_ids)
+        if statements.json_sql and len(values) >= JSON_INSERT_THRESHOLD:
+            parameters = statements.json_parameters(entry, values)
+            connection.exec_driver_sql(statements.json_sql, parameters)
         else:
-            few += inserts.few(entry, triples)
-    inserts.removal.run(connection, few)
+            rows += statements.removal_rows(entry, values)
+    statements.removal.run(connection, rows)
 
 
 class _Insert:
-    """An INSERT of rows into a table; to compile Core's for each row costs more than the rest."""
+    """An INSERT of rows into a table. Compiling a SQLAlchemy insert for each row is slower."""
 
     def __init__(self, table: Table, names: Iterable[str], dialect: Dialect) -> None:
-        self._convert: list[tuple[str, Callable[[Any], Any] | None]] = [
+        self._converters: list[tuple[str, Callable[[Any], Any] | None]] = [
             (name, table.c[name].type.dialect_impl(dialect).bind_processor(dialect))
             for name in names
         ]
         quote = dialect.identifier_preparer.quote
         self.into = f"INSERT INTO {table.name} ({', '.join(quote(name) for name in names)})"
-        self.mark = "?" if dialect.paramstyle == "qmark" else "%s"
-        self.values = f"({', '.join([self.mark] * len(self._convert))})"
+        self.placeholder = "?" if dialect.paramstyle == "qmark" else "%s"
+        self._values = f"({', '.join([self.placeholder] * len(self._converters))})"
 
     def run(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
-        """Insert what `bind` made.
+        """Insert rows that `bind` has made.
 
-        Not by executemany: sqlite3 and psycopg give up Python's lock for each row of it, and wait
-        in line for it among all requests.
+        The drivers' executemany is slower: sqlite3 and psycopg release Python's lock for each row,
+        and then compete with all request threads to get the lock back.
         """
-        for start in range(0, len(rows), AT_ONCE):
-            some = rows[start : start + AT_ONCE]
-            sql = f"{self.into} VALUES {', '.join([self.values] * len(some))}"
-            connection.exec_driver_sql(sql, tuple(chain.from_iterable(some)))
+        for start in range(0, len(rows), MAX_ROWS_PER_INSERT):
+            chunk = rows[start : start + MAX_ROWS_PER_INSERT]
+            sql = f"{self.into} VALUES {', '.join([self._values] * len(chunk))}"
+            connection.exec_driver_sql(sql, tuple(chain.from_iterable(chunk)))
 
     def bind(self, row: Mapping[str, Any]) -> tuple[Any, ...]:
-        """The values of a row as the driver takes them."""
+        """Return the values of a row in the form that the driver expects."""
         return tuple(
             row[name] if convert is None or row[name] is None else convert(row[name])
-            for name, convert in self._convert
+            for name, convert in self._converters
         )
 
 
-class _Inserts:
-    """Those of one dialect."""
+class _Statements:
+    """The prepared INSERT statements of one dialect."""
 
     def __init__(self, dialect: Dialect) -> None:
         self.delivery = _Insert(delivery_table, delivery_table.columns.keys(), dialect)
-        self._shared = _Insert(removal_table, OF_DELIVERY, dialect)
-        self.removal = _Insert(removal_table, OF_ITS_OWN + OF_DELIVERY, dialect)
-        self.many_sql = ""
-        if dialect.name in TRIPLES:
-            position, *columns, triples = TRIPLES[dialect.name]
-            mark = self.removal.mark
-            columns = [f"{mark} + {position}", mark, *columns, *[mark] * len(OF_DELIVERY)]
-            self.many_sql = (
-                f"{self.removal.into} SELECT {', '.join(columns)} FROM {triples.format(mark)}"  # noqa: S608
+        self.removal = _Insert(removal_table, REMOVAL_COLUMNS + SHARED_COLUMNS, dialect)
+        self._shared = _Insert(removal_table, SHARED_COLUMNS, dialect)
+        self.json_sql = ""
+        """Inserts the removals of one delivery. Empty if the dialect is not in `JSON_ROWS`."""
+        if json_rows := JSON_ROWS.get(dialect.name):
+            mark = self.removal.placeholder
+            columns = (
+                f"{mark} + {json_rows.position}",
+                mark,
+                json_rows.source_id,
+                json_rows.owner_id,
+                json_rows.target_id,
+                *[mark] * len(SHARED_COLUMNS),
             )
+            table = json_rows.table.format(mark)
+            self.json_sql = f"{self.removal.into} SELECT {', '.join(columns)} FROM {table}"  # noqa: S608
 
-    def few(self, entry: Entry, triples: list[tuple[int, str, str]]) -> list[tuple[Any, ...]]:
-        """The rows of the removals."""
-        first, shared = entry.row["id"], self._shared.bind(entry.row)
+    def removal_rows(
+        self, entry: Entry, values: list[tuple[int, str, str]]
+    ) -> list[tuple[Any, ...]]:
+        """Return one row for each removal."""
+        delivery_id, shared = entry.row["id"], self._shared.bind(entry.row)
         return [
-            (first + position, first, *triple, *shared) for position, triple in enumerate(triples)
+            (delivery_id + position, delivery_id, *value, *shared)
+            for position, value in enumerate(values)
         ]
 
-    def many(self, entry: Entry, triples: list[tuple[int, str, str]]) -> tuple[Any, ...]:
-        """The removals as one JSON array."""
-        first, shared = entry.row["id"], self._shared.bind(entry.row)
-        return first, first, *shared, json.dumps(triples)
+    def json_parameters(self, entry: Entry, values: list[tuple[int, str, str]]) -> tuple[Any, ...]:
+        """Return the parameters of `json_sql`."""
+        delivery_id, shared = entry.row["id"], self._shared.bind(entry.row)
+        return delivery_id, delivery_id, *shared, json.dumps(values)
 
 
 @lru_cache
-def _inserts(dialect: Dialect) -> _Inserts:
-    return _Inserts(dialect)
+def _statements(dialect: Dialect) -> _Statements:
+    return _Statements(dialect)

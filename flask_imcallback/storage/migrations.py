@@ -1,6 +1,7 @@
-"""Our migrations: an Alembic environment and a version table of our own.
+"""Run our migrations in their own Alembic environment, with their own version table.
 
-The host's own history, if it has one, stays as it is; we take nothing but an engine from it.
+The host's migrations, if there are any, stay untouched. The environment uses only an engine of the
+host.
 """
 
 from __future__ import annotations
@@ -16,27 +17,29 @@ from sqlalchemy import Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import ConfigError, StorageError
+from .database_errors import describe
 
 if TYPE_CHECKING:
     from alembic.config import Config
 
 VERSION_TABLE = "alembic_version_imcallback"
-FIRST = "versions/0001_delivery_and_removal.py"
+FIRST_REVISION = "versions/0001_tables.py"
 
 
 def run_alembic(engine: Engine, command: str, *arguments: Any, **options: Any) -> None:
-    """Run an Alembic command, such as "upgrade", on our tables.
+    """Run an Alembic command, for example "upgrade", on our tables.
 
     Raises Alembic's `CommandError`, `ConfigError` and `StorageError`.
     """
-    from alembic import command as commands  # a tenth of a second that only migrations need
+    # Importing Alembic takes a tenth of a second, and only migrations need it.
+    from alembic import command as commands
 
     with _storage_errors():
         getattr(commands, command)(make_config(engine), *arguments, **options)
 
 
 def current_revision(engine: Engine) -> str | None:
-    """The revision that the tables are at; None if there are none. Raises `StorageError`."""
+    """Return the revision of the tables, or None if there are no tables. Raises `StorageError`."""
     from alembic.migration import MigrationContext
 
     with _storage_errors(), engine.connect() as connection:
@@ -45,9 +48,9 @@ def current_revision(engine: Engine) -> str | None:
 
 
 def is_at_head(engine: Engine) -> bool:
-    """Whether the tables are at the newest revision that this release knows. Raises `StorageError`.
+    """Return True if the tables are at the newest revision of this release, or at a newer one.
 
-    So they are also when a newer release has upgraded them: it is this one that is behind then.
+    A revision that this release does not know belongs to a newer release. Raises `StorageError`.
     """
     current = current_revision(engine)
     return current is not None and current not in _older_revisions()
@@ -64,14 +67,21 @@ def _storage_errors() -> Iterator[None]:
     try:
         yield
     except SQLAlchemyError as error:
-        raise StorageError(f"the database is away, or refuses: {error}") from error
+        raise StorageError(
+            f"cannot access the database ({describe(error)}): check the server, "
+            "SQLALCHEMY_DATABASE_URI and the permissions of the database user"
+        ) from error
 
 
 def make_config(engine: Engine) -> Config:
-    """Alembic's configuration; an engine, because a URL as text loses the password or its `%`."""
+    """Return Alembic's configuration.
+
+    It holds an engine, because a URL as text would lose its password or its `%`.
+    """
     from alembic.config import Config
 
-    config = Config(stdout=sys.stdout)  # not that of Alembic's import, which tests may have closed
+    # sys.stdout is passed because Alembic's default is the stream at import time, perhaps closed.
+    config = Config(stdout=sys.stdout)
     config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
     config.attributes["engine"] = engine
@@ -79,12 +89,15 @@ def make_config(engine: Engine) -> Config:
 
 
 def _folder() -> Path:
-    """The migrations: inside the package when installed, beside it in a checkout.
+    """Return the migrations folder: inside an installed package, or beside it in a checkout.
 
-    Looked for as files: no import finds them in every kind of editable install.
+    The function looks for files, because not every kind of editable install can import them.
     """
     package = Path(__file__).resolve().parent.parent
     for folder in (package / "migrations", package.parent / "migrations"):
-        if (folder / FIRST).exists():
+        if (folder / FIRST_REVISION).exists():
             return folder
-    raise ConfigError("the migrations are missing: flask-imcallback is not installed as a whole")
+    raise ConfigError(
+        f"the migrations of flask-imcallback are missing: {package} has no migrations folder in it "
+        "or beside it. Install the package again"
+    )

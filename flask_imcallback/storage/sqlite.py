@@ -1,4 +1,4 @@
-"""What a SQLite file needs so that several processes may write to it, and a commit is durable."""
+"""Settings and locks that make SQLite durable and let several processes write to one file."""
 
 from __future__ import annotations
 
@@ -15,32 +15,33 @@ except ImportError:  # Windows
     fcntl = None  # type: ignore[assignment]
 
 CACHE_KIB = 64 * 1024
-WAL_PAGES = 8000
-"""Of 4 KiB; as many are written to the log before they are copied into the file."""
+
+WAL_CHECKPOINT_PAGES = 8000
+"""Pages of 4 KiB that SQLite writes to its log before it copies them into the database file."""
 
 
 def set_durable_pragmas(connection: Any, _: object) -> None:
-    """Writers and readers side by side; a commit is on disk when it returns."""
+    """Let readers and a writer work at the same time, and write each commit to disk."""
     cursor = connection.cursor()
     cursor.execute("PRAGMA journal_mode=WAL")
     cursor.execute("PRAGMA synchronous=FULL")
-    # Accounts come in no order: with SQLite's 2 MB and 4 MB, the pages of their indexes are read
-    # and written again and again.
+    # Account ids arrive in no order. SQLite's defaults, 2 MB of cache and 4 MB of log, make it
+    # read and write the same index pages again and again.
     cursor.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
-    cursor.execute(f"PRAGMA wal_autocheckpoint={WAL_PAGES}")
+    cursor.execute(f"PRAGMA wal_autocheckpoint={WAL_CHECKPOINT_PAGES}")
     cursor.close()
 
 
-def file_of(engine: Engine) -> str | None:
-    """The path of a SQLite database; None if it is in memory, or not SQLite."""
+def sqlite_path(engine: Engine) -> str | None:
+    """Return the path of a SQLite database, or None for a database in memory or of another kind."""
     if engine.dialect.name != "sqlite":
         return None
     path = engine.url.database or ":memory:"
     return None if ":memory:" in path or path.startswith("file:") else path
 
 
-def inode_of(path: str) -> tuple[int, int] | None:
-    """What tells the file from another of that name; None if it is not there."""
+def file_identity(path: str) -> tuple[int, int] | None:
+    """Return the device and inode of the file, or None if it does not exist."""
     try:
         stat = os.stat(path)
     except FileNotFoundError:
@@ -49,17 +50,18 @@ def inode_of(path: str) -> tuple[int, int] | None:
 
 
 @contextmanager
-def turn(path: str | None) -> Iterator[Callable[[], None]]:
-    """Wait until no other process has its turn at that file; what it gives ends the turn early.
+def file_lock(path: str | None) -> Iterator[Callable[[], None]]:
+    """Hold the lock file of `path`. Yields a function that releases the lock early.
 
-    The kernel wakes one that waits. SQLite's own waiting is by polling, at which some starve; it
-    still keeps out those that take no turns, so that this may be done without.
+    `flock` wakes waiting processes in order. SQLite's own waiting polls and can starve a process.
+    Working without this lock is safe, because SQLite's own locks still apply: there is no lock if
+    `path` is None, on Windows, and if the lock file cannot be opened.
     """
     with ExitStack() as stack:
         if path is not None and fcntl is not None:
-            # Beside the file: to open and close the file itself would give up SQLite's own locks.
+            # A separate file: opening and closing the database file would drop SQLite's locks.
             with suppress(OSError):
-                lock = os.open(f"{path}-turn", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                lock = os.open(f"{path}-lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
                 stack.callback(os.close, lock)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield stack.close

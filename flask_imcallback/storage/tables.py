@@ -1,13 +1,8 @@
-"""The tables, on a MetaData of our own, so that a host's `create_all` does not reach them.
+"""The tables. Their own MetaData keeps them out of a host's `create_all`.
 
-Ids are times: a delivery's id is the microsecond at which it was received, counted from 1970 and
-moved up until it is free, and its removals have the ids that follow, so that removal `n` has the
-id of its delivery plus `n`. That orders the history by time and pages it by one number, makes
-`since` and `until` a range of the primary key, and needs no index on a time and no question to the
-database before a row is written. Such ids stay below 2^53 until the year 2255.
-
-No foreign key joins the tables: one transaction writes both, nothing deletes from one alone, and
-the check would cost a look-up for each removal.
+Ids are times: see `ids`. No foreign key joins the tables, because one transaction writes a delivery
+and its removals, no code deletes from one table alone, and the check would cost a look-up for each
+removal.
 """
 
 from __future__ import annotations
@@ -48,18 +43,19 @@ delivery = Table(
     Column("query", LongText, nullable=False),
     Column("headers", LongText, nullable=False),
     Column("body", Bytes, nullable=False),
+    # NULL for a delivery that cannot be a repetition, and for each repetition.
     Column("fingerprint", Fingerprint),
-    # Made at random before the first try to store: who finds an id taken learns whether by itself.
+    # Random. Lets a retry recognize a row that its own earlier attempt stored.
     Column("nonce", Nonce),
     PrimaryKeyConstraint("id", name="pk_imcallback_delivery"),
-    # A callback that the provider repeats is kept once, under any number of workers and nodes;
-    # a delivery that cannot be a repetition, or is one, has no fingerprint.
+    # Any number of processes and database nodes record a repeated callback once.
     UniqueConstraint("fingerprint", name="uq_imcallback_delivery_fingerprint"),
-    # Those that are not recorded are few.
+    # Finds duplicate, ignored and unreadable deliveries, which are rare.
     Index("ix_imcallback_delivery_status", "status", "id"),
 )
 
-# What many removals share, a few dozen rows; the same may be there twice.
+# The values that many removals share. The table has a few dozen rows, and may hold the same
+# values twice: two processes may add them at the same time.
 source = Table(
     "imcallback_source",
     metadata,
@@ -83,13 +79,13 @@ removal = Table(
     Column("client_ip", ExactText(255), nullable=False),
     Column("request_id", ExactText(255), nullable=False),
     PrimaryKeyConstraint("id", name="pk_imcallback_removal"),
-    # Each is in the order of the pages, so that whatever is asked for is a range of one, or a few.
-    # Where the source is in it, removals of another are passed over without reading them.
+    # Each index is in the order of the pages, so a query reads one range of an index, or a few.
+    # An index with source_id skips removals of other sources without reading their rows.
     Index("ix_imcallback_removal_owner_id", "owner_id", "id", "source_id"),
     Index("ix_imcallback_removal_target_id", "target_id", "id", "source_id"),
-    # Those between two accounts, of which each may have many.
+    # Finds the removals between two accounts that each have many removals.
     Index("ix_imcallback_removal_pair", "owner_id", "target_id", "id"),
-    # All combinations of provider, app_id, command, relation and platform.
+    # Serves every combination of provider, app_id, command, relation and platform.
     Index("ix_imcallback_removal_source_id", "source_id", "id"),
     Index("ix_imcallback_removal_client_ip", "client_ip", "id", "source_id"),
     Index("ix_imcallback_removal_request_id", "request_id", "id"),
@@ -100,8 +96,9 @@ counters = Table(
     metadata,
     Column("provider", ExactText(32), nullable=False),
     Column("outcome", ExactText(16), nullable=False),
-    Column("what", ExactText(255), nullable=False),
+    # The command of accepted callbacks, or the reason of refused callbacks.
+    Column("name", ExactText(255), nullable=False),
     Column("count", BigInteger, nullable=False),
     Column("last_at", UtcDateTime, nullable=False),
-    PrimaryKeyConstraint("provider", "outcome", "what", name="pk_imcallback_counter"),
+    PrimaryKeyConstraint("provider", "outcome", "name", name="pk_imcallback_counter"),
 )

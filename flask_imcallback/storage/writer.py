@@ -1,8 +1,8 @@
-"""Deliveries into a database, many in one transaction, and never later than a deadline.
+"""Write deliveries into a database, many in one transaction, and never later than a deadline.
 
-A thread of its own writes, so that no driver can hold up an answer: psycopg never gives up reading,
-and a commit without its synchronous standby waits for ever. What arrives while it commits shares
-the next transaction; alone, a delivery is written at once.
+A dedicated thread writes to the database, so that no driver can delay an answer. psycopg can wait
+for a reply without end, and a commit without its synchronous standby waits without end. Deliveries
+that arrive during a commit share the next transaction. A single delivery is written at once.
 """
 
 from __future__ import annotations
@@ -17,80 +17,105 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import Connection, Engine
 
 from ..errors import StorageError
 from ..removals import Status
-from .database_errors import Fault, FileReplacedError, fault_of
+from .database_errors import Fault, FileReplacedError, classify
 from .entries import Entry
-from .inserts import insert, learn_sources
-from .sqlite import file_of, inode_of, turn
-from .tables import delivery as delivery_table
+from .inserts import ensure_sources, insert_entries
+from .key_conflicts import IdTaken, KeyConflict, RepetitionOf, StoredBefore, find_key_conflict
+from .sqlite import file_identity, file_lock, sqlite_path
 
-MIN_WEIGHT, MAX_WEIGHT = 1000, 20_000
-"""Of a transaction, about in rows; it is full as soon as it has reached it. The more share one, the
-fewer pages of the indexes are written twice."""
-LONG = 0.5
-"""Seconds; after a transaction that took longer the next is smaller."""
-LARGE = 256 * 1024
-"""Bytes of a body from which it has a transaction of its own: one that the database finds too large
-harms no other."""
-ATTEMPTS = 20
-"""Tries of a transaction whose keys are taken, or that loses against others."""
-LONGEST_PAUSE = 0.4
-INODE = "imcallback_inode"
+MIN_TRANSACTION_ROWS, MAX_TRANSACTION_ROWS = 1000, 20_000
+"""Bounds of the size of a transaction, in rows (`Entry.weight`). Larger transactions write the
+same index pages less often."""
+
+SLOW_TRANSACTION_SECONDS = 0.5
+"""After a transaction that took longer, the next one is smaller."""
+
+LARGE_BODY_BYTES = 256 * 1024
+"""Bodies of this size or larger are stored in their own transaction. If the database refuses the
+body, other deliveries are not affected."""
+
+MAX_ATTEMPTS = 20
+"""Attempts to run a transaction whose keys are taken, or that loses against other transactions."""
+
+MAX_RETRY_PAUSE_SECONDS = 0.4
+
+FIRST_ID_STEP = 1000
+"""Microseconds. A taken id moves by less than this step, and the step doubles with each attempt."""
+
+FILE_IDENTITY_KEY = "imcallback_file_identity"
+"""Key of `Connection.info` with the identity of the SQLite file that the connection writes."""
+
+
+class _QueuedEntry(NamedTuple):
+    """An entry that waits for the writer thread."""
+
+    engine: Engine
+    deadline: float
+    """Time of the monotonic clock."""
+    entry: Entry
 
 
 @dataclass(eq=False)
 class _Worker:
+    """A writer thread and its current work."""
+
     thread: threading.Thread | None = None
-    since: float = 0
-    """When it began what it does, by the monotonic clock; 0 while it has nothing to do."""
+    busy_since: float = 0
+    """Time of the monotonic clock at which the current work began, or 0 if the worker is idle."""
     connection: Connection | None = None
-    end_turn: Callable[[], None] = lambda: None
-    is_left: bool = False
-    """Whether it was given up; it ends when the driver lets it."""
+    release_lock: Callable[[], None] = lambda: None
+    is_abandoned: bool = False
+    """Whether the writer has given up this thread. The thread ends when the driver returns."""
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread runs. A fork leaves a worker without a running thread."""
+        return self.thread is not None and self.thread.is_alive()
 
 
 class Writer:
-    """Writes entries into the database of an engine. Threads may share it.
+    """A queue of entries and the thread that stores them. Threads may share a writer.
 
-    A patient one tries again until the deadline where a connection is lost; others try once more.
+    After a lost connection, a writer with `retry_until_deadline` retries until the deadline. Other
+    writers retry once.
     """
 
-    def __init__(self, engine: Callable[[], Engine], *, patient: bool) -> None:
+    def __init__(self, engine: Callable[[], Engine], *, retry_until_deadline: bool) -> None:
         self._get_engine = engine
-        self._patient = patient
+        self._retry_until_deadline = retry_until_deadline
         self._lock = threading.Lock()
-        self._queue: SimpleQueue[tuple[Engine, float, Entry]] = SimpleQueue()
+        self._queue: SimpleQueue[_QueuedEntry] = SimpleQueue()
         self._worker: _Worker | None = None
-        self._most = MIN_WEIGHT
+        self._max_rows = MIN_TRANSACTION_ROWS
 
     def write(self, entries: Sequence[Entry], seconds: float) -> None:
-        """Store each entry whole, or leave its `error`, in so many seconds.
+        """Store each entry completely within `seconds`, or set its `error`.
 
-        Needs what the engine needs, such as an app context. An entry that is not stored in time is
-        abandoned: it may still be stored, but under no other id than it has then.
+        The caller provides what the engine function needs, for example an app context. An entry
+        that misses the deadline is abandoned: it may still be stored, but only under its last id.
         """
-        engine, end = self._get_engine(), time.monotonic() + seconds
+        engine, deadline = self._get_engine(), time.monotonic() + seconds
         for entry in entries:
-            self._queue.put((engine, end, entry))
-        self._start()
+            self._queue.put(_QueuedEntry(engine, deadline, entry))
+        self._ensure_worker()
         for entry in entries:
-            if not entry.done.wait(end - time.monotonic()):
+            if not entry.done.wait(deadline - time.monotonic()):
                 self._abandon(entries, seconds)
                 return
 
-    def _start(self) -> None:
-        """Have a worker: none is there at first, after a fork, and when one was given up."""
-        worker = self._worker
-        if worker and worker.thread and worker.thread.is_alive():
+    def _ensure_worker(self) -> None:
+        """Start a worker at the first call, after a fork, and after a worker was abandoned."""
+        worker = self._worker  # another thread may replace it at any time
+        if worker and worker.is_alive:
             return
         with self._lock:
-            worker = self._worker
-            if worker and worker.thread and worker.thread.is_alive():
+            if self._worker and self._worker.is_alive:
                 return
             self._worker = worker = _Worker()
             worker.thread = threading.Thread(
@@ -99,85 +124,125 @@ class Writer:
             worker.thread.start()
 
     def _abandon(self, entries: Sequence[Entry], seconds: float) -> None:
+        """Give up the unfinished entries, and the worker if it hangs."""
         with self._lock:
             for entry in entries:
                 if not entry.done.is_set():
                     entry.is_abandoned = True
-                    entry.error = StorageError(f"the database took more than {seconds:g} seconds")
+                    entry.error = StorageError(
+                        f"the database did not store the delivery within {seconds:g} seconds"
+                    )
             worker = self._worker
-            # Half of the time: it may have begun a little later than who waits for it.
-            if worker is None or not 0 < worker.since < time.monotonic() - seconds / 2:
+            # Half of the time, because the worker may have started after the caller began to wait.
+            if worker is None or not 0 < worker.busy_since < time.monotonic() - seconds / 2:
                 return
-            worker.is_left = True
+            worker.is_abandoned = True
             self._worker = None
         if worker.connection is not None:
-            _hang_up(worker.connection)
-        self._start()  # for those that are queued behind
+            _interrupt(worker.connection)
+        self._ensure_worker()  # other callers wait for the queue
 
     def _work(self, worker: _Worker) -> None:
-        while not worker.is_left:
+        while not worker.is_abandoned:
             first = self._queue.get()
-            worker.since = time.monotonic()
-            with turn(file_of(first[0])) as end_turn:  # what comes meanwhile shares the transaction
-                began, worker.end_turn = time.monotonic(), end_turn
-                self._write(first, worker)
-            took = time.monotonic() - began
-            self._most = max(MIN_WEIGHT, self._most // 2) if took > LONG else self._most * 2
-            self._most = min(MAX_WEIGHT, self._most)
-            worker.since = 0
+            worker.busy_since = time.monotonic()
+            # Deliveries that arrive while this process waits for the lock share the transaction.
+            with file_lock(sqlite_path(first.engine)) as release_lock:
+                started_at, worker.release_lock = time.monotonic(), release_lock
+                self._write_queued(first, worker)
+            self._adjust_transaction_size(time.monotonic() - started_at)
+            worker.busy_since = 0
 
-    def _write(self, first: tuple[Engine, float, Entry], worker: _Worker) -> None:
-        """Store an entry with those that wait behind it."""
-        taken, weight = [first], first[2].weight
+    def _adjust_transaction_size(self, seconds: float) -> None:
+        if seconds > SLOW_TRANSACTION_SECONDS:
+            self._max_rows = max(MIN_TRANSACTION_ROWS, self._max_rows // 2)
+        else:
+            self._max_rows = min(MAX_TRANSACTION_ROWS, self._max_rows * 2)
+
+    def _write_queued(self, first: _QueuedEntry, worker: _Worker) -> None:
+        """Store an entry together with the entries that wait behind it."""
+        queued, weight = [first], first.entry.weight
         with suppress(Empty):
-            while weight < self._most:
-                taken.append(self._queue.get_nowait())
-                weight += taken[-1][2].weight
-        engine, end = taken[-1][0], min(end for _, end, _ in taken)
-        entries = [entry for _, _, entry in taken if not entry.is_abandoned]
-        small = [entry for entry in entries if len(entry.row["body"]) < LARGE]
-        large = [[entry] for entry in entries if len(entry.row["body"]) >= LARGE]
+            while weight < self._max_rows:
+                queued.append(self._queue.get_nowait())
+                weight += queued[-1].entry.weight
+        engine, deadline = queued[-1].engine, min(item.deadline for item in queued)
+        entries = [item.entry for item in queued if not item.entry.is_abandoned]
+        small = [entry for entry in entries if len(entry.row["body"]) < LARGE_BODY_BYTES]
+        large = [[entry] for entry in entries if len(entry.row["body"]) >= LARGE_BODY_BYTES]
         for batch in [small, *large] if small else large:
-            self._store(engine, batch, end, worker)
+            self._store(engine, batch, deadline, worker)
 
-    def _store(self, engine: Engine, entries: list[Entry], end: float, worker: _Worker) -> None:
-        """Store the entries in one transaction, or in several if one of them is in the way."""
-        error = self._try(engine, entries, end, worker)
-        if error is None or len(entries) == 1 or fault_of(error) is Fault.LOST:
+    def _store(
+        self, engine: Engine, entries: list[Entry], deadline: float, worker: _Worker
+    ) -> None:
+        """Store the entries in one transaction, or in several if one entry makes it fail."""
+        error = self._try_transaction(engine, entries, deadline, worker)
+        if error is None or len(entries) == 1 or classify(error) is Fault.DISCONNECTED:
             self._finish(entries, error)
             return
-        half = len(entries) // 2
-        self._store(engine, entries[:half], end, worker)
-        self._store(engine, entries[half:], end, worker)
+        middle = len(entries) // 2
+        self._store(engine, entries[:middle], deadline, worker)
+        self._store(engine, entries[middle:], deadline, worker)
 
-    def _try(
-        self, engine: Engine, entries: list[Entry], end: float, worker: _Worker
+    def _try_transaction(
+        self, engine: Engine, entries: list[Entry], deadline: float, worker: _Worker
     ) -> Exception | None:
-        """Store the entries in one transaction, or say what is in the way.
+        """Store the entries in one transaction. Returns None, or the error of the last attempt.
 
-        It is tried again as a whole, where it may succeed then.
+        A transaction is repeated as a whole as long as a repetition may succeed.
         """
         error: Exception | None = None
-        for attempt in range(ATTEMPTS):
+        for attempt in range(MAX_ATTEMPTS):
             try:
-                if fault_of(error) is Fault.TAKEN and self._is_stored(engine, entries[0], attempt):
-                    return None
+                if classify(error) is Fault.DUPLICATE_KEY:
+                    conflict = find_key_conflict(engine, entries[0])
+                    if self._resolve_key_conflict(entries[0], conflict, attempt):
+                        return None
                 _commit(engine, entries, worker)
                 return None
-            except Exception as failure:  # whatever it is, somebody waits for an answer
+            except Exception as failure:  # a caller waits for an answer, whatever the error is
                 error = failure
-            fault = fault_of(error)
-            if fault is Fault.LOST:
-                if not getattr(error, "connection_invalidated", False):
-                    engine.dispose()  # all that leads to this server
-                if attempt and not self._patient:
-                    break
-                time.sleep(min(LONGEST_PAUSE, attempt**2 * 0.01))
-            if fault is Fault.OTHER or (fault is Fault.TAKEN and len(entries) > 1):
+            fault = classify(error)
+            if fault is Fault.FATAL or (fault is Fault.DUPLICATE_KEY and len(entries) > 1):
                 break
-            if worker.is_left or time.monotonic() > end:
+            if fault is Fault.DISCONNECTED and not self._reconnect(engine, error, attempt):
+                break
+            if worker.is_abandoned or time.monotonic() > deadline:
                 break
         return error
+
+    def _reconnect(self, engine: Engine, error: Exception, attempt: int) -> bool:
+        """Prepare another attempt after a lost connection. Returns False to give up."""
+        if not getattr(error, "connection_invalidated", False):
+            engine.dispose()  # all connections of the pool lead to this server
+        if attempt and not self._retry_until_deadline:
+            return False
+        time.sleep(min(MAX_RETRY_PAUSE_SECONDS, attempt**2 * 0.01))
+        return True
+
+    def _resolve_key_conflict(self, entry: Entry, conflict: KeyConflict, attempt: int) -> bool:
+        """Change the keys of the entry for another attempt. Returns True if it is stored already.
+
+        Raises `StorageError` if the caller abandoned the entry: the caller may now be storing the
+        entry elsewhere, under its present keys.
+        """
+        if isinstance(conflict, StoredBefore):
+            if conflict.status is Status.DUPLICATE:
+                entry.removals = ()
+            return True
+        with self._lock:
+            if entry.is_abandoned:
+                raise StorageError("the deadline passed while the delivery was being stored")
+            match conflict:
+                case RepetitionOf(first_id):
+                    entry.mark_duplicate(first_id)
+                case IdTaken():
+                    # Another process probably used this microsecond. The random steps grow, so
+                    # that many processes find free ids.
+                    step = random.randrange(1, FIRST_ID_STEP << attempt)  # noqa: S311
+                    entry.assign_id(entry.row["id"] + step)
+        return False
 
     def _finish(self, entries: list[Entry], error: Exception | None) -> None:
         with self._lock:
@@ -186,62 +251,34 @@ class Writer:
                     entry.error = error
                     entry.done.set()
 
-    def _is_stored(self, engine: Engine, entry: Entry, attempt: int) -> bool:
-        """Whether an entry whose keys are taken took them itself; otherwise it gets others.
-
-        Raises `StorageError` if it is abandoned: another may be storing it as it is.
-        """
-        column, row = delivery_table.c, entry.row
-        first = None
-        with engine.connect() as connection:
-            same_id = select(column.nonce, column.status).where(column.id == row["id"])
-            stored = connection.execute(same_id).one_or_none()
-            if stored and stored.nonce == row["nonce"]:
-                if stored.status == Status.DUPLICATE:
-                    entry.removals = ()
-                return True
-            if row["fingerprint"]:
-                same_callback = select(column.id).where(column.fingerprint == row["fingerprint"])
-                first = connection.scalar(same_callback)
-        with self._lock:
-            if entry.is_abandoned:
-                raise StorageError("it was too late")
-            if first is not None:
-                entry.be_duplicate(first)
-            else:
-                # Whoever has the id is another process that received something in the same
-                # microsecond, most likely; the more there are, the wider the steps.
-                entry.move(row["id"] + random.randrange(1, 1000 << attempt))  # noqa: S311
-        return False
-
 
 def _commit(engine: Engine, entries: list[Entry], worker: _Worker) -> None:
-    """All entries, durable when it returns."""
-    path = file_of(engine)
+    """Store all entries in one transaction. They are durable when this function returns."""
+    path = sqlite_path(engine)
     with engine.connect() as connection:
         worker.connection = connection
         try:
-            if path and INODE not in connection.info:
-                connection.info[INODE] = inode_of(path)
-            learn_sources(connection, entries)
+            if path and FILE_IDENTITY_KEY not in connection.info:
+                connection.info[FILE_IDENTITY_KEY] = file_identity(path)
+            ensure_sources(connection, entries)
             with connection.begin():
-                insert(connection, entries)
-            worker.end_turn()
-            inode = connection.info.get(INODE)
-            if path and (inode is None or inode != inode_of(path)):
-                raise FileReplacedError(f"{path} was deleted or replaced")
+                insert_entries(connection, entries)
+            worker.release_lock()
+            identity = connection.info.get(FILE_IDENTITY_KEY)
+            if path and (identity is None or identity != file_identity(path)):
+                raise FileReplacedError(f"the database file {path} was deleted or replaced")
         finally:
             worker.connection = None
 
 
-def _hang_up(connection: Connection) -> None:
-    """Make the driver's call return that another thread waits for, where the driver has a way."""
+def _interrupt(connection: Connection) -> None:
+    """Abort the driver call that blocks a worker, if the driver allows it."""
     with suppress(Exception):
         driver: Any = connection.connection.driver_connection
         if isinstance(driver, sqlite3.Connection):
             driver.interrupt()
             return
-        # PyMySQL tells no file descriptor of its own.
+        # PyMySQL has no public file descriptor.
         source = driver if hasattr(driver, "fileno") else driver._sock
         with socket.socket(fileno=os.dup(source.fileno())) as duplicate:
             duplicate.shutdown(socket.SHUT_RDWR)

@@ -1,1 +1,1 @@
-"""One file a revision, numbered; none imports anything of the package."""
+"""The revisions, one numbered file each. A revision imports nothing of the package."""

@@ -22,7 +22,7 @@ from flask_imcallback.history.cursors import MAX_SHOWN
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.entries import Entry
 from flask_imcallback.storage.ids import moment_of
-from flask_imcallback.storage.inserts import insert, learn_sources
+from flask_imcallback.storage.inserts import ensure_sources, insert_entries
 from support.api import HISTORY, get, open_history
 from support.apps import MakeApp
 from support.deliveries import MOMENT, delivery_of, find, store_all
@@ -106,24 +106,24 @@ class Writers:
     def begin(self, at: datetime, removals: int) -> None:
         """Insert a delivery, and do not commit."""
         pairs = [("owner", str(number)) for number in range(removals)]
-        entry = get_runtime().recorder._entry(delivery_of(*pairs, at=at))
+        entry = get_runtime().recorder.make_entry(delivery_of(*pairs, at=at))
         first = entry.row["id"]
         while self._free & set(range(first, first + removals)):
             first += 1
         self._free |= set(range(first, first + removals))
-        entry.move(first)
+        entry.assign_id(first)
         connection = self.engine.connect()
-        learn_sources(connection, [entry])
+        ensure_sources(connection, [entry])
         connection.begin()
         if not self.is_late:
-            insert(connection, [entry])
+            insert_entries(connection, [entry])
         self.open.append((entry, connection))
 
     def end(self, number: int, *, commit: bool = True) -> None:
         entry, connection = self.open.pop(number)
         if commit:
             if self.is_late:
-                insert(connection, [entry])
+                insert_entries(connection, [entry])
             connection.commit()
             self.stored += [record.id for record in entry.records()]
         connection.close()

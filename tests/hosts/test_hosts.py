@@ -14,8 +14,7 @@ import pytest
 from sqlalchemy import NullPool, create_engine, inspect, text
 
 HOSTS = Path(__file__).parent
-HEAD, BEFORE = "0004_source_and_indexes", "0003_delivery_nonce"
-FIRST = "0001_delivery_and_removal"
+HEAD = "0001_tables"
 OURS = {
     "imcallback_delivery",
     "imcallback_removal",
@@ -123,8 +122,7 @@ def test_bare_upgrade_and_back(bare: Site, group: str) -> None:
     assert bare.files() == {"bare.py", "instance/imcallback.db"}
     assert bare.tables("imcallback.db") == OURS
     assert bare.flask(group, "upgrade") == Done(0, "", "")
-    assert bare.flask(group, "downgrade").err == f"flask-imcallback: {HEAD} -> {BEFORE}\n"
-    assert bare.flask(group, "downgrade", "base").err == f"flask-imcallback: {BEFORE} -> <empty>\n"
+    assert bare.flask(group, "downgrade").err == f"flask-imcallback: {HEAD} -> <empty>\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
     assert bare.flask(group, "stamp").err == f"flask-imcallback: <empty> -> {HEAD}\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
@@ -144,10 +142,7 @@ def test_bare_app_shows_our_history(bare: Site) -> None:
     assert HEAD in bare.flask("db", "show").out
     history = bare.flask("db", "history").out
     assert [line.partition(",")[0] for line in history.splitlines()] == [
-        f"{BEFORE} -> {HEAD} (head)",
-        f"0002_tally -> {BEFORE}",
-        f"{FIRST} -> 0002_tally",
-        f"<base> -> {FIRST}",
+        f"<base> -> {HEAD} (head)",
     ]
     assert bare.flask("imcallback", "revisions").out == history
     assert bare.flask("imcallback", "history").out.startswith("id ")
@@ -191,7 +186,7 @@ def test_database_that_is_away(bare: Site, command: str) -> None:
     """A database that does not answer is an error message without a traceback or a password."""
     bare = bare.configured(FLASK_SQLALCHEMY_DATABASE_URI=NO_SERVER)
     err = bare.flask("db", command, status=1).err
-    assert err.startswith("Error: the database is away, or refuses")
+    assert err.startswith("Error: cannot access the database (")
     assert "Traceback" not in err
     assert "secret" not in err
 
@@ -293,7 +288,7 @@ def test_host_whose_database_is_away(host: Site) -> None:
     """Flask-Migrate reports it as it reports its own errors, without a traceback."""
     host = host.configured(FLASK_SQLALCHEMY_DATABASE_URI=NO_SERVER)
     err = host.flask("db", "upgrade", status=1).err
-    assert "the database is away, or refuses" in err
+    assert "cannot access the database (" in err
     assert "Traceback" not in err
 
 

@@ -1,4 +1,7 @@
-"""A few rounds of each scenario of `torture.py`: what is acknowledged is stored, once and whole."""
+"""Acknowledged callbacks are stored completely and once, whatever fails.
+
+The tests play a few rounds of each scenario in `support/torture.py`.
+"""
 
 from __future__ import annotations
 
@@ -27,26 +30,26 @@ from support.load import (
 )
 from support.torture import DATABASES, SERVERS, SMALL, Database, Lab, Scenario, app_on
 
-ANSWERED_WITHIN = 2.5
-"""Seconds. An IM server gives a callback 2; the rest is for a machine with other things to do."""
+MAX_ANSWER_SECONDS = 2.5
+"""An IM server waits 2 seconds for an answer. The rest is for a busy test machine."""
 
 
 @pytest.fixture(scope="module")
 def lab() -> Iterator[Lab]:
-    """Servers that may be killed, each started once."""
+    """Servers that tests may kill. Each server starts once."""
     with ExitStack() as stack:
         yield Lab(stack)
 
 
 @pytest.fixture
 def database(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterator[Database]:
-    """An empty database of the kind that the test names."""
+    """An empty database of the kind in the test's parameters."""
     with lab.database(request.param, tmp_path) as database:
         yield database
 
 
 def on(*kinds: str) -> pytest.MarkDecorator:
-    """Run a test on each kind of database."""
+    """Run a test on these kinds of databases."""
     return pytest.mark.parametrize("database", kinds, indirect=True)
 
 
@@ -59,14 +62,14 @@ def play(scenario: Scenario, database: Database, folder: Path, rounds: int) -> R
     return report
 
 
-def assert_all_in_time(report: Report) -> None:
-    """Each callback got its answer, and that it is stored, before the IM server gave up."""
+def assert_answered_in_time(report: Report) -> None:
+    """Check that each callback was stored and answered before the IM server timed out."""
     assert report.refused == report.unanswered == 0
-    assert report.worst < ANSWERED_WITHIN
+    assert report.worst < MAX_ANSWER_SECONDS
 
 
 def test_the_check_finds_each_fault(make_app: MakeApp, tmp_path: Path) -> None:
-    """What is lost, doubled, stored by halves or out of order is counted as just that."""
+    """Lost, doubled, half-stored and reordered removals are counted as such."""
     callbacks = [tencent(f"owner{number}", 3, is_repeated=False) for number in range(10)]
     for callback in callbacks:
         callback.outcome = Outcome.ACKNOWLEDGED
@@ -79,17 +82,17 @@ def test_the_check_finds_each_fault(make_app: MakeApp, tmp_path: Path) -> None:
     for callback in callbacks:
         client = spool if callback is callbacks[9] else history
         assert client.post(callback.path, data=callback.body).status_code == 200
-    places = (urls[0], tmp_path / "1.db")
-    assert check(callbacks, *places) == Report(acknowledged=10)
+    databases = (urls[0], tmp_path / "1.db")
+    assert check(callbacks, *databases) == Report(acknowledged=10)
 
     engine = create_engine(urls[0])
     with engine.begin() as connection:
-        of = "(SELECT delivery_id FROM imcallback_removal WHERE owner_id = 'owner{}')"
+        ids_of = "(SELECT delivery_id FROM imcallback_removal WHERE owner_id = 'owner{}')"
         for statement in (
-            f"DELETE FROM imcallback_delivery WHERE id IN {of.format(0)}",
+            f"DELETE FROM imcallback_delivery WHERE id IN {ids_of.format(0)}",
             "DELETE FROM imcallback_removal WHERE owner_id = 'owner0'",
             "DELETE FROM imcallback_removal WHERE owner_id = 'owner2' AND id = delivery_id + 1",
-            f"DELETE FROM imcallback_delivery WHERE id IN {of.format(3)}",
+            f"DELETE FROM imcallback_delivery WHERE id IN {ids_of.format(3)}",
             "DELETE FROM imcallback_removal WHERE owner_id = 'owner4'",
             "UPDATE imcallback_removal SET target_id = CASE target_id WHEN 't0' THEN 't1' "
             "WHEN 't1' THEN 't0' ELSE target_id END WHERE owner_id = 'owner5'",
@@ -97,80 +100,83 @@ def test_the_check_finds_each_fault(make_app: MakeApp, tmp_path: Path) -> None:
         ):
             connection.execute(text(statement))
     engine.dispose()
-    for callback in (callbacks[1], callbacks[9]):  # no request id: another callback, as it were
+    for callback in (
+        callbacks[1],
+        callbacks[9],
+    ):  # without a request id, a repetition is another callback
         assert history.post(callback.path, data=callback.body).status_code == 200
     expected = {"lost": 2, "doubled": 2, "half_stored": 3, "reordered": 2}
-    report = check(callbacks, *places)
+    report = check(callbacks, *databases)
     assert report == Report(acknowledged=10, **expected)
     callbacks[0].outcome = callbacks[4].outcome = Outcome.UNANSWERED
-    report = check(callbacks, *places)
+    report = check(callbacks, *databases)
     assert report == Report(acknowledged=8, unanswered=2, **expected | {"lost": 0})
 
 
 @on(*DATABASES)
 def test_workers_are_killed(database: Database, tmp_path: Path) -> None:
-    """One after the other, while the others go on."""
+    """Workers are killed one after the other, while the other workers continue."""
     play(torture.workers_killed, database, tmp_path, 8)
 
 
 @on(*DATABASES)
 def test_all_processes_are_killed(database: Database, tmp_path: Path) -> None:
-    """At once, and started again."""
+    """All processes of gunicorn are killed together and started again."""
     play(torture.all_killed, database, tmp_path, 2)
 
 
 @on("sqlite", "postgresql")
-def test_the_end_in_order_under_load(database: Database, tmp_path: Path) -> None:
-    """SIGTERM: a request that is read is answered; one that is not answered has left no trace."""
+def test_a_shutdown_under_load(database: Database, tmp_path: Path) -> None:
+    """After SIGTERM, each request that was read is answered, and no other request is stored."""
     report = play(torture.terminated, database, tmp_path, 1)
     assert report.refused == 0
 
 
 @on("sqlite", "postgresql")
-def test_the_end_in_order_while_callbacks_wait(database: Database, tmp_path: Path) -> None:
-    """SIGTERM while the table is locked: those that wait for it are answered."""
+def test_a_shutdown_while_callbacks_wait(database: Database, tmp_path: Path) -> None:
+    """After SIGTERM during a table lock, the callbacks that wait are answered."""
     play(torture.terminated_while_it_waits, database, tmp_path, 1)
 
 
 @on(*SERVERS)
 def test_the_database_is_restarted(database: Database, tmp_path: Path) -> None:
-    """In order; callbacks wait in the spool meanwhile."""
-    assert_all_in_time(play(torture.server_restarted, database, tmp_path, 1))
+    """During an orderly restart, callbacks wait in the spool."""
+    assert_answered_in_time(play(torture.server_restarted, database, tmp_path, 1))
 
 
 @on(*SERVERS)
 def test_the_database_is_killed(database: Database, tmp_path: Path) -> None:
-    """All its processes at once; it recovers from its log."""
-    assert_all_in_time(play(torture.server_killed, database, tmp_path, 1))
+    """After a kill of all its processes, the server recovers, and nothing is lost."""
+    assert_answered_in_time(play(torture.server_killed, database, tmp_path, 1))
 
 
 @on(*SERVERS)
 def test_the_database_hangs(database: Database, tmp_path: Path) -> None:
-    """It takes connections and bytes, and does nothing; no driver notices that by itself."""
-    assert_all_in_time(play(torture.server_hangs, database, tmp_path, 1))
+    """The server accepts connections and data but does nothing, which no driver notices."""
+    assert_answered_in_time(play(torture.server_hangs, database, tmp_path, 1))
 
 
 @on("postgresql")
 def test_the_network_hangs(database: Database, tmp_path: Path) -> None:
-    """Nothing passes between app and database, and what was sent arrives late."""
-    assert_all_in_time(play(torture.network_hangs, database, tmp_path, 1))
+    """The network holds all data between app and database, and delivers it later."""
+    assert_answered_in_time(play(torture.network_hangs, database, tmp_path, 1))
 
 
 @on(*DATABASES)
 def test_the_table_is_locked(database: Database, tmp_path: Path) -> None:
-    """By another process, for longer than an answer may take."""
-    assert_all_in_time(play(torture.table_locked, database, tmp_path, 1))
+    """Another process locks the table for longer than an answer may take."""
+    assert_answered_in_time(play(torture.table_locked, database, tmp_path, 1))
 
 
 @on(*SERVERS)
 def test_the_server_is_read_only(database: Database, tmp_path: Path) -> None:
-    """As a standby is, or a server that was just demoted."""
-    assert_all_in_time(play(torture.read_only, database, tmp_path, 1))
+    """A standby, or a server that was just demoted, refuses writes."""
+    assert_answered_in_time(play(torture.read_only, database, tmp_path, 1))
 
 
 @on("sqlite")
 def test_the_file_is_read_only(database: Database, tmp_path: Path) -> None:
-    """Callbacks wait in the spool until an app comes that may write the file."""
+    """Callbacks wait in the spool until an app may write the file."""
     url = database.url.set(database=f"file:{database.path}")
     callbacks = [openim(f"owner{number}") for number in range(20)]
     read_only = url.update_query_dict({"mode": "ro", "uri": "true"})
@@ -181,42 +187,42 @@ def test_the_file_is_read_only(database: Database, tmp_path: Path) -> None:
         running.wait_until_drained()
     report = check(callbacks, database.url)
     assert (report.acknowledged, report.faults) == (20, 0)
-    assert_all_in_time(report)
+    assert_answered_in_time(report)
 
 
 @on(*SERVERS)
 def test_connections_are_reset(database: Database, tmp_path: Path) -> None:
-    """Whatever they are doing."""
-    assert_all_in_time(play(torture.connections_cut, database, tmp_path, 5))
+    """All connections are reset at a random moment."""
+    assert_answered_in_time(play(torture.connections_cut, database, tmp_path, 5))
 
 
 @on(*SERVERS)
 def test_connections_are_cut_before_a_commit(database: Database, tmp_path: Path) -> None:
-    """The transaction did not take place: it is done again."""
-    assert_all_in_time(play(torture.cut_before_commit, database, tmp_path, 5))
+    """The database did not commit, so the transaction is repeated."""
+    assert_answered_in_time(play(torture.cut_before_commit, database, tmp_path, 5))
 
 
 @on(*SERVERS)
 def test_connections_are_cut_after_a_commit(database: Database, tmp_path: Path) -> None:
-    """The transaction did take place, though it looks the same: nothing is doubled."""
-    assert_all_in_time(play(torture.cut_after_commit, database, tmp_path, 5))
+    """The database did commit, but the app cannot know, and nothing is stored twice."""
+    assert_answered_in_time(play(torture.cut_after_commit, database, tmp_path, 5))
 
 
 @on("sqlite")
 def test_the_disk_is_full(database: Database, tmp_path: Path) -> None:
-    """Callbacks go to the spool on another disk, and come back."""
-    assert_all_in_time(play(torture.disk_full, database, tmp_path, 1))
+    """Callbacks wait in the spool on another disk, and are stored later."""
+    assert_answered_in_time(play(torture.disk_full, database, tmp_path, 1))
 
 
 @on(*SMALL)
 def test_the_disk_of_the_server_is_full(database: Database, tmp_path: Path) -> None:
-    """The server is there and says so; that is as if it were away."""
-    assert_all_in_time(play(torture.server_disk_full, database, tmp_path, 1))
+    """The server reports that its disk is full, and callbacks wait in the spool."""
+    assert_answered_in_time(play(torture.server_disk_full, database, tmp_path, 1))
 
 
 @on("sqlite")
 def test_the_disk_of_the_spool_is_full_too(database: Database, tmp_path: Path) -> None:
-    """The callback is refused, and its packet is in the log; later ones are stored again."""
+    """The callback is refused, its packet is in the log, and later callbacks are stored."""
     disk = tmp_path / "disk"
     disk.mkdir()
     url = URL.create("sqlite", database=str(disk / "test.db"))
@@ -243,54 +249,57 @@ def test_the_disk_of_the_spool_is_full_too(database: Database, tmp_path: Path) -
 
 @on("postgresql")
 def test_two_servers_drain_one_spool(database: Database, tmp_path: Path) -> None:
-    """Four processes empty it at once, and none stores what another has stored."""
+    """Four processes drain one spool, and each delivery is stored once."""
     play(torture.two_drain_one_spool, database, tmp_path, 1)
 
 
 @on("postgresql")
 def test_draining_is_killed(database: Database, tmp_path: Path) -> None:
-    """Half-way; what was stored before is not stored again."""
+    """A drain is killed half-way, and stored deliveries are not stored again."""
     play(torture.drain_killed, database, tmp_path, 2)
 
 
 @on("sqlite", "postgresql")
 def test_the_clock_jumps(database: Database, tmp_path: Path) -> None:
-    """An hour back and forth, though ids are times."""
-    assert_all_in_time(play(torture.clock_jumps, database, tmp_path, 2))
+    """The clock jumps an hour forward and back, although ids are times."""
+    assert_answered_in_time(play(torture.clock_jumps, database, tmp_path, 2))
 
 
 @on("sqlite", "postgresql")
 def test_a_worker_hangs(database: Database, tmp_path: Path) -> None:
-    """With whatever it has locked; nothing that the other says is wrong."""
+    """A worker stops with its locks, and every answer of the other worker is true."""
     play(torture.worker_hangs, database, tmp_path, 1)
 
 
 @on("sqlite")
 def test_the_file_is_deleted(database: Database, tmp_path: Path) -> None:
-    """What is sent after that is in the file that is made anew."""
+    """Callbacks that arrive after the deletion are in the new file."""
     play(torture.file_deleted, database, tmp_path, 3)
 
 
 @on("sqlite")
 def test_the_power_is_cut(database: Database, tmp_path: Path) -> None:
-    """Whatever the moment, the file is whole, and has all that was acknowledged before."""
+    """The file is intact at any moment, and holds every acknowledged callback."""
     play(torture.power_cut, database, tmp_path, 10)
 
 
 @on("replicas")
 def test_the_primary_is_killed(database: Database, tmp_path: Path) -> None:
-    """A standby takes over, and has all that was acknowledged."""
-    assert_all_in_time(play(torture.primary_killed, database, tmp_path, 1))
+    """The promoted standby holds every acknowledged callback."""
+    assert_answered_in_time(play(torture.primary_killed, database, tmp_path, 1))
 
 
 @on("replicas")
 def test_no_standby_answers(database: Database, tmp_path: Path) -> None:
-    """Each COMMIT hangs, and takes place when one is back."""
-    assert_all_in_time(play(torture.standbys_hang, database, tmp_path, 1))
+    """Each COMMIT waits, and completes when a standby is back."""
+    assert_answered_in_time(play(torture.standbys_hang, database, tmp_path, 1))
 
 
 def test_galera(subtests: pytest.Subtests, lab: Lab, tmp_path: Path) -> None:
-    """One test, because the cluster takes long to start: nodes killed, hanging, told the same."""
+    """Nodes are killed, hang, and get the same callback twice.
+
+    The scenarios share one test, because the cluster takes long to start.
+    """
     for scenario, rounds in (
         (torture.galera_duplicates, 40),
         (torture.galera_node_killed, 1),
@@ -299,4 +308,4 @@ def test_galera(subtests: pytest.Subtests, lab: Lab, tmp_path: Path) -> None:
         folder = tmp_path / scenario.__name__
         folder.mkdir()
         with subtests.test(scenario.__name__), lab.database("galera", folder) as database:
-            assert_all_in_time(play(scenario, database, folder, rounds))
+            assert_answered_in_time(play(scenario, database, folder, rounds))

@@ -1,11 +1,11 @@
-"""The revisions themselves, run forward, backward, twice and at once on every database."""
+"""The migrations run forward, backward, repeatedly and in parallel on every database."""
 
 from __future__ import annotations
 
 import ast
 import subprocess
 import sys
-from datetime import UTC
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -14,29 +14,29 @@ from alembic.script import ScriptDirectory
 from alembic.util import CommandError
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import URL, Engine, Integer, MetaData, Table, inspect, select, text
+from sqlalchemy import URL, Engine, Integer, inspect, select, text
 from sqlalchemy.orm import Mapped, mapped_column
 
+from flask_imcallback import StorageError
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.column_types import ExactText
-from flask_imcallback.storage.ids import moment_of
 from flask_imcallback.storage.migrations import (
     VERSION_TABLE,
     current_revision,
+    is_at_head,
     make_config,
     run_alembic,
 )
 from flask_imcallback.storage.tables import metadata, removal
 from support import ROOT
-from support.apps import MakeApp, stored_removals
+from support.apps import MakeApp
 
-HEAD = "0004_source_and_indexes"
-BEFORE = "0003_delivery_nonce"
-OURS = {"imcallback_delivery", "imcallback_removal", "imcallback_source", "imcallback_counter"}
+HEAD = "0001_tables"
+TABLES = {"imcallback_delivery", "imcallback_removal", "imcallback_source", "imcallback_counter"}
 MIGRATIONS = ROOT / "migrations"
 REVISIONS = sorted((MIGRATIONS / "versions").glob("[0-9]*.py"))
 
-UPGRADE_ON_A_SIGN = """
+UPGRADE_ON_A_SIGNAL = """
 import sys
 from flask import Flask
 from flask_imcallback import ImCallback, upgrade
@@ -44,7 +44,7 @@ app = Flask("host")
 app.config["SQLALCHEMY_DATABASE_URI"] = sys.argv[1]
 ImCallback(app)
 with app.app_context():
-    import alembic.command  # which takes longer than the upgrade
+    import alembic.command  # takes longer than the upgrade
     print("ready", flush=True)
     sys.stdin.readline()
     upgrade()
@@ -59,12 +59,12 @@ def engine(database_url: URL, make_app: MakeApp) -> Any:
         yield get_runtime().engine()
 
 
-def tables(engine: Engine) -> set[str]:
+def table_names(engine: Engine) -> set[str]:
     return set(inspect(engine).get_table_names())
 
 
 def schema(engine: Engine) -> dict[str, Any]:
-    """What the database says of our tables; only a revision names their keys."""
+    """Return what the database says about our tables, without the names of their keys."""
     inspector = inspect(engine)
     return {
         table: {
@@ -73,158 +73,121 @@ def schema(engine: Engine) -> dict[str, Any]:
             "unique": inspector.get_unique_constraints(table),
             "indexes": sorted(inspector.get_indexes(table), key=lambda index: str(index["name"])),
         }
-        for table in OURS
+        for table in TABLES
     }
 
 
 def test_upgrade_downgrade_upgrade(engine: Engine) -> None:
-    """The tables come, go without a trace but an empty version table, and come again."""
+    """A downgrade leaves nothing but an empty version table, and a second upgrade works."""
     for _ in range(2):
-        run_alembic(get_runtime().engine(), "upgrade", "head")
-        assert tables(engine) == {*OURS, VERSION_TABLE}
+        run_alembic(engine, "upgrade", "head")
+        assert table_names(engine) == {*TABLES, VERSION_TABLE}
         assert current_revision(engine) == HEAD
-        run_alembic(get_runtime().engine(), "downgrade", "base")
-        assert tables(engine) == {VERSION_TABLE}
+        assert is_at_head(engine)
+        run_alembic(engine, "downgrade", "base")
+        assert table_names(engine) == {VERSION_TABLE}
         assert current_revision(engine) is None
+        assert not is_at_head(engine)
 
 
-def test_upgrade_again_keeps_the_rows(engine: Engine) -> None:
-    """An upgrade of tables that are at the newest revision changes nothing."""
-    run_alembic(get_runtime().engine(), "upgrade", "head")
+def test_a_second_upgrade_keeps_the_rows(engine: Engine) -> None:
+    """An upgrade of tables at the newest revision changes nothing."""
+    run_alembic(engine, "upgrade", "head")
     insert_targets(engine, ["bob"])
     before = schema(engine)
-    run_alembic(get_runtime().engine(), "upgrade", "head")
+    run_alembic(engine, "upgrade", "head")
     assert schema(engine) == before
-    assert matches(engine, "bob") == ["bob"]
+    assert find_targets(engine, "bob") == ["bob"]
 
 
-def test_migrated_schema_is_that_of_the_models(engine: Engine) -> None:
-    """Alembic's check finds no difference, nor does all that the inspector shows."""
-    run_alembic(get_runtime().engine(), "upgrade", "head")
-    run_alembic(get_runtime().engine(), "check")
+def test_the_migrated_schema_equals_the_models(engine: Engine) -> None:
+    """Neither Alembic's check nor SQLAlchemy's inspector finds a difference."""
+    run_alembic(engine, "upgrade", "head")
+    run_alembic(engine, "check")
     migrated = schema(engine)
-    run_alembic(get_runtime().engine(), "downgrade", "base")
+    run_alembic(engine, "downgrade", "base")
     metadata.create_all(engine)
     assert migrated == schema(engine)
 
 
 def test_check_fails_where_the_tables_differ(engine: Engine) -> None:
-    """`check` reports an index that is gone, and tables that were never made."""
+    """The `check` command reports missing tables and missing indexes."""
     with pytest.raises(CommandError):
-        run_alembic(get_runtime().engine(), "check")
-    run_alembic(get_runtime().engine(), "upgrade", "head")
+        run_alembic(engine, "check")
+    run_alembic(engine, "upgrade", "head")
     drop_index(engine)
     with pytest.raises(CommandError, match="ix_imcallback_removal_owner_id"):
-        run_alembic(get_runtime().engine(), "check")
+        run_alembic(engine, "check")
 
 
 def insert_targets(engine: Engine, targets: list[str]) -> None:
-    """A removal of each target, with the columns that are not asked about left empty."""
+    """Insert a removal of each target. All other texts are empty, and all other numbers are 0."""
     empty: dict[str, Any] = {c.name: "" if isinstance(c.type, ExactText) else 0 for c in removal.c}
     rows = [{**empty, "id": number, "target_id": id} for number, id in enumerate(targets)]
     with engine.begin() as connection:
         connection.execute(removal.insert(), rows)
 
 
-def matches(engine: Engine, target: str) -> list[str]:
+def find_targets(engine: Engine, target: str) -> list[str]:
     with engine.connect() as connection:
-        found = select(removal.c.target_id).where(removal.c.target_id == target)
-        return list(connection.scalars(found))
+        query = select(removal.c.target_id).where(removal.c.target_id == target)
+        return list(connection.scalars(query))
 
 
-def test_ids_are_equal_only_if_their_bytes_are(engine: Engine) -> None:
-    """A WHERE tells ids apart that differ by case, accent, blanks, composition or width."""
-    run_alembic(get_runtime().engine(), "upgrade", "head")
+def test_account_ids_are_compared_byte_by_byte(engine: Engine) -> None:
+    """A query separates ids that differ by case, accent, blanks, composition or width."""
+    run_alembic(engine, "upgrade", "head")
     ids = ["a", "A", "á", "a\u0301", "ä", "a ", " a", "a\t", "\uff41", "ß", "ss", "😀", "😁"]
     insert_targets(engine, ids)
-    assert [matches(engine, target) for target in ids] == [[target] for target in ids]
+    assert [find_targets(engine, target) for target in ids] == [[target] for target in ids]
+
+
+def execute(engine: Engine, *statements: str) -> None:
+    with engine.begin() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
 
 
 def drop_index(engine: Engine) -> None:
     on = " ON imcallback_removal" if engine.dialect.name in ("mysql", "mariadb") else ""
-    with engine.begin() as connection:
-        connection.execute(text(f"DROP INDEX ix_imcallback_removal_owner_id{on}"))
+    execute(engine, f"DROP INDEX ix_imcallback_removal_owner_id{on}")
 
 
-def leave_table(engine: Engine) -> None:
-    """The removals as they were before they were replaced."""
-    with engine.begin() as connection:
-        connection.execute(text("CREATE TABLE imcallback_removal_old (id INTEGER)"))
+def drop_last_table(engine: Engine) -> None:
+    execute(engine, "DROP TABLE imcallback_counter")
 
 
-@pytest.mark.parametrize("undo", [drop_index, leave_table])
-def test_half_an_upgrade_is_finished_by_the_next(engine: Engine, undo: Any) -> None:
-    """A first run that stopped between two steps is healed by running it again."""
-    run_alembic(get_runtime().engine(), "upgrade", "head")
-    whole = schema(engine)
+def drop_all_but_the_first_table(engine: Engine) -> None:
+    names = TABLES - {"imcallback_delivery"}
+    execute(engine, *(f"DROP TABLE {name}" for name in sorted(names)))
+
+
+@pytest.mark.parametrize("undo", [drop_index, drop_last_table, drop_all_but_the_first_table])
+def test_an_interrupted_upgrade_can_be_repeated(
+    engine: Engine, undo: Callable[[Engine], None]
+) -> None:
+    """An upgrade that stopped between two steps is completed by the next upgrade."""
+    run_alembic(engine, "upgrade", "head")
+    complete = schema(engine)
     undo(engine)
-    run_alembic(get_runtime().engine(), "stamp", BEFORE)
-    run_alembic(get_runtime().engine(), "upgrade", "head")
-    assert schema(engine) == whole
-    assert tables(engine) == {*OURS, VERSION_TABLE}
+    execute(engine, f"DELETE FROM {VERSION_TABLE}")
+    run_alembic(engine, "upgrade", "head")
+    assert schema(engine) == complete
+    assert table_names(engine) == {*TABLES, VERSION_TABLE}
     assert current_revision(engine) == HEAD
 
 
-OLD_ROWS = [
-    (100, 0, "tencent", "1400000000", "Sns.CallbackFriendDelete", "friend", "iOS", "r"),
-    (100, 1, "tencent", "1400000000", "Sns.CallbackFriendDelete", "friend", "iOS", "r"),
-    (200, 0, "tencent", "1400000000", "Sns.CallbackFriendDelete", "friend", "ios", "R"),
-    (300, 0, "openim", "", "callbackAfterRemoveBlackCommand", "blacklist", "", ""),
-]
+def test_an_interrupted_downgrade_can_be_repeated(engine: Engine) -> None:
+    """A downgrade that stopped between two steps is completed by the next downgrade."""
+    run_alembic(engine, "upgrade", "head")
+    drop_last_table(engine)
+    run_alembic(engine, "downgrade", "base")
+    assert table_names(engine) == {VERSION_TABLE}
 
 
-def test_removals_survive_both_ways(engine: Engine) -> None:
-    """What all of them say before 0004 is what they say after it, and after the way back."""
-    run_alembic(get_runtime().engine(), "upgrade", BEFORE)
-    old = MetaData()
-    old.reflect(engine, only=["imcallback_delivery", "imcallback_removal"])
-    delivery, removal = old.tables["imcallback_delivery"], old.tables["imcallback_removal"]
-    with engine.begin() as connection:
-        for id, position, provider, app_id, command, relation, platform, request_id in OLD_ROWS:
-            row: dict[str, Any] = {
-                "id": id,
-                "delivery_id": id,
-                "position": position,
-                "provider": provider,
-                "app_id": app_id,
-                "command": command,
-                "relation": relation,
-                "owner_id": "á",
-                "target_id": f"t{position}",
-                "client_ip": "",
-                "platform": platform,
-                "request_id": request_id,
-                "received_at": moment_of(id).replace(tzinfo=None),
-            }
-            if position == 0:
-                empty = {c.name: "" for c in delivery.c if not c.nullable}
-                others = {"removal_count": 1, "body": b"", **row}
-                values = {k: v for k, v in (empty | others).items() if k in delivery.c}
-                connection.execute(delivery.insert().values(values))
-            connection.execute(removal.insert().values(row | {"id": id + position}))
-    before = dump(engine, removal)
-    run_alembic(get_runtime().engine(), "upgrade", "head")
-    with engine.connect() as connection:
-        after = stored_removals(connection)
-        assert connection.scalar(text("SELECT COUNT(*) FROM imcallback_source")) == 3
-    assert sorted(map(sorted_items, after)) == sorted(map(sorted_items, before))
-    run_alembic(get_runtime().engine(), "downgrade", BEFORE)
-    assert dump(engine, removal) == before
-
-
-def sorted_items(row: dict[str, Any]) -> list[tuple[str, Any]]:
-    return sorted(row.items())
-
-
-def dump(engine: Engine, table: Table) -> list[dict[str, Any]]:
-    with engine.connect() as connection:
-        rows = connection.execute(select(table).order_by(table.c.id)).mappings()
-        return [{**row, "received_at": row["received_at"].replace(tzinfo=UTC)} for row in rows]
-
-
-def test_six_upgrades_at_once(engine: Engine, database_url: URL) -> None:
-    """Of six processes that start to upgrade an empty database together, none fails."""
-    command = [sys.executable, "-c", UPGRADE_ON_A_SIGN]
+def test_parallel_upgrades_do_not_fail(engine: Engine, database_url: URL) -> None:
+    """Six processes start to upgrade an empty database at the same time."""
+    command = [sys.executable, "-c", UPGRADE_ON_A_SIGNAL]
     command.append(database_url.render_as_string(hide_password=False))
     pipe = subprocess.PIPE
     processes = [
@@ -239,29 +202,40 @@ def test_six_upgrades_at_once(engine: Engine, database_url: URL) -> None:
         process.stdin.flush()
     ends = [(process.communicate(timeout=120)[1], process.returncode) for process in processes]
     assert [status for _, status in ends] == [0] * 6, ends
-    run_alembic(get_runtime().engine(), "check")
+    run_alembic(engine, "check")
     with engine.connect() as connection:
         assert connection.scalars(text(f"SELECT * FROM {VERSION_TABLE}")).all() == [HEAD]
 
 
-def test_sql_is_printed_and_nothing_done(
-    engine: Engine, capsys: pytest.CaptureFixture[str]
-) -> None:
-    """`upgrade --sql` leaves the database alone; what it prints makes the tables."""
-    run_alembic(get_runtime().engine(), "upgrade", "head", sql=True)
-    assert tables(engine) == set()
+def test_upgrade_sql_only_prints(engine: Engine, capsys: pytest.CaptureFixture[str]) -> None:
+    """`upgrade --sql` changes nothing, and the printed statements create the tables."""
+    run_alembic(engine, "upgrade", "head", sql=True)
+    assert table_names(engine) == set()
     script = capsys.readouterr().out
     with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
         for statement in script.split(";\n"):
             lines = [line for line in statement.splitlines() if not line.startswith("--")]
             if sql := "\n".join(lines).strip():
                 connection.exec_driver_sql(sql)
-    run_alembic(get_runtime().engine(), "check")
+    run_alembic(engine, "check")
     assert current_revision(engine) == HEAD
 
 
-def test_revisions_are_one_line(make_app: MakeApp) -> None:
-    """Ids fit the version column, look like no count of steps, and lead to a single head."""
+def test_a_database_that_does_not_answer_is_an_error_with_a_remedy(make_app: MakeApp) -> None:
+    """The message names the reason and the settings to check, and never the password."""
+    url = URL.create("postgresql+psycopg", "user", "pass-word", "127.0.0.1", 1, "database")
+    app = make_app(url, migrate=False)
+    message = (
+        r"(?s)^cannot access the database \(OperationalError: connection failed: .*\): check the "
+        r"server, SQLALCHEMY_DATABASE_URI and the permissions of the database user$"
+    )
+    with app.app_context(), pytest.raises(StorageError, match=message) as caught:
+        current_revision(get_runtime().engine())
+    assert "pass-word" not in str(caught.value)
+
+
+def test_the_revisions_form_one_line(make_app: MakeApp) -> None:
+    """Revision ids fit the version column, are no plain numbers, and lead to a single head."""
     with make_app(migrate=False).app_context():
         script = ScriptDirectory.from_config(make_config(get_runtime().engine()))
     revisions = [revision.revision for revision in script.walk_revisions()]
@@ -272,8 +246,8 @@ def test_revisions_are_one_line(make_app: MakeApp) -> None:
 
 
 @pytest.mark.parametrize("path", REVISIONS, ids=lambda path: path.stem)
-def test_revisions_import_nothing_of_ours(path: Path) -> None:
-    """What a revision does is frozen: later changes of the package do not reach it."""
+def test_a_revision_imports_nothing_of_the_package(path: Path) -> None:
+    """Later changes of the package must not change what an old revision does."""
     roots = set()
     for node in ast.walk(ast.parse(path.read_text("utf-8"))):
         if isinstance(node, ast.Import):
@@ -283,8 +257,8 @@ def test_revisions_import_nothing_of_ours(path: Path) -> None:
     assert roots == {"alembic", "sqlalchemy"}
 
 
-def test_create_all_of_the_host_does_not_reach_our_tables(tmp_path: Path) -> None:
-    """A host that calls `db.create_all()` gets its own tables only, and can still upgrade."""
+def test_create_all_of_the_host_leaves_our_tables_alone(tmp_path: Path) -> None:
+    """A host that calls `db.create_all()` gets only its own tables, and can still upgrade."""
     app = Flask("host")
     app.config["SQLALCHEMY_DATABASE_URI"] = f"sqlite:///{tmp_path / 'test.db'}"
     db = SQLAlchemy(app)
@@ -297,10 +271,10 @@ def test_create_all_of_the_host_does_not_reach_our_tables(tmp_path: Path) -> Non
     ImCallback(app)
     with app.app_context():
         db.create_all()
-        assert tables(db.engine) == {"thing"}
+        assert table_names(db.engine) == {"thing"}
         upgrade()
         db.drop_all()
-        assert tables(db.engine) == {*OURS, VERSION_TABLE}
+        assert table_names(db.engine) == {*TABLES, VERSION_TABLE}
         db.engine.dispose()
 
 
@@ -309,12 +283,15 @@ def alembic(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, check=False)
 
 
-def test_alembic_without_an_app(tmp_path: Path) -> None:
-    """A developer runs plain alembic with `-x url=`; without it, it says what to do."""
+def test_alembic_works_without_an_app(tmp_path: Path) -> None:
+    """A developer passes a URL with `-x url=`. Without a URL the error shows how to pass one."""
     url = f"url=sqlite:///{tmp_path / 'test.db'}"
     for command in (["upgrade", "head"], ["check"]):
         done = alembic("-x", url, *command)
         assert done.returncode == 0, done.stderr
     refused = alembic("upgrade", "head")
     assert refused.returncode != 0
-    assert "alembic -x url=" in refused.stderr + refused.stdout
+    assert (
+        "no database is given: use `flask imcallback upgrade`, or pass a database URL as in "
+        "`alembic -x url=sqlite:///new.db`"
+    ) in refused.stderr + refused.stdout

@@ -1,4 +1,4 @@
-"""Many deliveries in one transaction, each whole, once, and by its deadline."""
+"""Many deliveries share a transaction, and each is stored completely, once, and by its deadline."""
 
 from __future__ import annotations
 
@@ -20,14 +20,20 @@ from flask_imcallback import StorageError
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.entries import Entry
 from flask_imcallback.storage.ids import id_at
-from flask_imcallback.storage.writer import LARGE, Writer
+from flask_imcallback.storage.writer import LARGE_BODY_BYTES, Writer
 from support import faults, servers
 from support.apps import MakeApp, rows, until
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, entries_of, entry_of, write
 
+HOLD_SECONDS = 30
+"""Time after which a thread that a test blocks goes on by itself."""
+
 
 def count_commits(app: Flask) -> Callable[[], int]:
-    """After a delivery from the same source, which the first one adds in a transaction before."""
+    """Return a function that counts the commits from now on.
+
+    The first delivery of a source needs a second transaction, so this function stores one before.
+    """
     write(app, entry_of(app, replace(ANONYMOUS, received_at=MOMENT - timedelta(days=1))))
     commits: list[object] = []
     with app.app_context():
@@ -35,14 +41,18 @@ def count_commits(app: Flask) -> Callable[[], int]:
     return lambda: len(commits)
 
 
-def test_what_waits_shares_a_transaction(database_url: URL, make_app: MakeApp) -> None:
-    """Alone a delivery has one at once; many at once have fewer than one each."""
+def new_writer(app: Flask) -> Writer:
+    with app.app_context():
+        return Writer(get_runtime().engine, retry_until_deadline=False)
+
+
+def test_deliveries_that_wait_share_a_transaction(database_url: URL, make_app: MakeApp) -> None:
+    """A single delivery has one commit. Many parallel deliveries have fewer than one each."""
     app = make_app(database_url)
     commits = count_commits(app)
     write(app, *entries_of(app, 1))
     assert commits() == 1
-    with app.app_context():
-        writer = Writer(get_runtime().engine, patient=False)
+    writer = new_writer(app)
     entries = entries_of(app, 300)[100:]
 
     def store(entry: Entry) -> None:
@@ -56,20 +66,22 @@ def test_what_waits_shares_a_transaction(database_url: URL, make_app: MakeApp) -
     assert commits() < 150
 
 
-def test_one_bad_delivery_harms_no_other(database_url: URL, make_app: MakeApp) -> None:
-    """Those of its transaction are stored, each whole; it alone has an error."""
+def test_one_bad_delivery_does_not_harm_the_others(database_url: URL, make_app: MakeApp) -> None:
+    """The other deliveries of the transaction are stored. Only the bad delivery has an error."""
     app = make_app(database_url)
     entries = entries_of(app, 9)
     entries[4].row["provider"] = None
     write(app, *entries)
     assert [entry.error is None for entry in entries] == [True] * 4 + [False] + [True] * 4
     deliveries, removals = rows(app)
-    assert [row["id"] for row in deliveries] == [e.row["id"] for e in entries if not e.error]
+    assert [row["id"] for row in deliveries] == [
+        entry.row["id"] for entry in entries if not entry.error
+    ]
     assert len(removals) == 16
 
 
 def test_a_repetition_in_the_same_transaction(database_url: URL, make_app: MakeApp) -> None:
-    """Two arrivals of one callback that are written together are still one callback."""
+    """Two arrivals of one callback that share a transaction are still one callback."""
     app = make_app(database_url)
     moments = (MOMENT, MOMENT + timedelta(milliseconds=1))
     first, second = (entry_of(app, replace(DELIVERY, received_at=moment)) for moment in moments)
@@ -81,28 +93,28 @@ def test_a_repetition_in_the_same_transaction(database_url: URL, make_app: MakeA
     assert not second.removals
 
 
-def test_what_was_stored_before_is_not_stored_again(database_url: URL, make_app: MakeApp) -> None:
-    """As after a commit whose outcome nobody learnt, with and without a fingerprint."""
+def test_a_stored_entry_is_not_stored_again(database_url: URL, make_app: MakeApp) -> None:
+    """A retry after a commit with an unknown outcome recognizes its own rows by their nonce."""
     app = make_app(database_url)
     entries = [entry_of(app, DELIVERY), *entries_of(app, 5)[1:]]
     write(app, *entries)
-    repeated = entry_of(app, replace(DELIVERY, received_at=MOMENT + timedelta(hours=1)))
-    write(app, Entry(repeated.row, repeated.removals))
-    again = [Entry(entry.row, entry.removals) for entry in (*entries, repeated)]
-    write(app, *again)
-    assert [entry.error for entry in again] == [None] * 6
-    assert [len(entry.records()) for entry in again] == [2] * 5 + [0]
-    assert [e.row["id"] for e in again] == [e.row["id"] for e in (*entries, repeated)]
+    repetition = entry_of(app, replace(DELIVERY, received_at=MOMENT + timedelta(hours=1)))
+    write(app, repetition.copy())
+    retries = [entry.copy() for entry in (*entries, repetition)]
+    write(app, *retries)
+    assert [entry.error for entry in retries] == [None] * 6
+    assert [len(entry.records()) for entry in retries] == [2] * 5 + [0]
+    expected_ids = [entry.row["id"] for entry in (*entries, repetition)]
+    assert [entry.row["id"] for entry in retries] == expected_ids
     deliveries, removals = rows(app)
     assert (len(deliveries), len(removals)) == (6, 10)
 
 
-def test_another_delivery_with_that_id_moves(database_url: URL, make_app: MakeApp) -> None:
-    """It was made by another process in the same microsecond; a moment later it is free."""
+def test_a_delivery_moves_if_its_id_is_taken(database_url: URL, make_app: MakeApp) -> None:
+    """Another process used the same microsecond, so the delivery gets an id a moment later."""
     app = make_app(database_url)
     first = entry_of(app, ANONYMOUS)
-    row = first.row | {"nonce": b"another delivery"}
-    second = Entry(row, first.removals)
+    second = Entry(first.row | {"nonce": b"another delivery"}, first.removals)
     write(app, first)
     write(app, second)
     assert id_at(MOMENT) < second.row["id"] < id_at(MOMENT + timedelta(seconds=1))
@@ -112,18 +124,18 @@ def test_another_delivery_with_that_id_moves(database_url: URL, make_app: MakeAp
     assert removals[3]["id"] == second.row["id"] + 1
 
 
-def test_a_large_body_has_a_transaction_of_its_own(make_app: MakeApp) -> None:
-    """What a database finds too large takes none of its neighbours along."""
+def test_a_large_body_has_its_own_transaction(make_app: MakeApp) -> None:
+    """If a database refuses a large body, the other deliveries are not affected."""
     app = make_app()
     commits = count_commits(app)
-    large = entry_of(app, replace(ANONYMOUS, body=b" " * LARGE))
+    large = entry_of(app, replace(ANONYMOUS, body=b" " * LARGE_BODY_BYTES))
     write(app, *entries_of(app, 9)[1:], large)
     assert commits() == 2
     assert len(rows(app)[0]) == 10
 
 
 def lock_table(url: URL) -> Callable[[], None]:
-    """Keep everyone out of the deliveries, until what is returned is called."""
+    """Lock the table of deliveries. Returns a function that unlocks it."""
     engine = create_engine(url)
     connection = engine.connect()
     if url.get_backend_name() == "sqlite":
@@ -141,11 +153,10 @@ def lock_table(url: URL) -> Callable[[], None]:
     return unlock
 
 
-def test_a_database_that_hangs_is_given_up(database_url: URL, make_app: MakeApp) -> None:
-    """By the deadline, again and again; as soon as it goes on, so do we."""
+def test_the_deadline_holds_while_the_database_hangs(database_url: URL, make_app: MakeApp) -> None:
+    """Each delivery gives up at its deadline, and later deliveries are stored without a delay."""
     app = make_app(database_url)
-    with app.app_context():
-        writer = Writer(get_runtime().engine, patient=False)
+    writer = new_writer(app)
     unlock = lock_table(database_url)
     entries = entries_of(app, 3)
     for entry in entries:
@@ -153,12 +164,13 @@ def test_a_database_that_hangs_is_given_up(database_url: URL, make_app: MakeApp)
         with app.app_context():
             writer.write([entry], 0.3)
         assert isinstance(entry.error, StorageError)
+        assert str(entry.error) == "the database did not store the delivery within 0.3 seconds"
         assert 0.3 <= time.monotonic() - began < 1
     unlock()
-    again = [Entry(entry.row, entry.removals) for entry in entries]
+    retries = [entry.copy() for entry in entries]
     with app.app_context():
-        writer.write(again, 30)
-    assert [entry.error for entry in again] == [None] * 3
+        writer.write(retries, 30)
+    assert [entry.error for entry in retries] == [None] * 3
     deliveries, removals = rows(app)
     assert (len(deliveries), len(removals)) == (3, 6)
 
@@ -168,21 +180,20 @@ def writer_threads() -> int:
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
-def test_a_connection_that_hangs_keeps_no_thread(
+def test_a_connection_that_hangs_blocks_no_thread(
     database: str, request: pytest.FixtureRequest, make_app: MakeApp
 ) -> None:
-    """In a network that swallows all, as long as that lasts, threads do not become more."""
+    """While the network delivers nothing, the number of writer threads does not grow."""
     server = request.getfixturevalue("database_servers")[database]
     with servers.database(server) as url, faults.proxy(url.port or 0) as proxy:
         app = make_app(url.set(port=proxy.port))
-        with app.app_context():
-            writer = Writer(get_runtime().engine, patient=False)
+        writer = new_writer(app)
         first, *entries = entries_of(app, 5)
         with app.app_context():
             writer.write([first], 30)
             before = writer_threads()
             with proxy.holding():
-                # One connection is open; what connects anew waits for the server's greeting.
+                # One connection is open. A new connection would wait for the server's greeting.
                 writer.write(entries[:1], 0.3)
                 time.sleep(0.2)
                 assert writer_threads() <= before
@@ -190,22 +201,22 @@ def test_a_connection_that_hangs_keeps_no_thread(
         assert [entry.error is None for entry in entries] == [False, True, True, True]
 
 
-def test_a_thread_that_nothing_frees_is_left(
+def test_a_blocked_thread_is_replaced(
     database_servers: dict[str, servers.Server], make_app: MakeApp
 ) -> None:
-    """Those that wait behind it are stored by another, as soon as it is given up."""
-    free = threading.Event()
+    """Deliveries that wait behind the blocked thread are stored by a new one."""
+    is_released = threading.Event()
     with servers.database(database_servers["postgresql"]) as url:
         app = make_app(url)
         entries = entries_of(app, 3)
         with app.app_context():
             engine = get_runtime().engine()
             engine.dispose()
-            writer = Writer(get_runtime().engine, patient=False)
+        writer = new_writer(app)
 
         def hang(*_: Any) -> None:
             event.remove(engine, "do_connect", hang)
-            free.wait(30)
+            is_released.wait(HOLD_SECONDS)
 
         def store(entry: Entry, seconds: float) -> float:
             began = time.monotonic()
@@ -223,56 +234,57 @@ def test_a_thread_that_nothing_frees_is_left(
         assert store(entries[2], 20) < 5
         assert [entry.error is None for entry in entries] == [False, True, True]
         threads = writer_threads()
-        free.set()
+        is_released.set()
         until(lambda: writer_threads() < threads)
 
 
-@pytest.mark.parametrize(("patient", "tries"), [(True, 4), (False, 2)])
-def test_who_has_no_spool_is_patient(
-    patient: bool, tries: int, database_servers: dict[str, servers.Server], make_app: MakeApp
+@pytest.mark.parametrize(("retry_until_deadline", "attempts"), [(True, 4), (False, 2)])
+def test_a_refused_connection_is_retried(
+    retry_until_deadline: bool,
+    attempts: int,
+    database_servers: dict[str, servers.Server],
+    make_app: MakeApp,
 ) -> None:
-    """A server that refuses connections is tried until the deadline, or once more."""
+    """A writer retries until the deadline without a spool, and only once with a spool."""
     with servers.database(database_servers["postgresql"]) as url:
         app = make_app(url)
         (entry,) = entries_of(app, 1)
         with app.app_context():
             engine = get_runtime().engine()
         engine.dispose()
-        made: list[None] = []
+        connections: list[None] = []
 
         def refuse(*_: Any) -> None:
-            made.append(None)
-            if len(made) < 4:
+            connections.append(None)
+            if len(connections) < 4:
                 raise psycopg.OperationalError("connection refused")
 
         event.listen(engine, "do_connect", refuse)
-        write(app, entry, patient=patient)
-        assert (entry.error is None) == patient
-        assert len(made) == tries
+        write(app, entry, retry_until_deadline=retry_until_deadline)
+        assert (entry.error is None) == retry_until_deadline
+        assert len(connections) == attempts
 
 
-def test_one_that_nobody_waits_for_takes_no_other_id(
-    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It waits in a spool as it was when it was given up, and must be found by that id."""
+def test_an_abandoned_entry_keeps_its_id(make_app: MakeApp) -> None:
+    """The spool holds the abandoned entry under its last id, so the writer must not change it."""
     app = make_app()
     first, second = entry_of(app, ANONYMOUS), entry_of(app, ANONYMOUS)
-    second.move(first.row["id"])
+    second.assign_id(first.row["id"])
     write(app, first)
     with app.app_context():
         engine = get_runtime().engine()
 
-    def give_up(*_: Any) -> None:
+    def abandon(*_: Any) -> None:
         second.is_abandoned = True
 
-    event.listen(engine, "rollback", give_up)
+    event.listen(engine, "rollback", abandon)
     write(app, second, seconds=1)
     assert second.row["id"] == first.row["id"]
     assert len(rows(app)[0]) == 1
 
 
 def end_connections(app: Flask) -> None:
-    """Have the server close all connections of the app's pool."""
+    """Let the server close all connections of the app's pool."""
     with app.app_context():
         engine = get_runtime().engine()
         with create_engine(engine.url).connect() as connection:
@@ -289,10 +301,10 @@ def end_connections(app: Flask) -> None:
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])
-def test_a_lost_connection_is_made_anew(
+def test_lost_connections_are_replaced(
     database: str, request: pytest.FixtureRequest, make_app: MakeApp
 ) -> None:
-    """The server closed those of the pool, as one that was restarted did; nothing fails."""
+    """The server closes all pooled connections, as a restart does, and no delivery fails."""
     server = request.getfixturevalue("database_servers")[database]
     with servers.database(server) as url:
         app = make_app(url)
@@ -303,8 +315,8 @@ def test_a_lost_connection_is_made_anew(
         assert len(rows(app)[0]) == 3
 
 
-def test_a_deleted_file_is_noticed(tmp_path: Path, make_app: MakeApp) -> None:
-    """What is written to a SQLite file without a name would be gone with the process."""
+def test_a_deleted_database_file_is_noticed(tmp_path: Path, make_app: MakeApp) -> None:
+    """A row in a deleted SQLite file would be lost with the process, so the write must fail."""
     path = tmp_path / "test.db"
     app = make_app(URL.create("sqlite", database=str(path)))
     first, second = entries_of(app, 2)
@@ -329,11 +341,11 @@ CREATE TRIGGER fail BEFORE INSERT ON imcallback_delivery FOR EACH ROW
         SIGNAL SQLSTATE 'HY000' SET MYSQL_ERRNO = {code}, MESSAGE_TEXT = 'on purpose';
     END IF""",
 }
-"""The first row that is inserted fails; a sequence counts on in what is rolled back."""
+"""Triggers that make the first INSERT fail. A sequence also counts in rolled-back transactions."""
 
 
 @pytest.mark.parametrize(
-    ("database", "code", "is_tried_again"),
+    ("database", "code", "is_retried"),
     [
         *(("postgresql", code, True) for code in ("40001", "40P01", "57P01", "25006", "08006")),
         *(("postgresql", code, False) for code in ("53100", "42501", "XX000", "P0001")),
@@ -341,14 +353,14 @@ CREATE TRIGGER fail BEFORE INSERT ON imcallback_delivery FOR EACH ROW
         *(("mariadb", code, False) for code in (1114, 1205, 1142)),
     ],
 )
-def test_what_may_pass_is_tried_again(
+def test_a_transaction_that_may_succeed_is_retried(
     database: str,
     code: str | int,
-    is_tried_again: bool,
+    is_retried: bool,
     request: pytest.FixtureRequest,
     make_app: MakeApp,
 ) -> None:
-    """The transaction as a whole, on the codes of conflicts and lost servers, and on no other."""
+    """The writer retries after the error codes of conflicts and lost servers, and no others."""
     server = request.getfixturevalue("database_servers")[database]
     with servers.database(server) as url:
         app = make_app(url)
@@ -357,8 +369,8 @@ def test_what_may_pass_is_tried_again(
                 connection.exec_driver_sql(statement)
         (entry,) = entries_of(app, 1)
         write(app, entry)
-        assert (entry.error is None) == is_tried_again
-        assert len(rows(app)[1]) == (2 if is_tried_again else 0)
+        assert (entry.error is None) == is_retried
+        assert len(rows(app)[1]) == (2 if is_retried else 0)
         sql = "SELECT nextval('tries')" if database == "postgresql" else "SELECT nextval(tries)"
         with app.app_context(), get_runtime().engine().connect() as connection:
-            assert connection.exec_driver_sql(sql).scalar_one() == (3 if is_tried_again else 2)
+            assert connection.exec_driver_sql(sql).scalar_one() == (3 if is_retried else 2)

@@ -1,7 +1,6 @@
-"""Databases of several servers that belong to the tests alone: PostgreSQL with replicas, Galera.
+"""Private database clusters for tests: PostgreSQL with replicas, and MariaDB Galera.
 
-All nodes run on 127.0.0.1 and stop with their context. The programs come from where `servers`
-finds them.
+All nodes run on 127.0.0.1 and stop with their context. `servers` finds the programs.
 """
 
 from __future__ import annotations
@@ -34,7 +33,7 @@ from support.servers import (
 
 
 def ask(url: URL, statement: str) -> list[Any]:
-    """The first column of what the statement answers; it is committed by itself."""
+    """Execute the statement with autocommit, and return the first column of the result."""
     arguments: dict[str, Any] = {}
     if url.get_backend_name() != "sqlite":
         arguments |= {"connect_timeout": 5}
@@ -51,20 +50,22 @@ def ask(url: URL, statement: str) -> list[Any]:
         return list(result.scalars()) if result.returns_rows else []
 
 
-def wait_until(is_so: Callable[[], bool], what: str, seconds: float = START_SECONDS) -> None:
-    """Ask until it is so; a database that does not answer says no."""
+def wait_until(
+    condition: Callable[[], bool], description: str, seconds: float = START_SECONDS
+) -> None:
+    """Wait until the condition is true. A database that does not answer counts as false."""
     deadline = time.monotonic() + seconds
     while time.monotonic() < deadline:
         with suppress(DBAPIError):
-            if is_so():
+            if condition():
                 return
         time.sleep(0.05)
-    raise ServerError(f"after {seconds} s still not: {what}")
+    raise ServerError(f"the test waited {seconds} seconds in vain until {description}")
 
 
 @dataclass
 class Replicas:
-    """A primary and two standbys, of which any one must have what the primary commits."""
+    """A primary and two standbys. Each commit needs the primary and one of the standbys."""
 
     nodes: list[Node]
     primary: Node
@@ -75,7 +76,7 @@ class Replicas:
 
     @property
     def url(self) -> URL:
-        """Of whichever node is the primary."""
+        """Return a URL that leads to the current primary."""
         return URL.create(
             "postgresql+psycopg",
             "postgres",
@@ -91,20 +92,20 @@ class Replicas:
         self.primary.kill()
 
     def promote(self) -> None:
-        """Make the standby that has received most the primary, as a cluster manager would."""
+        """Promote the standby that has received the most, as a cluster manager does."""
         self.primary = max(self.standbys, key=_received)
         ask(self.primary.url, "SELECT pg_promote()")
         self.follow()
 
     def rejoin(self, node: Node) -> None:
-        """Give a node that was killed a new copy of the primary."""
+        """Start a killed node again with a new copy of the primary."""
         shutil.rmtree(node.folder / "data")
         copy_postgresql(node.folder, Path(node.command[0]), self.primary.url)
         node.start()
         self.follow()
 
     def follow(self) -> None:
-        """Let the standbys follow the primary, and its commits wait for one of them."""
+        """Let the standbys follow the primary, and let its commits wait for one of them."""
         port = self.primary.url.port
         for node in self.standbys:
             where = f"host=127.0.0.1 port={port} user=postgres"
@@ -115,7 +116,8 @@ class Replicas:
         ask(self.primary.url, "SELECT pg_reload_conf()")
         in_step = "SELECT count(*) FROM pg_stat_replication WHERE sync_state = 'quorum'"
         wait_until(
-            lambda: ask(self.primary.url, in_step) == [len(self.standbys)], "standbys follow"
+            lambda: ask(self.primary.url, in_step) == [len(self.standbys)],
+            "all standbys follow the primary",
         )
 
 
@@ -126,15 +128,21 @@ def _received(standby: Node) -> int:
 
 @contextmanager
 def postgresql_replicas(*, durable: bool = False) -> Iterator[Replicas]:
-    """A PostgreSQL primary with two synchronous standbys."""
+    """Run a PostgreSQL primary with two synchronous standbys."""
     options = [] if durable else ["--fsync=off"]
     with ExitStack() as stack:
         nodes: list[Node] = []
         for number in range(3):
             folder = stack.enter_context(private_folder())
-            # A standby presents itself to its primary under the name of its cluster.
-            named = [*options, f"--cluster_name=s{number}", "--wal_retrieve_retry_interval=100ms"]
-            nodes.append(postgresql_node(folder, *named, copy_of=nodes[0].url if nodes else None))
+            # A standby uses its cluster name as the name for its primary.
+            arguments = [
+                *options,
+                f"--cluster_name=s{number}",
+                "--wal_retrieve_retry_interval=100ms",
+            ]
+            nodes.append(
+                postgresql_node(folder, *arguments, copy_of=nodes[0].url if nodes else None)
+            )
             stack.callback(nodes[-1].close)
             nodes[-1].start()
         replicas = Replicas(nodes, nodes[0])
@@ -144,19 +152,19 @@ def postgresql_replicas(*, durable: bool = False) -> Iterator[Replicas]:
 
 @dataclass
 class Galera:
-    """Three MariaDB nodes, each of which takes writes."""
+    """Three MariaDB nodes. Each node accepts writes."""
 
     nodes: list[Node]
     addresses: list[str] = field(default_factory=list)
-    """Where each node listens to the others."""
+    """Address at which each node listens to the other nodes."""
 
     @property
     def url(self) -> URL:
-        """Of the first node."""
+        """Return the URL of the first node."""
         return self.nodes[0].url
 
     def bootstrap(self) -> None:
-        """Start the whole cluster, from the node that has committed most if it ran before."""
+        """Start the cluster, beginning with the node that has committed the most."""
         first = max(self.nodes, key=_recovered)
         state = first.folder / "data/grastate.dat"
         if state.exists():
@@ -168,14 +176,16 @@ class Galera:
                 self.join(node)
 
     def join(self, node: Node) -> None:
-        """Start a node of a cluster that runs."""
+        """Start a node, and let it join the running cluster."""
         node.start(f"--wsrep-cluster-address=gcomm://{','.join(self.addresses)}")
         self.wait(node)
 
     def wait(self, *nodes: Node) -> None:
-        """Until these nodes take writes."""
+        """Wait until these nodes accept writes."""
         for node in nodes:
-            wait_until(partial(_is_synced, node), f"the node at {node.url.port} takes writes")
+            wait_until(
+                partial(_is_synced, node), f"the node at port {node.url.port} accepts writes"
+            )
 
 
 def _is_synced(node: Node) -> bool:
@@ -187,7 +197,7 @@ def _is_synced(node: Node) -> bool:
 
 
 def _recovered(node: Node) -> int:
-    """How far a node that does not run has come; -1 if it never ran."""
+    """Return the last commit of a stopped node, or -1 if the node never ran."""
     if not (node.folder / "data/grastate.dat").exists():
         return -1
     run(node.folder, [*node.command, "--wsrep-cluster-address=gcomm://", "--wsrep-recover"])
@@ -197,13 +207,13 @@ def _recovered(node: Node) -> int:
 
 @contextmanager
 def galera() -> Iterator[Galera]:
-    """A MariaDB Galera cluster of three nodes; it takes over ten seconds to start."""
+    """Run a MariaDB Galera cluster of three nodes. The start takes more than ten seconds."""
     with ExitStack() as stack:
         cluster = Galera([])
         for _ in range(3):
             folder = stack.enter_context(private_folder())
             address = f"127.0.0.1:{free_port()}"
-            # What is committed survives the end of the process, not of the machine.
+            # Commits survive the end of the process, but not a power failure.
             node = mariadb_node(
                 folder,
                 "--innodb-flush-log-at-trx-commit=2",

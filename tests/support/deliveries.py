@@ -1,4 +1,4 @@
-"""Deliveries and entries to store, and shorthands to store and find them."""
+"""Deliveries and entries for tests, and functions that store and find them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from flask_imcallback.storage.writer import Writer
 
 MOMENT = datetime(2026, 11, 20, 18, 5, 0, 123456, UTC)
 
+MICROSECOND = timedelta(microseconds=1)
 
 DELIVERY = Delivery(
     provider="tencent",
@@ -40,37 +41,44 @@ DELIVERY = Delivery(
         Removal(Relation.FRIEND, "bob", "alice"),
     ),
 )
+"""A delivery of two removals that the provider may repeat."""
+
+ANONYMOUS = replace(DELIVERY, repeats_callbacks=False)
+"""A delivery whose repetition cannot be recognized."""
 
 
 def record(app: Flask, delivery: Delivery) -> list[Record]:
+    """Record the delivery, and return its removals."""
     with app.app_context():
         stored = get_runtime().recorder.record(delivery)
         assert stored
         return stored.records()
 
 
-ANONYMOUS = replace(DELIVERY, repeats_callbacks=False)
-
-
 def entry_of(app: Flask, delivery: Delivery) -> Entry:
+    """Return an entry for the delivery, with an id from the app."""
     with app.app_context():
-        return get_runtime().recorder._entry(delivery)
+        return get_runtime().recorder.make_entry(delivery)
 
 
 def entries_of(app: Flask, count: int, **changes: Any) -> list[Entry]:
-    """One a millisecond, all different callbacks."""
+    """Return entries of different callbacks, one for each millisecond."""
     return [
-        entry_of(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(milliseconds=n), **changes))
-        for n in range(count)
+        entry_of(
+            app,
+            replace(ANONYMOUS, received_at=MOMENT + timedelta(milliseconds=number), **changes),
+        )
+        for number in range(count)
     ]
 
 
-def write(app: Flask, *entries: Entry, seconds: float = 30, patient: bool = False) -> None:
+def write(
+    app: Flask, *entries: Entry, seconds: float = 30, retry_until_deadline: bool = False
+) -> None:
+    """Store the entries by a new writer."""
     with app.app_context():
-        Writer(get_runtime().engine, patient=patient).write(entries, seconds)
-
-
-MICROSECOND = timedelta(microseconds=1)
+        writer = Writer(get_runtime().engine, retry_until_deadline=retry_until_deadline)
+        writer.write(entries, seconds)
 
 
 def delivery_of(
@@ -81,7 +89,7 @@ def delivery_of(
     body: bytes = b"{}",
     **origin: str,
 ) -> Delivery:
-    """One that removes each pair of owner and target."""
+    """Return a delivery that removes each pair of owner and target."""
     return Delivery(
         provider=provider,
         repeats_callbacks=False,
@@ -97,20 +105,21 @@ def delivery_of(
 
 
 def store(*pairs: tuple[str, str], **arguments: Any) -> list[Record]:
-    """Record such a delivery of the current app."""
+    """Record a delivery of these pairs in the current app, and return its removals."""
     stored = get_runtime().recorder.record(delivery_of(*pairs, **arguments))
     assert stored
     return stored.records()
 
 
 def store_all(deliveries: Sequence[Delivery]) -> list[Record]:
-    """Record them in the current app, in few transactions."""
+    """Record the deliveries in the current app in few transactions, and return their removals."""
     runtime = get_runtime()
-    entries = [runtime.recorder._entry(delivery) for delivery in deliveries]
-    Writer(runtime.engine, patient=True).write(entries, 60)
+    entries = [runtime.recorder.make_entry(delivery) for delivery in deliveries]
+    Writer(runtime.engine, retry_until_deadline=True).write(entries, 60)
     assert [entry.error for entry in entries if entry.error] == []
     return [record for entry in entries for record in entry.records()]
 
 
 def find(**filters: Any) -> Page:
+    """Return a page of the current app's history."""
     return get_runtime().history.find(**filters)

@@ -1,4 +1,4 @@
-"""What goes wrong between an app and its database, and below both, made to happen."""
+"""Faults between an app and its database, and in the disks and clocks below them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from support.servers import (
     running,
 )
 
-# Both protocols send it as text; PyMySQL also sends SET AUTOCOMMIT.
+# Both protocols send COMMIT as text. PyMySQL also sends SET AUTOCOMMIT.
 COMMIT = re.compile(rb"(?<!AUTO)COMMIT")
 LOCKS = {
     "sqlite": ("BEGIN EXCLUSIVE", "ROLLBACK"),
@@ -49,33 +49,33 @@ READ_ONLY = {
 
 
 class Cut(Enum):
-    """When a connection that sends a COMMIT is cut."""
+    """The moment at which a connection that sends a COMMIT is cut."""
 
     BEFORE_COMMIT = "before"
     """The server never sees the COMMIT."""
     AFTER_COMMIT = "after"
-    """The server has committed, but its answer does not arrive."""
+    """The server commits, but its answer does not arrive."""
 
 
 class Proxy:
-    """Forwards TCP connections to a server on this machine, and fails them when told to."""
+    """A TCP proxy to a server on this machine. It delays, holds and cuts connections."""
 
     def __init__(self, port: int) -> None:
-        self._to = port
+        self._server_port = port
         self._flows = threading.Event()
         self._flows.set()
         self._lock = threading.Lock()
         self._cuts: list[Cut] = []
         self._connections: list[tuple[socket.socket, socket.socket]] = []
         self.delay = 0.0
-        """Seconds by which all that passes is late."""
+        """Seconds by which all data is delayed."""
         self._listening = socket.create_server(("127.0.0.1", 0))
         self.port: int = self._listening.getsockname()[1]
         threading.Thread(target=self._accept, daemon=True).start()
 
     @contextmanager
     def holding(self) -> Iterator[None]:
-        """A black hole: connections are taken and stay, and nothing passes."""
+        """Accept and keep connections, but forward nothing, like a black hole."""
         self._flows.clear()
         try:
             yield
@@ -83,7 +83,7 @@ class Proxy:
             self._flows.set()
 
     def cut(self) -> None:
-        """Reset all connections; new ones are welcome."""
+        """Reset all connections. New connections work."""
         with self._lock:
             connections, self._connections = self._connections, []
         for pair in connections:
@@ -99,13 +99,13 @@ class Proxy:
         return len(self._cuts)
 
     def close(self) -> None:
-        self._listening.shutdown(socket.SHUT_RDWR)  # wakes who accepts from it
+        self._listening.shutdown(socket.SHUT_RDWR)  # wakes the thread in accept()
         self._listening.close()
         self._flows.set()
         self.cut()
 
     def _accept(self) -> None:
-        with suppress(OSError):  # closed
+        with suppress(OSError):  # the proxy was closed
             while True:
                 client, _ = self._listening.accept()
                 threading.Thread(target=self._connect, args=(client,), daemon=True).start()
@@ -113,7 +113,7 @@ class Proxy:
     def _connect(self, client: socket.socket) -> None:
         self._flows.wait()
         try:
-            server = socket.create_connection(("127.0.0.1", self._to), timeout=5)
+            server = socket.create_connection(("127.0.0.1", self._server_port), timeout=5)
         except OSError:
             _reset(client)
             return
@@ -162,7 +162,7 @@ class Proxy:
 
 
 def _reset(*ends: socket.socket) -> None:
-    """Close with RST, and wake whoever reads from it."""
+    """Close the sockets with RST, and wake threads that read from them."""
     for end in ends:
         with suppress(OSError):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
@@ -173,37 +173,41 @@ def _reset(*ends: socket.socket) -> None:
 
 @contextmanager
 def proxy(port: int) -> Iterator[Proxy]:
-    """A proxy to that port of this machine."""
-    with closing(Proxy(port)) as made:
-        yield made
+    """Run a proxy to a port of this machine."""
+    with closing(Proxy(port)) as running_proxy:
+        yield running_proxy
 
 
 def small_disk(folder: Path, megabytes: int) -> list[str]:
-    """The start of a command that alone finds a small and empty disk in that folder.
+    """Return the start of a command that sees a small, empty disk in the folder.
 
-    The disk goes with its process; others reach it by `seen_by`. Needs no root.
+    Only the command and its children see the disk, and the disk disappears with them. Other
+    processes reach the disk by `seen_by`. No root is needed.
     """
     unshare = ["unshare", "--user", "--map-current-user", "--keep-caps", "--mount"]
     mount = f'mount -t tmpfs -o size={megabytes}m tmpfs "$0" && exec "$@"'
     command = [*unshare, "sh", "-c", mount, str(folder)]
     trial = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
     if trial.returncode:
-        raise ServerError(f"a small disk needs user namespaces: {trial.stderr}")
+        raise ServerError(
+            f"a small disk needs user namespaces, but unshare failed ({trial.stderr.strip()}): "
+            "allow unprivileged user namespaces in the kernel"
+        )
     return command
 
 
 def seen_by(pid: int, path: Path) -> Path:
-    """The path as that process finds it, with the disks that it alone has."""
+    """Return the path as the process sees it, including its private disks."""
     return Path(f"/proc/{pid}/root{path}")
 
 
 @contextmanager
 def full(folder: Path) -> Iterator[None]:
-    """No byte is free on the disk of that folder."""
+    """Fill the disk of the folder, so that no byte is free."""
     filling = folder / "filling"
     command = ["sh", "-c", 'exec cat /dev/zero > "$0"', str(filling)]
     owner: dict[str, Any] = {}
-    if os.geteuid() == 0:  # whom the disk may not know
+    if os.geteuid() == 0:  # root may be unknown to the disk
         stat = folder.stat()
         owner = {"user": stat.st_uid, "group": stat.st_gid, "extra_groups": []}
     subprocess.run(command, cwd="/", stderr=subprocess.DEVNULL, check=False, **owner)
@@ -216,11 +220,11 @@ def full(folder: Path) -> Iterator[None]:
 
 @contextmanager
 def on_small_disk(kind: str) -> Iterator[tuple[Node, URL, Path]]:
-    """A server with a database on a disk of its own, and that disk; the log is elsewhere."""
+    """Run a server whose database is on a small disk. Yields the server, its URL and the disk."""
     with private_folder() as folder:
         is_postgresql = kind == "postgresql"
         node = postgresql_node(folder) if is_postgresql else mariadb_node(folder)
-        # MariaDB takes a folder among its data for a database.
+        # For MariaDB, a folder among its data is a database.
         disk = folder / ("small" if is_postgresql else "data/small")
         run(folder, ["mkdir", disk])
         node.wrapper = small_disk(disk, 32)
@@ -234,7 +238,7 @@ def on_small_disk(kind: str) -> Iterator[tuple[Node, URL, Path]]:
 
 @contextmanager
 def locked(url: URL) -> Iterator[None]:
-    """Another client keeps the database, or the table of deliveries, from being written."""
+    """Lock the table of deliveries, or the SQLite file, from another connection."""
     lock, unlock = LOCKS[url.get_backend_name()]
     engine = create_engine(url, poolclass=NullPool)
     with closing(engine.raw_connection()) as connection:
@@ -251,7 +255,7 @@ def locked(url: URL) -> Iterator[None]:
 
 @contextmanager
 def read_only(administrator: URL) -> Iterator[None]:
-    """The server refuses every write; MariaDB's lets its administrators write all the same."""
+    """Make the server refuse every write. MariaDB still lets its administrators write."""
     begin, end, apply = READ_ONLY[administrator.get_backend_name()]
     ask(administrator, begin)
     ask(administrator, apply)
@@ -263,9 +267,10 @@ def read_only(administrator: URL) -> Iterator[None]:
 
 
 class Clock:
-    """A clock that jumps, for servers that run `support.faults:under_a_clock()` with its variables.
+    """A clock that jumps, for servers that run `support.faults:under_a_clock()`.
 
-    Only what tells the time of day jumps, as when a clock is put right; timers go on.
+    The servers need its environment `variables`. Only the time of day jumps, as it does when a
+    clock is corrected. Timers go on.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -275,14 +280,14 @@ class Clock:
         self.variables = {"PYTHONPATH": here, "IMCALLBACK_TEST_CLOCK": str(self._file)}
 
     def jump_to(self, seconds: float) -> None:
-        """Be that far from the real time."""
+        """Set the difference to the real time."""
         new = self._file.with_suffix(".new")
         new.write_text(str(seconds))
-        new.replace(self._file)  # never seen half written
+        new.replace(self._file)  # a reader never sees a half-written file
 
 
 def under_a_clock() -> Callable[..., Iterable[bytes]]:
-    """The example app; each request first puts the clock of its process right."""
+    """Return the example app. Each request first sets the clock of its process."""
     import time_machine
 
     from example_app import app
@@ -299,7 +304,7 @@ def under_a_clock() -> Callable[..., Iterable[bytes]]:
 
 @contextmanager
 def stopped(group: int) -> Iterator[None]:
-    """No process of the group runs, not even to end a call that it has begun."""
+    """Stop all processes of the group, even within a system call."""
     os.killpg(group, signal.SIGSTOP)
     try:
         while not all(state in "TZ" for state in _states(group)):
@@ -310,16 +315,16 @@ def stopped(group: int) -> Iterator[None]:
 
 
 def _states(group: int) -> Iterator[str]:
-    """The state of each thread of the group."""
+    """Yield the state of each thread of the group."""
     for stat in Path("/proc").glob("[0-9]*/task/[0-9]*/stat"):
-        with suppress(OSError):  # it may just have gone
-            state, _, its_group = stat.read_text().rpartition(")")[2].split()[:3]
-            if int(its_group) == group:
+        with suppress(OSError):  # the process may have ended
+            state, _, group_of_thread = stat.read_text().rpartition(")")[2].split()[:3]
+            if int(group_of_thread) == group:
                 yield state
 
 
 def copy_of_sqlite(database: Path, folder: Path) -> Path:
-    """What a power cut would leave of a database whose writers are stopped: no shared memory."""
+    """Copy the files that survive a power cut. The writers must be stopped."""
     folder.mkdir(exist_ok=True)
     for name in (database.name, f"{database.name}-wal", f"{database.name}-journal"):
         with suppress(FileNotFoundError):

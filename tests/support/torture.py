@@ -1,10 +1,8 @@
-"""Faults under load, over real sockets.
+"""Scenarios that let something fail under load, over real sockets.
 
-`make torture` plays each fault for many rounds.
-
-A scenario serves the example app with gunicorn, sends callbacks without pause, lets something fail
-in each round, and at the end compares what was acknowledged with what is in the history and in the
-spool. `test_faults.py` plays few rounds of each.
+A scenario serves the example app with gunicorn, sends callbacks without a break, and lets something
+fail in each round. At the end it compares the acknowledged callbacks with the history and the
+spool. `make torture` plays many rounds of each scenario, and `test_faults.py` plays a few.
 """
 
 from __future__ import annotations
@@ -53,12 +51,12 @@ from support.serving import Running, serving
 DATABASES = ("sqlite", "postgresql", "mariadb")
 SERVERS = ("postgresql", "mariadb")
 SMALL = ("postgresql_small", "mariadb_small")
-BATCH = 200
-"""Rounds after which a scenario goes on with an empty database."""
-PATIENCE = 300
-"""Seconds that a spool may take to become empty: thousands may wait in it, on a busy machine."""
-LONG = 2.5
-"""Seconds that a fault lasts which the deadline must cut short."""
+ROUNDS_PER_DATABASE = 200
+"""Rounds after which a scenario continues with an empty database."""
+DRAIN_TIMEOUT_SECONDS = 300
+"""Time for a spool to become empty. Thousands of callbacks may wait on a busy machine."""
+FAULT_SECONDS = 2.5
+"""Duration of a fault that is longer than the deadline of a callback."""
 
 
 @dataclass
@@ -68,21 +66,21 @@ class Database:
     kind: str
     url: URL
     node: Node | None = None
-    """Its server, if that is one of PostgreSQL or MariaDB."""
+    """The server, if it is a single PostgreSQL or MariaDB."""
     replicas: Replicas | None = None
     galera: Galera | None = None
     disk: Path | None = None
-    """What the database alone is on, if that is small."""
+    """The small disk that only the database uses, if there is one."""
 
     @property
     def path(self) -> Path:
-        """The file of SQLite."""
+        """Return the path of the SQLite file."""
         assert self.url.database
         return Path(self.url.database)
 
 
 class Lab:
-    """Starts each kind of server once, when a database on it is first wanted."""
+    """A set of database servers. Each kind starts once, when a test first needs it."""
 
     def __init__(self, stack: ExitStack) -> None:
         self._stack = stack
@@ -130,34 +128,34 @@ def create_tables(url: URL) -> None:
 
 @contextmanager
 def app_on(url: URL, folder: Path, **options: Any) -> Iterator[Running]:
-    """The example app on a database that has the tables."""
+    """Serve the example app on a database that has the tables."""
     folder.mkdir(exist_ok=True)
     with serving(folder, url=url, upgrade=False, **SETTINGS, **options) as running:
         yield running
 
 
-def settled(load: Load, running: Running, url: URL | None = None) -> Report:
-    """Judge a load that has stopped, by the history alone: the spool must become empty."""
-    running.wait_until_drained(PATIENCE)
+def check_history(load: Load, running: Running, url: URL | None = None) -> Report:
+    """Wait until the spool is empty, and compare the stopped load with the history."""
+    running.wait_until_drained(DRAIN_TIMEOUT_SECONDS)
     return check(load.callbacks, url or running.url)
 
 
 def workers_killed(database: Database, folder: Path, rounds: int) -> Report:
-    """One worker is killed; gunicorn starts another."""
+    """A worker is killed, and gunicorn starts another one."""
     with app_on(database.url, folder) as running:
         with Load(running.port).running() as load:
             for _ in range(rounds):
                 load.wait_for(20)
                 while not (workers := running.workers):
                     time.sleep(0.01)
-                with suppress(ProcessLookupError):  # killed in the round before
+                with suppress(ProcessLookupError):  # killed in the previous round
                     os.kill(random.choice(workers), signal.SIGKILL)
             load.wait_for(20)
-        return settled(load, running)
+        return check_history(load, running)
 
 
 def all_killed(database: Database, folder: Path, rounds: int) -> Report:
-    """gunicorn and its workers are killed at once, and started again."""
+    """gunicorn and its workers are killed together, and started again."""
     with ExitStack() as stack:
         running = stack.enter_context(app_on(database.url, folder))
         with Load(running.port).running() as load:
@@ -167,14 +165,14 @@ def all_killed(database: Database, folder: Path, rounds: int) -> Report:
                 running = stack.enter_context(app_on(database.url, folder))
                 load.ports = (running.port,)
             load.wait_for(20)
-        return settled(load, running)
+        return check_history(load, running)
 
 
 def terminated(database: Database, folder: Path, rounds: int) -> Report:
-    """gunicorn ends in order: what it has taken in it answers, what it does not answer it leaves.
+    """gunicorn shuts down in order: it answers each request that it has read.
 
-    That is its promise: it closes idle connections and those that wait to be accepted, even if a
-    request arrives on one at that moment. Such a request is never read.
+    gunicorn closes idle connections and connections that wait to be accepted, even if a request
+    arrives at that moment. It never reads such a request, so the callback must not be stored.
     """
     report = Report(rounds=0)
     for _ in range(rounds):
@@ -186,12 +184,14 @@ def terminated(database: Database, folder: Path, rounds: int) -> Report:
         stored = stored_in(database.url, running.spool)
         for callback in load.callbacks:
             if callback.owner in stored:
-                assert callback.outcome is Outcome.ACKNOWLEDGED, "recorded, but not answered"
+                assert callback.outcome is Outcome.ACKNOWLEDGED, (
+                    "a callback is stored, but was not answered"
+                )
     return report
 
 
 def terminated_while_it_waits(database: Database, folder: Path, rounds: int) -> Report:
-    """gunicorn ends in order while callbacks wait for a locked table: all are answered."""
+    """gunicorn shuts down in order while callbacks wait for a locked table, and answers them."""
     report = Report(rounds=0)
     for number in range(rounds):
         with app_on(database.url, folder) as running, ThreadPoolExecutor(8) as clients:
@@ -211,7 +211,7 @@ def send_once(port: int, callback: Callback) -> Outcome:
 
 
 def server_ended(database: Database, folder: Path, rounds: int, *, in_order: bool) -> Report:
-    """The database is away for a while."""
+    """The database server is down for a while."""
     assert database.node
     with app_on(database.url, folder) as running:
         with Load(running.port, pause=0.01).running() as load:
@@ -224,32 +224,32 @@ def server_ended(database: Database, folder: Path, rounds: int, *, in_order: boo
                 load.wait_for(50)
                 database.node.start()
             load.wait_for(50)
-        return settled(load, running)
+        return check_history(load, running)
 
 
 def server_restarted(database: Database, folder: Path, rounds: int) -> Report:
-    """The database is shut down and started again."""
+    """The database server is shut down and started again."""
     return server_ended(database, folder, rounds, in_order=True)
 
 
 def server_killed(database: Database, folder: Path, rounds: int) -> Report:
-    """The database's processes are killed, and started again."""
+    """The processes of the database server are killed, and started again."""
     return server_ended(database, folder, rounds, in_order=False)
 
 
 def server_hangs(database: Database, folder: Path, rounds: int) -> Report:
-    """The database takes connections and bytes, and does nothing with them."""
+    """The database server accepts connections and data, but does nothing with them."""
     assert database.node
-    return held_up(database, folder, rounds, database.node.paused)
+    return play_long_fault(database, folder, rounds, database.node.paused)
 
 
 def table_locked(database: Database, folder: Path, rounds: int) -> Report:
-    """Another process has locked the table, or the file."""
-    return held_up(database, folder, rounds, partial(faults.locked, database.url))
+    """Another process locks the table, or the SQLite file."""
+    return play_long_fault(database, folder, rounds, partial(faults.locked, database.url))
 
 
 def read_only(database: Database, folder: Path, rounds: int) -> Report:
-    """The server refuses to write; MariaDB's does so only to ordinary users."""
+    """The server is read-only. MariaDB refuses writes only to ordinary users."""
     assert database.node
     url = database.url
     if database.kind == "mariadb":
@@ -257,37 +257,39 @@ def read_only(database: Database, folder: Path, rounds: int) -> Report:
         ask(url, f"GRANT ALL ON {url.database}.* TO ordinary@'127.0.0.1'")
         url = url.set(username="ordinary")
     fault = partial(faults.read_only, database.node.url)
-    return held_up(Database(database.kind, url), folder, rounds, fault)
+    return play_long_fault(Database(database.kind, url), folder, rounds, fault)
 
 
 def network_hangs(database: Database, folder: Path, rounds: int) -> Report:
-    """A black hole between app and database."""
-    with proxied(database) as (proxy, through):
-        return held_up(through, folder, rounds, proxy.holding)
+    """The network between app and database delivers nothing."""
+    with proxied(database) as (proxy, proxied_database):
+        return play_long_fault(proxied_database, folder, rounds, proxy.holding)
 
 
-def held_up(
+def play_long_fault(
     database: Database,
     folder: Path,
     rounds: int,
     fault: Callable[[], Any],
     url: URL | None = None,
 ) -> Report:
-    """Something lasts longer than an answer may take."""
+    """A fault lasts longer than the deadline of a callback."""
     with app_on(database.url, folder) as running:
         with Load(running.port, pause=0.05).running() as load:
             for _ in range(rounds):
                 load.wait_for(20)
                 with fault():
-                    time.sleep(LONG)
-                    assert running.waiting() != 0, "the fault did no harm"
+                    time.sleep(FAULT_SECONDS)
+                    assert running.waiting() != 0, (
+                        "the fault had no effect: no callback waits in the spool"
+                    )
                 load.wait_for(20)
-        return settled(load, running, url)
+        return check_history(load, running, url)
 
 
 @contextmanager
 def proxied(database: Database) -> Iterator[tuple[faults.Proxy, Database]]:
-    """The database as it is seen through a proxy."""
+    """Run a proxy to the database. Yields the proxy, and the database behind it."""
     assert database.url.port
     with faults.proxy(database.url.port) as proxy:
         yield proxy, Database(database.kind, database.url.set(port=proxy.port))
@@ -295,12 +297,12 @@ def proxied(database: Database) -> Iterator[tuple[faults.Proxy, Database]]:
 
 def connections_cut(database: Database, folder: Path, rounds: int) -> Report:
     """All connections to the database are reset."""
-    return cut_off(database, folder, rounds, lambda proxy: proxy.cut())
+    return play_connection_fault(database, folder, rounds, lambda proxy: proxy.cut())
 
 
 def cut_before_commit(database: Database, folder: Path, rounds: int) -> Report:
     """A connection is lost before the database sees the COMMIT."""
-    return cut_off(
+    return play_connection_fault(
         database,
         folder,
         rounds,
@@ -309,8 +311,8 @@ def cut_before_commit(database: Database, folder: Path, rounds: int) -> Report:
 
 
 def cut_after_commit(database: Database, folder: Path, rounds: int) -> Report:
-    """A connection is lost when the database has committed, and has not said so."""
-    return cut_off(
+    """A connection is lost after the database has committed, and before it answers."""
+    return play_connection_fault(
         database,
         folder,
         rounds,
@@ -318,24 +320,27 @@ def cut_after_commit(database: Database, folder: Path, rounds: int) -> Report:
     )
 
 
-def cut_off(
+def play_connection_fault(
     database: Database,
     folder: Path,
     rounds: int,
     fault: Callable[[faults.Proxy], None],
 ) -> Report:
-    with proxied(database) as (proxy, through), app_on(through.url, folder) as running:
+    with (
+        proxied(database) as (proxy, proxied_database),
+        app_on(proxied_database.url, folder) as running,
+    ):
         with Load(running.port).running() as load:
             for _ in range(rounds):
                 load.wait_for(10)
                 fault(proxy)
             while proxy.cuts_left:
                 load.wait_for(10)
-        return settled(load, running, database.url)
+        return check_history(load, running, database.url)
 
 
 def two_drain_one_spool(database: Database, folder: Path, rounds: int) -> Report:
-    """Four processes of two servers empty one spool."""
+    """Four processes of two servers drain one spool."""
     spool = {"FLASK_IMCALLBACK_SPOOL": str(folder / "spool.db")}
     with (
         app_on(database.url, folder / "one", **spool) as one,
@@ -345,17 +350,17 @@ def two_drain_one_spool(database: Database, folder: Path, rounds: int) -> Report
             for _ in range(rounds):
                 load.wait_for(20)
                 with faults.locked(database.url):
-                    time.sleep(LONG)
+                    time.sleep(FAULT_SECONDS)
                 load.wait_for(20)
-        two.wait_until_drained(PATIENCE)
-        return settled(load, one)
+        two.wait_until_drained(DRAIN_TIMEOUT_SECONDS)
+        return check_history(load, one)
 
 
 def drain_killed(database: Database, folder: Path, rounds: int) -> Report:
-    """All processes are killed while they empty the spool."""
+    """All processes are killed while they drain the spool."""
     with ExitStack() as stack:
-        proxy, through = stack.enter_context(proxied(database))
-        running = stack.enter_context(app_on(through.url, folder))
+        proxy, proxied_database = stack.enter_context(proxied(database))
+        running = stack.enter_context(app_on(proxied_database.url, folder))
         with Load(running.port).running() as load:
             for _ in range(rounds):
                 with proxy.holding():
@@ -364,13 +369,13 @@ def drain_killed(database: Database, folder: Path, rounds: int) -> Report:
                 time.sleep(random.uniform(0, 1))
                 running.kill()
                 proxy.delay = 0
-                running = stack.enter_context(app_on(through.url, folder))
+                running = stack.enter_context(app_on(proxied_database.url, folder))
                 load.ports = (running.port,)
-        return settled(load, running, database.url)
+        return check_history(load, running, database.url)
 
 
 def clock_jumps(database: Database, folder: Path, rounds: int) -> Report:
-    """The clock is put forward and back; ids are times."""
+    """The clock jumps forward and back, although ids are times."""
     clock = faults.Clock(folder)
     app = "support.faults:under_a_clock()"
     with app_on(database.url, folder, app=app, **clock.variables) as running:
@@ -379,15 +384,16 @@ def clock_jumps(database: Database, folder: Path, rounds: int) -> Report:
                 for offset in (-3600, 3600, -1, 0):
                     clock.jump_to(offset)
                     load.wait_for(10)
-        (apart,) = ask(database.url, "SELECT max(id) - min(id) FROM imcallback_delivery")
-        assert apart > 7_000_000_000, "the clock did not jump"
-        return settled(load, running)
+        (distance,) = ask(database.url, "SELECT max(id) - min(id) FROM imcallback_delivery")
+        assert distance > 7_000_000_000, "the clock did not jump"
+        return check_history(load, running)
 
 
 def worker_hangs(database: Database, folder: Path, rounds: int) -> Report:
-    """One worker stands still, with whatever it has locked.
+    """A worker is stopped together with its locks.
 
-    That may be both files where the database is one too: then the other worker must refuse.
+    With SQLite it may hold the locks of the database and of the spool. Then the other worker must
+    refuse callbacks.
     """
     with app_on(database.url, folder) as running:
         with Load(running.port, clients=16).running() as load:
@@ -395,14 +401,14 @@ def worker_hangs(database: Database, folder: Path, rounds: int) -> Report:
                 load.wait_for(20)
                 worker = random.choice(running.workers)
                 os.kill(worker, signal.SIGSTOP)
-                time.sleep(LONG)
+                time.sleep(FAULT_SECONDS)
                 os.kill(worker, signal.SIGCONT)
             load.wait_for(20)
-        return settled(load, running)
+        return check_history(load, running)
 
 
 def file_deleted(database: Database, folder: Path, rounds: int) -> Report:
-    """The file of SQLite is deleted, and made anew later; what was in it is gone."""
+    """The SQLite file is deleted and created again. The rows of the old file are lost."""
     report = Report(rounds=0)
     with app_on(database.url, folder) as running:
         for _ in range(rounds):
@@ -414,17 +420,17 @@ def file_deleted(database: Database, folder: Path, rounds: int) -> Report:
                 load.wait_for(20)
                 create_tables(database.url)
                 load.wait_for(20)
-            running.wait_until_drained(PATIENCE)
+            running.wait_until_drained(DRAIN_TIMEOUT_SECONDS)
             later = [callback for callback in load.callbacks if callback.sent_at > deleted_at]
             report.add(check(later, database.url))
     return report
 
 
 def power_cut(database: Database, folder: Path, rounds: int) -> Report:
-    """What is on disk at some moment is whole, and has all that was acknowledged before.
+    """The files on disk are intact at any moment, and hold every acknowledged callback.
 
-    The processes are stopped while it is copied. This shows what they have written, not that the
-    disk has it.
+    The processes are stopped while the files are copied. This shows what the processes have
+    written, but not that the disk has it.
     """
     cuts: list[tuple[float, list[Path]]] = []
     report = Report(rounds=0)
@@ -448,7 +454,7 @@ def power_cut(database: Database, folder: Path, rounds: int) -> Report:
 
 
 def disk_full(database: Database, folder: Path, rounds: int) -> Report:
-    """No byte is free where the database is; the spool is elsewhere."""
+    """The disk of the database is full. The spool is on another disk."""
     disk = folder / "disk"
     disk.mkdir()
     url = URL.create("sqlite", database=str(disk / "test.db"))
@@ -461,20 +467,20 @@ def disk_full(database: Database, folder: Path, rounds: int) -> Report:
                 with faults.full(inside):
                     load.wait_for(30)
                 load.wait_for(30)
-        running.wait_until_drained(PATIENCE)
+        running.wait_until_drained(DRAIN_TIMEOUT_SECONDS)
         with faults.stopped(running.process.pid):
             left = faults.copy_of_sqlite(inside / "test.db", folder / "copy")
     return check(load.callbacks, left)
 
 
 def server_disk_full(database: Database, folder: Path, rounds: int) -> Report:
-    """No byte is free where the server has the database."""
+    """The disk of the database server is full."""
     assert database.disk
-    return held_up(database, folder, rounds, partial(faults.full, database.disk))
+    return play_long_fault(database, folder, rounds, partial(faults.full, database.disk))
 
 
 def primary_killed(database: Database, folder: Path, rounds: int) -> Report:
-    """The primary is killed, and a standby takes over after a while."""
+    """The primary is killed, and a standby is promoted after a while."""
     assert database.replicas
     with app_on(database.url, folder) as running:
         with Load(running.port, pause=0.01).running() as load:
@@ -486,11 +492,11 @@ def primary_killed(database: Database, folder: Path, rounds: int) -> Report:
                 database.replicas.promote()
                 load.wait_for(30)
                 database.replicas.rejoin(old)
-        return settled(load, running)
+        return check_history(load, running)
 
 
 def standbys_hang(database: Database, folder: Path, rounds: int) -> Report:
-    """A COMMIT waits for ever: no standby says that it has it."""
+    """Each COMMIT waits, because no standby confirms it."""
     assert database.replicas
     first, second = database.replicas.standbys
 
@@ -499,11 +505,11 @@ def standbys_hang(database: Database, folder: Path, rounds: int) -> Report:
         with first.paused(), second.paused():
             yield
 
-    return held_up(database, folder, rounds, both)
+    return play_long_fault(database, folder, rounds, both)
 
 
 def galera_node_killed(database: Database, folder: Path, rounds: int) -> Report:
-    """A node of three that is not ours is killed: all writes stall until it is given up."""
+    """Another node of the cluster is killed. All writes wait until the cluster excludes it."""
     assert database.galera
     with app_on(database.url, folder) as running:
         with Load(running.port, pause=0.02).running() as load:
@@ -513,27 +519,27 @@ def galera_node_killed(database: Database, folder: Path, rounds: int) -> Report:
                 node.kill()
                 load.wait_for(100)
                 database.galera.join(node)
-        return settled(load, running)
+        return check_history(load, running)
 
 
 def galera_minority(database: Database, folder: Path, rounds: int) -> Report:
-    """Two nodes of three hang: the third refuses all."""
+    """Two of three nodes hang, and the third refuses everything."""
     assert database.galera
     _, second, third = database.galera.nodes
 
     @contextmanager
     def both() -> Iterator[None]:
         with second.paused(), third.paused():
-            time.sleep(LONG)  # and until it has given them up
+            time.sleep(FAULT_SECONDS)  # the third node needs time to exclude the others
             yield
 
-    report = held_up(database, folder, rounds, both)
+    report = play_long_fault(database, folder, rounds, both)
     database.galera.wait(*database.galera.nodes)
     return report
 
 
 def galera_killed(database: Database, folder: Path, rounds: int) -> Report:
-    """All nodes are killed; the cluster is started again from the node that has most."""
+    """All nodes are killed. The cluster starts again from the node that committed the most."""
     assert database.galera
     with app_on(database.url, folder) as running:
         with Load(running.port, pause=0.05).running() as load:
@@ -543,7 +549,7 @@ def galera_killed(database: Database, folder: Path, rounds: int) -> Report:
                     node.kill()
                 load.wait_for(20)
                 database.galera.bootstrap()
-        return settled(load, running)
+        return check_history(load, running)
 
 
 def galera_duplicates(database: Database, folder: Path, rounds: int) -> Report:
@@ -560,9 +566,9 @@ def galera_duplicates(database: Database, folder: Path, rounds: int) -> Report:
         sent = [(port, callback) for callback in callbacks for port in ports]
         for future in [clients.submit(send_once, *pair) for pair in sent]:
             future.result()
-        two.wait_until_drained(PATIENCE)
-        one.wait_until_drained(PATIENCE)
-    # A node shows what another has committed when it is asked to wait for that.
+        two.wait_until_drained(DRAIN_TIMEOUT_SECONDS)
+        one.wait_until_drained(DRAIN_TIMEOUT_SECONDS)
+    # With this setting, a node waits until it shows the commits of the other nodes.
     synced = urls[0].update_query_dict({"init_command": "SET SESSION wsrep_sync_wait = 1"})
     report = check(callbacks, synced)
     report.rounds = rounds
@@ -602,44 +608,51 @@ SCENARIOS: list[tuple[Scenario, tuple[str, ...]]] = [
 
 
 def main() -> int:
-    """Play the scenarios, and say what became of the callbacks."""
+    """Play the scenarios, and print a table of the callbacks by outcome and fault."""
     parser = argparse.ArgumentParser(description=__doc__)
     names = [scenario.__name__ for scenario, _ in SCENARIOS]
     parser.add_argument("scenarios", nargs="*", metavar="scenario", help=", ".join(names))
-    parser.add_argument("--rounds", type=int, default=100, help="of each, on each database")
+    parser.add_argument(
+        "--rounds",
+        type=int,
+        default=100,
+        help="rounds of each scenario on each database (default: %(default)s)",
+    )
     arguments = parser.parse_args()
     if unknown := set(arguments.scenarios) - set(names):
-        parser.error(f"no such scenario: {', '.join(unknown)}")
+        parser.error(
+            f"unknown scenarios: {', '.join(sorted(unknown))}. Choose from {', '.join(names)}."
+        )
     print(HEADER, flush=True)
-    is_well = True
+    is_passed = True
     with ExitStack() as stack:
         lab = Lab(stack)
         for scenario, kinds in SCENARIOS:
             if scenario.__name__ in (arguments.scenarios or names):
                 for kind in kinds:
-                    is_well &= play(lab, scenario, kind, arguments.rounds)
-    return 0 if is_well else 1
+                    is_passed &= play(lab, scenario, kind, arguments.rounds)
+    return 0 if is_passed else 1
 
 
 def play(lab: Lab, scenario: Scenario, kind: str, rounds: int) -> bool:
-    """Play a scenario in batches, each with an empty database, and print a row of the table."""
+    """Play a scenario in batches with an empty database each, and print a row of the table."""
     total = Report(rounds=0)
-    is_well = True
-    while total.rounds < rounds and is_well:
-        batch = min(BATCH, rounds - total.rounds)
+    is_passed = True
+    while total.rounds < rounds and is_passed:
+        batch = min(ROUNDS_PER_DATABASE, rounds - total.rounds)
         with tempfile.TemporaryDirectory(prefix="imcallback-", dir="/tmp") as folder:
             try:
                 with lab.database(kind, Path(folder)) as database:
                     report = scenario(database, Path(folder), batch)
             except Exception:
                 traceback.print_exc()
-                is_well = False
+                is_passed = False
                 break
         report.rounds = batch
         total.add(report)
-        is_well = not total.faults
+        is_passed = not total.faults
     print(total.row(f"{scenario.__name__} {kind}"), flush=True)
-    return is_well
+    return is_passed
 
 
 if __name__ == "__main__":

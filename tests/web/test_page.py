@@ -828,7 +828,7 @@ def test_what_waits_in_the_spool(make_app: MakeApp) -> None:
         runtime = get_runtime()
         assert runtime.drain
         assert "nothing waits in the spool" in read(app).text
-        runtime.drain.spool.put(runtime.recorder._entry(delivery_of(("alice", "bob"))))
+        runtime.drain.spool.put(runtime.recorder.make_entry(delivery_of(("alice", "bob"))))
         assert "1 callback waits in the spool" in read(app).words
         runtime.drain.spool.engine.dispose()
         runtime.drain.spool.path.write_bytes(b"no database" * 1000)

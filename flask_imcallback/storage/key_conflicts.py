@@ -1,0 +1,49 @@
+"""Find out why the database refused the keys of a delivery."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from sqlalchemy import Engine, select
+
+from ..removals import Status
+from .entries import Entry
+from .tables import delivery as delivery_table
+
+
+@dataclass(frozen=True)
+class StoredBefore:
+    """An earlier attempt of this process, or of another that drains, stored the entry."""
+
+    status: Status
+
+
+@dataclass(frozen=True)
+class RepetitionOf:
+    """The database holds the same callback as the delivery `first_id`."""
+
+    first_id: int
+
+
+@dataclass(frozen=True)
+class IdTaken:
+    """Another delivery has the id, or a removal has the id of one of the removals."""
+
+
+KeyConflict = StoredBefore | RepetitionOf | IdTaken
+
+
+def find_key_conflict(engine: Engine, entry: Entry) -> KeyConflict:
+    """Return why the database refuses the keys of the entry. The entry stays unchanged."""
+    column, row = delivery_table.c, entry.row
+    with engine.connect() as connection:
+        same_id = select(column.nonce, column.status).where(column.id == row["id"])
+        stored = connection.execute(same_id).one_or_none()
+        if stored and stored.nonce == row["nonce"]:
+            return StoredBefore(Status(stored.status))
+        if row["fingerprint"]:
+            same_callback = select(column.id).where(column.fingerprint == row["fingerprint"])
+            first_id = connection.scalar(same_callback)
+            if first_id is not None:
+                return RepetitionOf(first_id)
+    return IdTaken()

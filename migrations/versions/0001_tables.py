@@ -1,0 +1,147 @@
+"""Create the tables of deliveries, removals, their sources, and counters."""
+
+import sqlalchemy as sa
+from alembic import op
+from sqlalchemy.dialects import mysql
+
+revision = "0001_tables"
+down_revision = None
+branch_labels = None
+depends_on = None
+
+# MySQL and MariaDB commit each step. If an upgrade stops half-way, the next one repeats all steps,
+# so each step first checks whether it is needed.
+
+
+def upgrade() -> None:
+    _create_delivery()
+    _create_source()
+    _create_removal()
+    _create_counter()
+
+
+def downgrade() -> None:
+    for name in ("counter", "removal", "source", "delivery"):
+        op.drop_table(f"imcallback_{name}", if_exists=True)
+
+
+def _create_delivery() -> None:
+    op.create_table(
+        "imcallback_delivery",
+        sa.Column("id", _id(), autoincrement=False, nullable=False),
+        sa.Column("received_at", _utc_datetime(), nullable=False),
+        sa.Column("provider", _exact_text(32), nullable=False),
+        sa.Column("app_id", _exact_text(32), nullable=False),
+        sa.Column("command", _exact_text(255), nullable=False),
+        sa.Column("status", _exact_text(16), nullable=False),
+        sa.Column("duplicate_of", _id(), nullable=True),
+        sa.Column("error", _long_text(), nullable=False),
+        sa.Column("removal_count", sa.Integer(), nullable=False),
+        sa.Column("remote_addr", _exact_text(255), nullable=False),
+        sa.Column("authenticated_by", _exact_text(64), nullable=False),
+        sa.Column("client_ip", _exact_text(255), nullable=False),
+        sa.Column("platform", _exact_text(255), nullable=False),
+        sa.Column("request_id", _exact_text(255), nullable=False),
+        sa.Column("query", _long_text(), nullable=False),
+        sa.Column("headers", _long_text(), nullable=False),
+        sa.Column("body", _long_bytes(), nullable=False),
+        sa.Column("fingerprint", _fixed_bytes(32), nullable=True),
+        sa.Column("nonce", _fixed_bytes(16), nullable=True),
+        sa.PrimaryKeyConstraint("id", name="pk_imcallback_delivery"),
+        sa.UniqueConstraint("fingerprint", name="uq_imcallback_delivery_fingerprint"),
+        if_not_exists=True,
+    )
+    _create_indexes("imcallback_delivery", {"status": ["status", "id"]})
+
+
+def _create_source() -> None:
+    op.create_table(
+        "imcallback_source",
+        sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
+        sa.Column("provider", _exact_text(32), nullable=False),
+        sa.Column("app_id", _exact_text(32), nullable=False),
+        sa.Column("command", _exact_text(255), nullable=False),
+        sa.Column("relation", _exact_text(16), nullable=False),
+        sa.Column("platform", _exact_text(255), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_imcallback_source"),
+        if_not_exists=True,
+    )
+
+
+def _create_removal() -> None:
+    op.create_table(
+        "imcallback_removal",
+        sa.Column("id", _id(), autoincrement=False, nullable=False),
+        sa.Column("delivery_id", _id(), nullable=False),
+        sa.Column("source_id", sa.Integer(), nullable=False),
+        sa.Column("owner_id", _exact_text(255), nullable=False),
+        sa.Column("target_id", _exact_text(255), nullable=False),
+        sa.Column("client_ip", _exact_text(255), nullable=False),
+        sa.Column("request_id", _exact_text(255), nullable=False),
+        sa.PrimaryKeyConstraint("id", name="pk_imcallback_removal"),
+        if_not_exists=True,
+    )
+    _create_indexes(
+        "imcallback_removal",
+        {
+            "owner_id": ["owner_id", "id", "source_id"],
+            "target_id": ["target_id", "id", "source_id"],
+            "pair": ["owner_id", "target_id", "id"],
+            "source_id": ["source_id", "id"],
+            "client_ip": ["client_ip", "id", "source_id"],
+            "request_id": ["request_id", "id"],
+        },
+    )
+
+
+def _create_counter() -> None:
+    op.create_table(
+        "imcallback_counter",
+        sa.Column("provider", _exact_text(32), nullable=False),
+        sa.Column("outcome", _exact_text(16), nullable=False),
+        sa.Column("name", _exact_text(255), nullable=False),
+        sa.Column("count", sa.BigInteger(), nullable=False),
+        sa.Column("last_at", _utc_datetime(), nullable=False),
+        sa.PrimaryKeyConstraint("provider", "outcome", "name", name="pk_imcallback_counter"),
+        if_not_exists=True,
+    )
+
+
+def _create_indexes(table: str, columns: dict[str, list[str]]) -> None:
+    """Create the indexes that are missing. MySQL has no CREATE INDEX IF NOT EXISTS."""
+    existing: set[str | None] = set()
+    if not op.get_context().as_sql:
+        existing = {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(table)}
+    for suffix, names in columns.items():
+        if f"ix_{table}_{suffix}" not in existing:
+            op.create_index(f"ix_{table}_{suffix}", table, names)
+
+
+def _exact_text(length: int) -> sa.types.TypeEngine[str]:
+    """Return the type of a text that is compared byte by byte."""
+    dialect = op.get_context().dialect
+    if dialect.name in ("mysql", "mariadb"):
+        is_mariadb = getattr(dialect, "is_mariadb", False)
+        collation = "utf8mb4_nopad_bin" if is_mariadb else "utf8mb4_0900_bin"
+        return mysql.VARCHAR(length, collation=collation)
+    return sa.String(length, collation="C" if dialect.name == "postgresql" else None)
+
+
+def _id() -> sa.types.TypeEngine[int]:
+    return sa.BigInteger().with_variant(sa.Integer(), "sqlite")
+
+
+def _utc_datetime() -> sa.DateTime:
+    return sa.DateTime(timezone=True).with_variant(mysql.DATETIME(fsp=6), "mysql", "mariadb")
+
+
+def _long_text() -> sa.types.TypeEngine[str]:
+    return sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+
+
+def _long_bytes() -> sa.types.TypeEngine[bytes]:
+    return sa.LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
+
+
+def _fixed_bytes(length: int) -> sa.types.TypeEngine[bytes]:
+    return sa.LargeBinary(length).with_variant(mysql.BINARY(length), "mysql", "mariadb")
