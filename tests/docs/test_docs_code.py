@@ -102,7 +102,7 @@ class Live:
             with app.app_context():
                 runtime = get_runtime()
                 spools = [runtime.drain.spool.engine] if runtime.drain else []
-                for engine in [*runtime.database().engines.values(), *spools]:
+                for engine in [*runtime.database.open().engines.values(), *spools]:
                     engine.dispose()
 
 

@@ -9,7 +9,7 @@ import pytest
 from marshmallow import Schema
 
 from flask_imcallback.history import schemas
-from flask_imcallback.web.problems import KINDS, PREFIX
+from flask_imcallback.web.problems import PREFIX, PROBLEM_TYPES
 from support import ROOT
 from support.apps import MakeApp
 
@@ -57,10 +57,12 @@ def test_problems() -> None:
     """Each type has its status and stays what it is; the sample is one of them."""
     text = section("## Errors")
     rows = re.findall(r"^\| (\d+) \| `(.+?)` \|", text, re.MULTILINE)
-    assert [(int(status), name) for status, name in rows] == [(k.status, k.name) for k in KINDS]
+    assert [(int(status), name) for status, name in rows] == [
+        (k.status, k.name) for k in PROBLEM_TYPES
+    ]
     (sample,) = re.findall(r"```json\n(.+?)```", text, re.DOTALL)
     problem = json.loads(sample)
-    found = {k.type: (k.title, k.status) for k in KINDS}
+    found = {k.uri: (k.title, k.status) for k in PROBLEM_TYPES}
     assert found[problem["type"]] == (problem["title"], problem["status"])
     assert f"`{PREFIX}`" in text
 

@@ -23,7 +23,7 @@ def test_a_node_that_is_away_is_passed_by(
     with servers.database(database_servers["mariadb"]) as url:
         app = make_app(url)
         with app.app_context():
-            db = get_runtime().database()
+            db = get_runtime().database.open()
             names: dict[str, Any] = {"app": app, "db": db}
             exec(CODE.replace('"db1.example", "db2.example", "db3.example"', NODES), names)
             for _ in range(5):

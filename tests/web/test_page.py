@@ -32,8 +32,13 @@ from flask_imcallback.providers import PROVIDERS
 from flask_imcallback.removals import Record, Relation
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.web.page import views as page_module
-from flask_imcallback.web.page.text import FOLDER, LANGUAGES, indented, visible
-from flask_imcallback.web.page.views import ADDRESSES
+from flask_imcallback.web.page.files import URL_PATHS
+from flask_imcallback.web.page.text import (
+    LANGUAGES,
+    TRANSLATIONS_FOLDER,
+    indent_json,
+    show_invisible,
+)
 from support import ROOT
 from support.api import login_required
 from support.apps import MakeApp, wait_for_counters
@@ -174,7 +179,7 @@ def test_who_may_read(make_app: MakeApp) -> None:
     with app.app_context():
         record = store(("owner", "target"), platform="iOS")[0]
     client = app.test_client()
-    style = f"{PAGE}page/{ADDRESSES['page.css']}"
+    style = f"{PAGE}page/{URL_PATHS['page.css']}"
     for path in [*pages(record), style, f"{PAGE}history/export"]:
         for headers in (basic("anybody", TOKEN), {"Authorization": f"Bearer {TOKEN}"}):
             assert client.get(path, headers=headers, buffered=True).status_code == 200
@@ -254,7 +259,7 @@ def test_headers(make_app: MakeApp) -> None:
         assert "unsafe" not in policy
         assert response.headers["Cache-Control"] == "no-store"
         assert response.headers["X-Content-Type-Options"] == "nosniff"
-    for address in ADDRESSES.values():
+    for address in URL_PATHS.values():
         response = ask(app, f"{PAGE}page/{address}")
         assert "immutable" in response.headers["Cache-Control"]
         assert "default-src 'none'" in response.headers["Content-Security-Policy"]
@@ -570,7 +575,7 @@ def test_hostile_text_is_shown_and_nothing_else(make_app: MakeApp, text: str) ->
         runtime.counters.accept(text[:32], text)
         runtime.counters.refuse("openim", text)
         runtime.counters.save()
-    shown = visible(text).striptags()
+    shown = show_invisible(text).striptags()
     for kind, (hostile, harmless) in enumerate(zip(pages(record), pages(plain), strict=True)):
         response = ask(app, hostile)
         html = Html(response)
@@ -610,7 +615,7 @@ def test_hostile_text_is_shown_and_nothing_else(make_app: MakeApp, text: str) ->
 )
 def test_what_is_not_seen_has_a_name(text: str, shown: str) -> None:
     """Controls, marks of direction, what has no width, blanks at the ends; nothing else."""
-    made = visible(text)
+    made = show_invisible(text)
     assert made.striptags().replace(" ", "") == shown.replace(" ", "")
     assert made.unescape().count("<span") == shown.count("U+")
     assert "<&" not in made
@@ -618,7 +623,7 @@ def test_what_is_not_seen_has_a_name(text: str, shown: str) -> None:
 
 def test_the_name_of_a_code_is_its_title() -> None:
     """As Unicode has it."""
-    assert 'title="RIGHT-TO-LEFT OVERRIDE"' in visible("\u202e")
+    assert 'title="RIGHT-TO-LEFT OVERRIDE"' in show_invisible("\u202e")
 
 
 @given(
@@ -631,8 +636,8 @@ def test_the_name_of_a_code_is_its_title() -> None:
 def test_a_packet_is_the_same_when_it_is_indented(packet: Any, indent: int | None) -> None:
     """Only white space between its tokens is other."""
     text = json.dumps(packet, indent=indent, allow_nan=True)
-    assert json.loads(indented(text)) == packet
-    assert json.dumps(json.loads(indented(text))) == json.dumps(json.loads(text))
+    assert json.loads(indent_json(text)) == packet
+    assert json.dumps(json.loads(indent_json(text))) == json.dumps(json.loads(text))
 
 
 @pytest.mark.parametrize(
@@ -651,14 +656,14 @@ def test_a_packet_is_the_same_when_it_is_indented(packet: Any, indent: int | Non
 )
 def test_tokens_stay_as_they_came(text: str, shown: str) -> None:
     """Numbers, escapes, and names that are there twice."""
-    assert indented(text) == shown
+    assert indent_json(text) == shown
 
 
 def test_deep_packets_stay_small() -> None:
     """Whatever is nested in whatever."""
     for depth in (900, 100_000):
         text = "[" * depth + "1" + "]" * depth
-        assert len(indented(text)) < 100 * len(text)
+        assert len(indent_json(text)) < 100 * len(text)
 
 
 @pytest.mark.parametrize(
@@ -705,9 +710,9 @@ def messages() -> Iterator[tuple[str, ...]]:
 @pytest.mark.parametrize("language", [language for language in LANGUAGES if language != "en"])
 def test_translations_are_complete(language: str) -> None:
     """Each message is there, with the same values, and no other; the compiled file is the same."""
-    with (FOLDER / language / "LC_MESSAGES/imcallback.po").open("rb") as file:
+    with (TRANSLATIONS_FOLDER / language / "LC_MESSAGES/imcallback.po").open("rb") as file:
         source = [message for message in read_po(file) if message.id]
-    compiled = gettext.translation("imcallback", FOLDER, [language])
+    compiled = gettext.translation("imcallback", TRANSLATIONS_FOLDER, [language])
     said = set(messages())
     assert len(said) > 90
     ids = [(m.id,) if isinstance(m.id, str) else tuple(map(str, m.id or ())) for m in source]
