@@ -49,9 +49,9 @@ def _callback(name: str, rest: str = "") -> Response:
     provider = runtime.providers[name]
     try:
         if not provider.is_enabled:
-            reply = provider.refuse(404, f"{name} is off")
+            reply = provider.refuse(404, f"the provider {name} is off")
         elif request.method != "POST":
-            reply = provider.refuse(405, "callbacks are sent by POST")
+            reply = provider.refuse(405, "callbacks must use POST")
         else:
             reply = receive(
                 _callback_request(rest),
@@ -63,8 +63,8 @@ def _callback(name: str, rest: str = "") -> Response:
                 sender=app,
             )
     except Exception:
-        logger.exception("A callback of %s is lost: it could not be verified and read", name)
-        reply = provider.refuse(503, "it could not be stored")
+        logger.exception("A callback of %s is lost after an unexpected error", name)
+        reply = provider.refuse(503, "the callback could not be stored")
     if runtime.counters.is_due:
         runtime.counters.save_soon(app.app_context)
     return _response(reply)
