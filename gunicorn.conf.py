@@ -5,8 +5,8 @@ workers = 2
 worker_class = "gthread"
 # Threads are cheap here, because most of them wait for the same commit.
 threads = 16
-# OpenIM never closes an idle connection. It loses an event that it sends while the server closes
-# the connection. The default of 2 seconds is too short, so keep connections longer than the gaps.
+# OpenIM loses an event that it sends while the server closes an idle connection. Connections must
+# stay open longer than the gaps between events. The default of 2 seconds lost events.
 keepalive = 75
 # The settings are read once, so that a wrong setting stops the start instead of every worker.
 preload_app = True

@@ -13,8 +13,8 @@ from .errors import ConfigError
 
 PREFIX = "IMCALLBACK_"
 MAX_BODY_LIMIT = 32 * 1024 * 1024
-"""Bytes. The JSON of one pair takes at least 35 bytes, so a packet of this size has fewer than a
-million pairs. `storage/tables.py` says why the ids of removals need this limit."""
+"""Bytes. The JSON of one pair has at least 35 bytes, so that no packet reaches a million pairs.
+The ids of removals need this limit (`MAX_REMOVALS` in `storage/ids.py`)."""
 
 Network = IPv4Network | IPv6Network
 
