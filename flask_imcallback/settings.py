@@ -147,8 +147,7 @@ class Settings:
 
     tencent_apps: Mapping[str, tuple[str, ...]] = _setting({}, _tencent_apps, secret=True)
     """The Tencent apps that may call, as a mapping of SDKAppID to callback tokens.
-    During a token change, list the old and the new token. An empty list means that the app has no
-    token."""
+    During a change, list the old and the new token. An app without tokens has an empty list."""
     secrets: tuple[str, ...] = _setting([], _secrets, secret=True)
     """The secret path segments that callbacks may use.
     During a change, list the old and the new secret."""
