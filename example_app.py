@@ -1,7 +1,9 @@
-"""The smallest app: `python example_app.py` serves it with made-up secrets and says how to call it.
+"""A small app that receives callbacks. `python example_app.py` starts it on port 8000.
 
-Every setting comes from the environment: FLASK_IMCALLBACK_TENCENT_APPS='{"1400000000": ["token"]}'
-and so on. With none at all, the demo's secrets are made up once and kept in the instance folder.
+Environment variables set its configuration, for example
+FLASK_IMCALLBACK_TENCENT_APPS='{"1400000000": ["token"]}'. Without any IMCALLBACK_ setting, the app
+runs as a demo: it creates its secrets once, keeps them in the instance folder, and prints a curl
+command for each callback.
 """
 
 import json
@@ -14,19 +16,19 @@ from flask import Flask
 
 from flask_imcallback import ImCallback
 
-APP_ID = "1400000000"
+DEMO_APP_ID = "1400000000"
 
 app = Flask(__name__)
 app.config.from_prefixed_env()
 is_demo = not any(key.startswith("IMCALLBACK_") for key in app.config)
 if is_demo:
-    kept = Path(app.instance_path, "demo.json")
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        made_up = {"secret": secrets.token_urlsafe(16), "token": secrets.token_urlsafe(16)}
-        kept.write_text(json.dumps(made_up))
-    demo = json.loads(kept.read_text())
-    app.config["IMCALLBACK_TENCENT_APPS"] = {APP_ID: []}
+    demo_file = Path(app.instance_path, "demo.json")
+    if not demo_file.exists():
+        demo_file.parent.mkdir(parents=True, exist_ok=True)
+        new_secrets = {"secret": secrets.token_urlsafe(16), "token": secrets.token_urlsafe(16)}
+        demo_file.write_text(json.dumps(new_secrets))
+    demo = json.loads(demo_file.read_text())
+    app.config["IMCALLBACK_TENCENT_APPS"] = {DEMO_APP_ID: []}
     app.config["IMCALLBACK_SECRETS"] = [demo["secret"]]
     app.config["IMCALLBACK_HISTORY_TOKENS"] = [demo["token"]]
 
@@ -34,22 +36,22 @@ imcallback = ImCallback(app)
 
 
 def print_commands() -> None:
-    """Print a curl for each callback, and one for the history."""
-    here, secret = "http://127.0.0.1:8000/imcallback", demo["secret"]
+    """Print a curl command for each callback and one for the history."""
+    url, secret = "http://127.0.0.1:8000/imcallback", demo["secret"]
     pairs = [{"From_Account": "id", "To_Account": target} for target in ("id1", "id2", "id3")]
     for command in ("Sns.CallbackBlackListDelete", "Sns.CallbackFriendDelete"):
-        query = f"SdkAppid={APP_ID}&CallbackCommand={command}&contenttype=json&OptPlatform=iOS"
+        query = f"SdkAppid={DEMO_APP_ID}&CallbackCommand={command}&contenttype=json&OptPlatform=iOS"
         packet = json.dumps({"CallbackCommand": command, "PairList": pairs})
-        print(f"curl '{here}/tencent/{secret}?{query}' -d '{packet}'\n")
-    for command, target in (
+        print(f"curl '{url}/tencent/{secret}?{query}' -d '{packet}'\n")
+    for command, target_key in (
         ("callbackAfterRemoveBlackCommand", "blackUserID"),
         ("callbackAfterDeleteFriendCommand", "friendUserID"),
     ):
         packet = json.dumps(
-            {"callbackCommand": command, "ownerUserID": "user123", target: "user456"}
+            {"callbackCommand": command, "ownerUserID": "user123", target_key: "user456"}
         )
-        print(f"curl '{here}/openim/{secret}/{command}' -d '{packet}'\n")
-    print(f"curl '{here}/history' -H 'Authorization: Bearer {demo['token']}'\n", flush=True)
+        print(f"curl '{url}/openim/{secret}/{command}' -d '{packet}'\n")
+    print(f"curl '{url}/history' -H 'Authorization: Bearer {demo['token']}'\n", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,14 +1,14 @@
-"""How to serve callbacks with gunicorn: gunicorn -c gunicorn.conf.py example_app:app."""
+"""Settings for gunicorn: gunicorn -c gunicorn.conf.py example_app:app."""
 
 bind = "127.0.0.1:8000"
 workers = 2
 worker_class = "gthread"
-# Most of them wait for the same commit.
+# Threads are cheap here, because most of them wait for the same commit.
 threads = 16
-# OpenIM's client never closes an idle connection, and an event sent on one that the server has just
-# closed is lost: keep them longer than any gap between events. The default of 2 seconds loses some.
+# OpenIM loses an event that it sends while the server closes an idle connection. Connections must
+# stay open longer than the gaps between events. The default of 2 seconds lost events.
 keepalive = 75
-# One read of the settings: what is wrong with them stops the start, not each worker.
+# The settings are read once, so that a wrong setting stops the start instead of every worker.
 preload_app = True
-# No access log: the secret segments of the callbacks' paths would be in it.
+# The paths of callbacks contain secrets, so an access log would contain them, too.
 accesslog = None

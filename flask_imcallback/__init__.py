@@ -1,4 +1,4 @@
-"""Records who removed whom on Tencent Cloud IM and OpenIM, from their callbacks."""
+"""Flask extension that records who removed whom on Tencent Cloud IM and OpenIM."""
 
 from .errors import (
     ConfigError,

@@ -1,57 +1,98 @@
-"""Everything raised on purpose. The class says who must act; the docstring is the message."""
+"""Every error that flask-imcallback raises on purpose."""
 
 from __future__ import annotations
 
 
 class ImCallbackError(Exception):
-    """Base of all errors that flask-imcallback raises on purpose."""
+    """Base class of all errors that flask-imcallback raises on purpose."""
 
-    def __str__(self) -> str:
-        return super().__str__() or (type(self).__doc__ or "").strip()
+    default_message = "flask-imcallback failed"
+    """The message of an error that is raised without one."""
+
+    def __init__(self, message: str = "") -> None:
+        super().__init__(message or self.default_message)
 
 
 class ConfigError(ImCallbackError, RuntimeError):
-    """A setting is wrong: the host must act. The message names the key and the remedy."""
+    """A wrong setting or a wrong use of the extension. The developer of the host app must act.
+
+    Raised when the app starts, or when an object that needs the setting is used for the first time.
+    The message names the setting and the remedy.
+    """
+
+    default_message = "the configuration of flask-imcallback is wrong"
 
 
 class VerificationError(ImCallbackError):
-    """A stranger called: the request is not authentic. The message never leaves this server.
+    """A request that does not come from the IM server. Nobody has to act if a stranger sent it.
 
-    `reason` is one of a few texts, by which refusals are counted; `detail` is that of the case.
+    Raised by `Provider.verify`. The message is logged and never sent to the caller.
+    `reason` is one of a few fixed texts, because refused callbacks are counted by reason.
+    `detail` describes the single request.
     """
 
-    def __init__(self, reason: str, detail: str = "") -> None:
-        super().__init__(reason)
-        self.reason = reason
+    default_message = "the request is not authentic"
+
+    def __init__(self, reason: str = "", detail: str = "") -> None:
+        super().__init__(f"{reason}: {detail}" if detail else reason)
+        self.reason = reason or self.default_message
         self.detail = detail
 
 
 class PacketError(ImCallbackError, ValueError):
-    """A packet cannot be read as its command: the provider or we must act."""
+    """A packet that cannot be read as its command. The provider or flask-imcallback must act.
+
+    Raised by `Provider.parse`. The IM server gets the message in its answer.
+    """
+
+    default_message = "the packet cannot be read"
 
 
 class BodyTooLargeError(ImCallbackError):
-    """The body is larger than IMCALLBACK_MAX_BODY."""
+    """A request body that is larger than `IMCALLBACK_MAX_BODY`. The host may raise the limit.
+
+    Raised while a callback is read. The IM server gets the message in its answer.
+    """
+
+    default_message = "the body is larger than IMCALLBACK_MAX_BODY"
 
 
 class StorageError(ImCallbackError, RuntimeError):
-    """The database is away, or its tables are not at the newest migration (flask db upgrade)."""
+    """A database or a spool that cannot be used. The operator of the host app must act.
+
+    Raised when the database is unavailable, when its tables are missing or old, or when the spool
+    file cannot be read or written.
+    """
+
+    default_message = (
+        "cannot use the database: it is unavailable, or its tables are not at the newest "
+        "migration (run flask db upgrade)"
+    )
 
 
 class HistoryQueryError(ImCallbackError, ValueError):
-    """A question to the history is malformed: the caller must act.
+    """A wrong query parameter. The caller must act.
 
-    `parameter` is the name of the filter that is wrong.
+    Raised by every method of `History` that takes filters. `parameter` is the name of the wrong
+    parameter. The message begins with this name.
     """
 
     def __init__(self, parameter: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(f"{parameter} {message}")
         self.parameter = parameter
 
 
 class TooWideError(HistoryQueryError):
-    """A question is answered by too many counts: the caller must narrow it."""
+    """A statistics query that would return too many counts. The caller must narrow it.
+
+    Raised by `History.stats`.
+    """
 
 
 class SendError(ImCallbackError):
-    """A callback could not be sent, or was not answered."""
+    """A callback that could not be sent or was not answered. The operator must act.
+
+    Raised by `flask imcallback send` and `flask imcallback doctor`.
+    """
+
+    default_message = "the callback could not be sent"

@@ -1,4 +1,4 @@
-"""`ImCallback` wires one app."""
+"""The extension object `ImCallback`."""
 
 from __future__ import annotations
 
@@ -9,26 +9,23 @@ from typing import Any
 from flask import Flask
 from flask_sqlalchemy import SQLAlchemy
 
-from .cli import host_migrations
-from .cli.commands import add_commands
+from . import cli, web
 from .errors import ConfigError
 from .history import History
 from .providers import PROVIDERS, Provider
-from .runtime import EXTENSION, Runtime, get_runtime
+from .runtime import EXTENSION, build_runtime, get_runtime
 from .storage import CallbackCount
-from .web import api as history_pages
-from .web import callbacks, health, openapi, routing
-from .web.page import views as page
 
 logger = logging.getLogger("flask_imcallback")
 
 
 class ImCallback:
-    """Receives the callbacks of IM servers, records the removals, and lets one query them.
+    """Flask extension that receives the callbacks of IM servers and records the removals.
 
-    `db` is the Flask-SQLAlchemy object to use; without it, that of the app, else one of our own.
-    `providers` are classes that take the `Settings`, or ready objects. `history_decorators` guard
-    the history as the host guards its own views, the last one outermost.
+    `db` is the Flask-SQLAlchemy object to use. Without it, the extension uses the object of the
+    app, or creates one. `providers` are provider classes or provider objects. A class is called
+    with the `Settings`. `history_decorators` protect the history in the same way as the host
+    protects its own views. The last decorator is the outermost.
     """
 
     def __init__(
@@ -46,42 +43,37 @@ class ImCallback:
             self.init_app(app)
 
     def init_app(self, app: Flask, db: SQLAlchemy | None = None) -> None:
-        """Set up an app; one object may serve several.
+        """Set up an app. One extension object can serve several apps.
 
-        Raises `ConfigError` for wrong settings, for a provider that they leave unguarded, and for
-        a second registration.
+        Raises `ConfigError` for a wrong setting, for a provider that would accept callbacks from
+        anybody, and if the app already has an `ImCallback`.
         """
         if EXTENSION in app.extensions:
             raise ConfigError(
-                "this app has an ImCallback: call ImCallback(app) or init_app(app), not both"
+                "this app already has an ImCallback: call ImCallback(app) or init_app(app), "
+                "not both"
             )
-        runtime = Runtime(
+        runtime = build_runtime(
             app,
             db=db or self._db,
             providers=self._providers,
             history_decorators=self._history_decorators,
         )
         app.extensions[EXTENSION] = runtime
-        prefix = runtime.settings.url_prefix or None
-        app.url_map.converters["imcallback_rest"] = routing.Rest
-        app.register_blueprint(callbacks.make_blueprint(runtime.providers), url_prefix=prefix)
-        for of_readers in (history_pages, openapi, page):
-            blueprint = of_readers.make_blueprint(runtime.history_decorators)
-            app.register_blueprint(blueprint, url_prefix=prefix)
-        app.register_blueprint(health.make_blueprint(), url_prefix=prefix)
-        routing.install_middleware(app, runtime)
-        add_commands(app)
-        host_migrations.follow(app)
-        if not any(provider.is_enabled for provider in runtime.providers.values()):
+        web.install(app, runtime)
+        cli.add_commands(app)
+        cli.follow_host_migrations(app)
+        if not runtime.has_enabled_provider:
             logger.warning(
-                "No provider is on, so that no callback is accepted: set IMCALLBACK_TENCENT_APPS "
+                "No provider is enabled, so every callback is refused: set IMCALLBACK_TENCENT_APPS "
                 "for Tencent, IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS for OpenIM"
             )
 
     def counts(self) -> list[CallbackCount]:
-        """How many callbacks of the current app were accepted and refused, and the last of each.
+        """Return how many callbacks of the current app were accepted and refused.
 
-        Of all processes, ten seconds late at the most. Raises `StorageError`.
+        Each count has the time of its last callback. The counts include all processes and may be
+        up to ten seconds old. Raises `StorageError`.
         """
         return get_runtime().counters.counts()
 

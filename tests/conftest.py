@@ -80,7 +80,7 @@ def make_app(tmp_path: Path) -> Iterator[MakeApp]:
     for app in apps:
         with app.app_context():
             runtime = get_runtime()
-            engines = list(runtime.database().engines.values())
+            engines = list(runtime.database.open().engines.values())
             if runtime.drain:
                 engines.append(runtime.drain.spool.engine)
             for engine in engines:

@@ -1,1 +1,32 @@
-"""`flask imcallback ...`, and `flask db ...` for an app that has no migrations of its own."""
+"""The commands: `flask imcallback`, and `flask db` for an app without its own migrations."""
+
+from __future__ import annotations
+
+from flask import Flask
+from flask.cli import AppGroup
+
+from . import history, migrations, operations
+from .host_migrations import follow_host_migrations
+
+__all__ = ["add_commands", "follow_host_migrations"]
+
+
+def add_commands(app: Flask) -> None:
+    """Add the group `imcallback` to an app, and the group `db` if the app has none."""
+    group = AppGroup("imcallback", help="Query the recorded removals and run the extension.")
+    for command in (
+        history.history,
+        history.stats,
+        history.export,
+        operations.status,
+        operations.spool,
+        operations.doctor,
+        operations.send,
+    ):
+        group.add_command(command)
+    for command in migrations.MIGRATION_COMMANDS:
+        # `flask imcallback history` lists removals, so that the list of revisions has another name.
+        group.add_command(command, "revisions" if command.name == "history" else command.name)
+    app.cli.add_command(group)
+    if "db" not in app.cli.commands:
+        app.cli.add_command(migrations.db)

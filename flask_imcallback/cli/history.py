@@ -31,18 +31,18 @@ from ..history import (
 )
 from ..runtime import get_runtime
 from .output import (
-    FORMAT,
-    _command,
-    _echo_table,
-    _given,
-    _names_options,
-    _options,
+    FORMAT_OPTION,
+    echo_table,
+    make_command,
+    query_parameters,
+    report_wrong_options,
+    schema_options,
 )
 
 
-@_names_options
+@report_wrong_options
 def _history(format: str, **filters: Any) -> None:
-    page = get_runtime().history.values_page(read_query(_given(filters)))
+    page = get_runtime().history.values_page(read_query(query_parameters(filters)))
     if format == "ndjson":
         for line in json_lines(page.data):
             click.echo(line)
@@ -50,14 +50,14 @@ def _history(format: str, **filters: Any) -> None:
         click.echo(csv_records([COLUMNS]) + csv_records(page.data), nl=False)
     else:
         rows = [dict(zip(COLUMNS, values, strict=True)) for values in page.data]
-        _echo_table(rows, TABLE)
+        echo_table(rows, TABLE)
     if page.next_cursor:
         click.echo(f"There are more: --cursor {page.next_cursor}", err=True)
 
 
-@_names_options
+@report_wrong_options
 def _stats(format: str, **parameters: Any) -> None:
-    rows = stats_json(get_runtime().history.stats(*read_stats(_given(parameters))))
+    rows = stats_json(get_runtime().history.stats(*read_stats(query_parameters(parameters))))
     columns = ("bucket", "group", "count")
     if format == "ndjson":
         for row in rows:
@@ -66,15 +66,15 @@ def _stats(format: str, **parameters: Any) -> None:
         cells = [[row[name] for name in columns] for row in rows]
         click.echo(csv_records([columns]) + csv_records(cells), nl=False)
     else:
-        _echo_table([row | {"group": row["group"] or "-"} for row in rows], columns)
+        echo_table([row | {"group": row["group"] or "-"} for row in rows], columns)
 
 
-@_names_options
+@report_wrong_options
 def _export(file: str, **parameters: Any) -> None:
     suffix = Path(file).suffix[1:].lower()
     if parameters["format"] is None and suffix in FORMATS:
         parameters["format"] = suffix
-    query, format, keeps_formulas = read_export(_given(parameters))
+    query, format, keeps_formulas = read_export(query_parameters(parameters))
     parts = get_runtime().history.stream(query)
     if sys.stderr.isatty():
         parts = _shown(parts, query)
@@ -116,27 +116,27 @@ def _shown(parts: Iterator[list[Values]], query: HistoryQuery) -> Iterator[list[
 
 TABLE = ("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform")
 
-history = _command(
+history = make_command(
     "history",
     "List the recorded removals, newest first.",
     _history,
-    *_options(HISTORY_QUERY),
-    FORMAT,
+    *schema_options(HISTORY_QUERY),
+    FORMAT_OPTION,
 )
 
-stats = _command(
+stats = make_command(
     "stats",
     "Count the recorded removals by time and group.",
     _stats,
-    *_options(STATS_QUERY),
-    FORMAT,
+    *schema_options(STATS_QUERY),
+    FORMAT_OPTION,
 )
 
-export = _command(
+export = make_command(
     "export",
     "Write all that the filters match to FILE, or to stdout for -. Its name tells the format: "
     ".ndjson, .csv or .parquet.",
     _export,
     click.Argument(["file"]),
-    *_options(EXPORT_QUERY),
+    *schema_options(EXPORT_QUERY),
 )

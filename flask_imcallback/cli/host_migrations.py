@@ -1,7 +1,7 @@
-"""The host's migrations and ours, side by side.
+"""Our migrations beside those of a host that uses Flask-Migrate.
 
-With Flask-Migrate, the host's `flask db upgrade` brings up our tables first, and its autogenerate
-does not see them. All of its other commands are about the host's history alone.
+`flask db upgrade` of the host upgrades our tables first. Autogenerate of the host ignores them. All
+other `flask db` commands see only the migrations of the host.
 """
 
 from __future__ import annotations
@@ -14,87 +14,94 @@ import click
 from flask import Flask, appcontext_pushed, current_app
 
 from ..runtime import EXTENSION, get_runtime
-from ..storage import VERSION_TABLE, run_alembic
-from ..storage import tables as models
+from ..storage import VERSION_TABLE, metadata, run_alembic
 
 
-def follow(app: Flask) -> None:
-    """Hook into the app's Flask-Migrate, now or when it turns up before an app context."""
-    if not _hook(app):
-        appcontext_pushed.connect(_on_context, app)
+def follow_host_migrations(app: Flask) -> None:
+    """Connect to the Flask-Migrate of an app, now or when the app initializes it later."""
+    if not _connect(app):
+        appcontext_pushed.connect(_connect_later, app)
 
 
-def _on_context(app: Flask, **_: Any) -> None:
-    if _hook(app):
-        appcontext_pushed.disconnect(_on_context, app)
+def _connect_later(app: Flask, **_: Any) -> None:
+    if _connect(app):
+        appcontext_pushed.disconnect(_connect_later, app)
 
 
-def _hook(app: Flask) -> bool:
+def _connect(app: Flask) -> bool:
+    """Register our callback with Flask-Migrate. Return False if the app has no Flask-Migrate."""
     extension = app.extensions.get("migrate")
     if extension is None:
         return False
     callbacks = extension.migrate.configure_callbacks
-    if _before_command not in callbacks:  # one Migrate may serve several apps
+    if _before_command not in callbacks:  # one Migrate object can serve several apps
         extension.migrate.configure(_before_command)
     return True
 
 
 def _before_command(config: Any) -> Any:
-    """Called for every `flask db` command with the host's Alembic configuration."""
+    """Prepare a `flask db` command. Flask-Migrate calls it with the Alembic configuration."""
     if EXTENSION not in current_app.extensions:
         return config
-    _hide_from_comparators()
-    _hide_from_names(config)
+    _hide_from_generated_scripts()
+    _hide_from_log(config)
     context = click.get_current_context(silent=True)
-    is_wanted = get_runtime().settings.upgrade_with_host
-    if is_wanted and context is not None and _is_upgrade_to_head(context):
+    upgrades_with_host = get_runtime().settings.upgrade_with_host
+    if upgrades_with_host and context is not None and _is_upgrade_to_head(context):
         run_alembic(get_runtime().engine(), "upgrade", "head", sql=context.params["sql"])
     return config
 
 
 def _is_upgrade_to_head(context: click.Context) -> bool:
-    from flask_migrate.cli import upgrade as command
+    from flask_migrate.cli import upgrade
 
-    return context.command is command and context.params["revision"] in ("head", "heads")
+    return context.command is upgrade and context.params["revision"] in ("head", "heads")
 
 
-def _is_ours(name: str | None, host_tables: set[str]) -> bool:
-    """Also a table of a newer release than this; but a host may have one with our prefix."""
-    if name in models.metadata.tables or name == VERSION_TABLE:
+def _is_ours(table_name: str | None, host_tables: set[str]) -> bool:
+    """Check whether a table belongs to this extension.
+
+    A table with our prefix may come from a newer release, or from the models of the host.
+    """
+    if table_name in metadata.tables or table_name == VERSION_TABLE:
         return True
-    return name is not None and name.startswith("imcallback_") and name not in host_tables
+    has_our_prefix = table_name is not None and table_name.startswith("imcallback_")
+    return has_our_prefix and table_name not in host_tables
 
 
 def _host_tables() -> set[str]:
-    """The names in the host's models, of all its databases and without their schemas."""
+    """Return the table names of the host's models in all databases, without their schemas."""
     db = current_app.extensions["migrate"].db
     metadatas = getattr(db, "metadatas", None) or {None: db.metadata}
-    return {table.name for metadata in metadatas.values() for table in metadata.tables.values()}
+    return {table.name for each in metadatas.values() for table in each.tables.values()}
 
 
-def _hide_from_names(config: Any) -> None:
-    """Keep our tables out of the log of autogenerate, where the host's env.py leaves a way."""
+def _hide_from_log(config: Any) -> None:
+    """Keep our tables out of the log of autogenerate.
+
+    This needs the option `include_name`, so that it does nothing if the host's env.py sets it.
+    """
     arguments = current_app.extensions["migrate"].configure_args
     folder = config.get_main_option("script_location")
     env = Path(folder or "", "env.py")
     if not env.exists() or "include_name" in env.read_text(errors="replace"):
         return
-    theirs = arguments.get("include_name")
-    if getattr(theirs, "hides_imcallback", False):
+    filter_of_host = arguments.get("include_name")
+    if getattr(filter_of_host, "hides_imcallback", False):
         return
 
     def include_name(name: str | None, kind: str, parents: Any) -> bool:
         if kind == "table" and _is_ours(name, _host_tables()):
             return False
-        return theirs is None or bool(theirs(name, kind, parents))
+        return filter_of_host is None or bool(filter_of_host(name, kind, parents))
 
     include_name.hides_imcallback = True  # type: ignore[attr-defined]
     arguments["include_name"] = include_name
 
 
 @cache
-def _hide_from_comparators() -> None:
-    """Keep our tables out of what autogenerate writes, whatever the host's env.py says."""
+def _hide_from_generated_scripts() -> None:
+    """Keep our tables out of the scripts that autogenerate writes, with any env.py of the host."""
     from alembic.autogenerate import comparators
     from alembic.util import DispatchPriority
 

@@ -1,84 +1,122 @@
-"""Commands that move the tables between migrations."""
+"""The commands that create, upgrade and show the tables."""
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Any
 
 import click
+from flask.cli import AppGroup
 
 from ..runtime import get_runtime
 from ..storage import current_revision, run_alembic
-from .output import (
-    _command,
+from .output import report_errors
+
+db = AppGroup(
+    "db", help="Manage the tables of flask-imcallback. The app has no migrations of its own."
 )
 
-
-def _changes(command: str) -> Callable[..., None]:
-    """A command of Alembic that moves the tables; says on stderr from where to where."""
-
-    def change(revision: str, sql: bool) -> None:
-        engine = get_runtime().engine()
-        if sql:
-            run_alembic(engine, command, revision, sql=True)
-            return
-        before = current_revision(engine)
-        run_alembic(engine, command, revision)
-        after = current_revision(engine)
-        if before != after:
-            click.echo(f"flask-imcallback: {before or '<empty>'} -> {after or '<empty>'}", err=True)
-
-    return change
+REVISION = click.argument("revision", default="head")
+SQL = click.option("--sql", is_flag=True, help="Print the SQL and change nothing.")
+VERBOSE = click.option("-v", "--verbose", is_flag=True)
 
 
-def migration_commands() -> list[click.Command]:
-    """The commands on our own tables."""
-    sql = click.Option(["--sql"], is_flag=True, help="Print the SQL and change nothing.")
-    to_head = click.Argument(["revision"], default="head")
-    verbose = click.Option(["-v", "--verbose"], is_flag=True)
-
-    def runs(command: str) -> Callable[..., None]:
-        return lambda **options: run_alembic(get_runtime().engine(), command, **options)
-
-    return [
-        _command("upgrade", "Create or upgrade the tables.", _changes("upgrade"), to_head, sql),
-        _command(
-            "downgrade",
-            "Go back, by one revision unless told otherwise.",
-            _changes("downgrade"),
-            click.Argument(["revision"], default="-1"),
-            sql,
-        ),
-        _command("stamp", "Set the revision without migrating.", _changes("stamp"), to_head, sql),
-        _command("current", "Show the revision of the tables.", runs("current"), verbose),
-        _command("history", "List the revisions.", runs("history"), verbose),
-        _command("heads", "Show the newest revision.", runs("heads"), verbose),
-        _command(
-            "show",
-            "Show a revision.",
-            runs("show"),
-            to_head,
-        ),
-        _command("check", "Fail if the tables differ from the newest revision.", runs("check")),
-    ]
+@db.command()
+@REVISION
+@SQL
+@report_errors
+def upgrade(revision: str, sql: bool) -> None:
+    """Create or upgrade the tables."""
+    _change_revision("upgrade", revision, sql)
 
 
-def bare_db_commands() -> list[click.Command]:
-    """`flask db` for an app without migrations of its own."""
+@db.command()
+@click.argument("revision", default="-1")
+@SQL
+@report_errors
+def downgrade(revision: str, sql: bool) -> None:
+    """Downgrade the tables, by default to the previous revision."""
+    _change_revision("downgrade", revision, sql)
 
-    def explain(**_: Any) -> None:
-        raise click.ClickException(
-            "this app has no migrations of its own, only those of flask-imcallback; for some, "
-            "install Flask-Migrate and call Migrate(app, db)"
-        )
 
-    hidden = [
+@db.command()
+@REVISION
+@SQL
+@report_errors
+def stamp(revision: str, sql: bool) -> None:
+    """Set the revision without a change of the tables."""
+    _change_revision("stamp", revision, sql)
+
+
+@db.command()
+@VERBOSE
+@report_errors
+def current(verbose: bool) -> None:
+    """Show the revision of the tables."""
+    run_alembic(get_runtime().engine(), "current", verbose=verbose)
+
+
+@db.command()
+@VERBOSE
+@report_errors
+def history(verbose: bool) -> None:
+    """List the revisions."""
+    run_alembic(get_runtime().engine(), "history", verbose=verbose)
+
+
+@db.command()
+@VERBOSE
+@report_errors
+def heads(verbose: bool) -> None:
+    """Show the newest revision."""
+    run_alembic(get_runtime().engine(), "heads", verbose=verbose)
+
+
+@db.command()
+@REVISION
+@report_errors
+def show(revision: str) -> None:
+    """Show a revision."""
+    run_alembic(get_runtime().engine(), "show", revision)
+
+
+@db.command()
+@report_errors
+def check() -> None:
+    """Fail if the tables differ from the newest revision."""
+    run_alembic(get_runtime().engine(), "check")
+
+
+MIGRATION_COMMANDS: list[click.Command] = list(db.commands.values())
+"""The commands that `flask imcallback` and `flask db` share."""
+
+
+def _change_revision(command: str, revision: str, sql: bool) -> None:
+    """Run an Alembic command and print the old and the new revision to stderr."""
+    engine = get_runtime().engine()
+    if sql:
+        run_alembic(engine, command, revision, sql=True)
+        return
+    before = current_revision(engine)
+    run_alembic(engine, command, revision)
+    after = current_revision(engine)
+    if before != after:
+        click.echo(f"flask-imcallback: {before or '<empty>'} -> {after or '<empty>'}", err=True)
+
+
+def _refuse_to_write_migrations(**_: Any) -> None:
+    raise click.ClickException(
+        "this app has no migrations of its own, only those of flask-imcallback: "
+        "install Flask-Migrate and call Migrate(app, db) to write migrations"
+    )
+
+
+for command_name in ("init", "migrate", "revision", "merge", "edit"):
+    # People know these commands from Flask-Migrate and may expect them here.
+    db.add_command(
         click.Command(
-            name,
-            callback=explain,
+            command_name,
+            callback=_refuse_to_write_migrations,
             hidden=True,
             context_settings={"ignore_unknown_options": True, "allow_extra_args": True},
         )
-        for name in ("init", "migrate", "revision", "merge", "edit")
-    ]
-    return migration_commands() + hidden
+    )

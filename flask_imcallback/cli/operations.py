@@ -11,18 +11,15 @@ from ..providers import openim, tencent
 from ..runtime import get_runtime
 from . import sender
 from .doctor import examine
-from .output import (
-    _command,
-    _echo_table,
-)
+from .output import echo_table, make_command
 
 
 def _status() -> None:
     rows = [CALLBACK_COUNT.dump(count) for count in get_runtime().counters.counts()]
-    _echo_table(rows, tuple(CALLBACK_COUNT.fields))
+    echo_table(rows, tuple(CALLBACK_COUNT.fields))
 
 
-status = _command(
+status = make_command(
     "status",
     "How many callbacks were accepted, by command, and refused, by reason; and the last of each.",
     _status,
@@ -46,7 +43,7 @@ def _spool(drain: bool) -> None:
         raise click.ClickException(f"the database does not take them: {problem}")
 
 
-spool = _command(
+spool = make_command(
     "spool",
     "Show how many callbacks wait for the database. The app drains them by itself.",
     _spool,
@@ -67,7 +64,7 @@ def _doctor(url: str | None, idle: float) -> None:
         raise click.ClickException(f"{failed} of the findings lose callbacks")
 
 
-doctor = _command(
+doctor = make_command(
     "doctor",
     "Find out why callbacks do not arrive, or would be lost. Exit status 1 if anything is wrong.",
     _doctor,
@@ -109,7 +106,7 @@ def _send(url: str, command: str, owner: str, targets: tuple[str, ...], app_id: 
         raise click.ClickException("not every callback was accepted")
 
 
-send = _command(
+send = make_command(
     "send",
     "Send a callback as the IM server would, with this app's secrets. Its removals are recorded.",
     _send,

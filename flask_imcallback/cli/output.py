@@ -1,4 +1,4 @@
-"""What the commands share: options, tables, errors."""
+"""What the commands share: options, tables and error messages."""
 
 from __future__ import annotations
 
@@ -12,80 +12,88 @@ from marshmallow import Schema
 
 from ..errors import HistoryQueryError, ImCallbackError
 
+FORMAT_OPTION = click.Option(
+    ["--format"],
+    type=click.Choice(["table", "ndjson", "csv"]),
+    default="table",
+    show_default=True,
+)
 
-def _reports_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Say errors that were raised on purpose in a line, with exit status 1."""
+
+def report_errors(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a command so that it prints our errors and those of Alembic without a traceback."""
 
     @functools.wraps(function)
-    def wrapper(*args: Any, **kwargs: Any) -> Any:
+    def command(*arguments: Any, **options: Any) -> Any:
+        # Alembic is imported here because its import takes a tenth of a second.
         from alembic.util import CommandError
 
         try:
-            return function(*args, **kwargs)
+            return function(*arguments, **options)
         except (ImCallbackError, CommandError) as error:
             raise click.ClickException(str(error)) from error
 
-    return wrapper
+    return command
 
 
-def _command(
+def report_wrong_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wrap a command so that it names the option if a query parameter is wrong."""
+
+    @functools.wraps(function)
+    def command(**options: Any) -> Any:
+        try:
+            return function(**options)
+        except HistoryQueryError as error:
+            problem = str(error).removeprefix(f"{error.parameter} ")
+            raise click.BadParameter(problem, param_hint=_flag(error.parameter)) from error
+
+    return command
+
+
+def make_command(
     name: str, help: str, callback: Callable[..., Any], *parameters: click.Parameter
 ) -> click.Command:
-    callback = with_appcontext(_reports_errors(callback))
+    """Return a command that runs in an app context and reports errors without a traceback."""
+    callback = with_appcontext(report_errors(callback))
     return click.Command(name, callback=callback, params=list(parameters), help=help)
 
 
-def _given(filters: dict[str, Any]) -> dict[str, list[str]]:
-    """The options that were given, as parameters of an address."""
+def schema_options(schema: Schema) -> list[click.Parameter]:
+    """Return one option for each query parameter of a schema."""
+    return [
+        click.Option(
+            [_flag(name)],
+            multiple=hasattr(field, "inner"),
+            help=field.metadata.get("description"),
+        )
+        for name, field in schema.fields.items()
+    ]
+
+
+def query_parameters(options: dict[str, Any]) -> dict[str, list[str]]:
+    """Return the options that have a value as query parameters, each with all its values."""
     return {
         name: list(value) if isinstance(value, tuple) else [value]
-        for name, value in filters.items()
+        for name, value in options.items()
         if value not in (None, ())
     }
 
 
-def _names_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Say which option is wrong."""
+def echo_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
+    """Print rows in aligned columns.
 
-    @functools.wraps(function)
-    def wrapper(**options: Any) -> Any:
-        try:
-            return function(**options)
-        except HistoryQueryError as error:
-            raise click.BadParameter(str(error), param_hint=_flag(error.parameter)) from error
-
-    return wrapper
-
-
-def _echo_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Aligned columns; control characters are shown escaped, since a terminal obeys them."""
-    lines = [columns] + [tuple(_visible(str(row[name])) for name in columns) for row in rows]
+    Control characters are escaped, because a terminal would execute them.
+    """
+    lines = [columns] + [tuple(_escape(str(row[name])) for name in columns) for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
     for line in lines:
         padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(padded).rstrip())
 
 
-def _visible(text: str) -> str:
+def _escape(text: str) -> str:
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def _flag(name: str) -> str:
     return f"--{name.replace('_', '-')}"
-
-
-def _options(schema: Schema) -> list[click.Parameter]:
-    """An option for each parameter of an address."""
-    options: list[click.Parameter] = []
-    for name, field in schema.fields.items():
-        help = field.metadata.get("description")
-        options += [click.Option([_flag(name)], multiple=hasattr(field, "inner"), help=help)]
-    return options
-
-
-FORMAT = click.Option(
-    ["--format"],
-    type=click.Choice(["table", "ndjson", "csv"]),
-    default="table",
-    show_default=True,
-)

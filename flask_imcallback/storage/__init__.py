@@ -8,7 +8,7 @@ from .migrations import VERSION_TABLE, current_revision, is_at_head, run_alembic
 from .recorder import Recorder
 from .spool import Spool, Waiting
 from .sqlite import set_durable_pragmas
-from .tables import delivery, removal, source
+from .tables import delivery, metadata, removal, source
 
 __all__ = [
     "ACCEPTED",
@@ -29,6 +29,7 @@ __all__ = [
     "delivery",
     "id_at",
     "is_at_head",
+    "metadata",
     "moment_of",
     "removal",
     "run_alembic",

@@ -1,1 +1,25 @@
-"""Everything that knows a Flask request: callbacks in, the history out."""
+"""Everything that knows a Flask request: callbacks, the history as JSON and as pages, health."""
+
+from __future__ import annotations
+
+from flask import Flask
+
+from ..runtime import Runtime
+from . import api, callbacks, health, openapi, page
+from .routing import RestOfPath, install_middleware
+
+__all__ = ["install"]
+
+
+def install(app: Flask, runtime: Runtime) -> None:
+    """Register the blueprints and the WSGI middleware of the extension on an app."""
+    app.url_map.converters["imcallback_rest"] = RestOfPath
+    for blueprint in (
+        callbacks.make_blueprint(runtime.providers),
+        api.make_blueprint(runtime.history_decorators),
+        openapi.make_blueprint(runtime.history_decorators),
+        page.make_blueprint(runtime.history_decorators),
+        health.make_blueprint(),
+    ):
+        app.register_blueprint(blueprint, url_prefix=runtime.settings.url_prefix or None)
+    install_middleware(app, runtime)

@@ -1,8 +1,9 @@
-"""Who may read: whoever has a bearer token, or is let in by the host's decorators; and what."""
+"""Who may read the history, and the parts that all URLs for readers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Mapping, Sequence
+from enum import Enum, auto
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -13,8 +14,9 @@ from ..runtime import get_runtime
 from .problems import BAD_PARAMETER, CLOSED, METHOD_NOT_ALLOWED, UNAUTHORIZED, ProblemError
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
-"""All are routed to the guard, so that each gets an answer that its sender can read."""
-HEADERS = {
+"""The methods that the views get. They answer all but GET and HEAD with a problem, because the
+answer of Flask is HTML."""
+RESPONSE_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
     "img-src 'self' data:; connect-src 'self'; form-action 'self'; base-uri 'none'; "
@@ -25,68 +27,84 @@ HEADERS = {
 View = Callable[..., Response]
 
 
-def add_guarded(
+class TokenCheck(Enum):
+    """The result of a look at the token of a request."""
+
+    VALID = auto()
+    INVALID = auto()
+    MISSING = auto()
+
+
+def add_reader_views(
     blueprint: Blueprint,
-    routes: Mapping[str, View],
+    views: Mapping[str, View],
     decorators: Sequence[Callable[..., Any]],
     *,
-    in_browser: Container[View] = (),
+    browser_views: Container[View] = (),
 ) -> None:
-    """Add the views by their rules, as `guarded`, and give all answers the `HEADERS`."""
-    for rule, view in routes.items():
+    """Add views that only readers may see, as a mapping of URL rule to view.
+
+    The `browser_views` also take the token as the password of HTTP Basic, because nobody can type
+    a bearer token into a browser.
+    """
+    for rule, view in views.items():
         blueprint.add_url_rule(
             rule,
             endpoint=view.__name__[1:],
-            view_func=guarded(view, decorators, in_browser=view in in_browser),
+            view_func=require_reader(view, decorators, accepts_basic=view in browser_views),
             methods=METHODS,
             strict_slashes=False,
         )
-    blueprint.after_request(_with_headers)
+    blueprint.after_request(_add_headers)
 
 
-def _with_headers(response: Response) -> Response:
-    response.headers.update(HEADERS)
+def _add_headers(response: Response) -> Response:
+    response.headers.update(RESPONSE_HEADERS)
     return response
 
 
-def token_is_known(*, in_browser: bool = False) -> bool | None:
-    """Whether the token that the request presents is one of ours; None if it has none.
+def check_token(*, accepts_basic: bool = False) -> TokenCheck:
+    """Compare the token of the request with `IMCALLBACK_HISTORY_TOKENS`.
 
-    In a browser it can be the password of Basic credentials. Another one there may be the host's.
+    A wrong password of HTTP Basic counts as missing, because it may be a password of the host.
     """
-    tokens, given = get_runtime().settings.history_tokens, request.authorization
-    if not tokens or given is None:
-        return None
-    if in_browser and given.type == "basic":
-        return is_one_of(given.password or "", tokens) or None
-    return is_one_of(given.token or "", tokens) if given.type == "bearer" else None
+    tokens, credentials = get_runtime().settings.history_tokens, request.authorization
+    if not tokens or credentials is None:
+        return TokenCheck.MISSING
+    if credentials.type == "bearer":
+        is_valid = is_one_of(credentials.token or "", tokens)
+        return TokenCheck.VALID if is_valid else TokenCheck.INVALID
+    if accepts_basic and credentials.type == "basic":
+        is_valid = is_one_of(credentials.password or "", tokens)
+        return TokenCheck.VALID if is_valid else TokenCheck.MISSING
+    return TokenCheck.MISSING
 
 
-def guarded(
-    view: Callable[..., Any], decorators: Sequence[Callable[..., Any]], *, in_browser: bool = False
+def require_reader(
+    view: Callable[..., Any], decorators: Sequence[Callable[..., Any]], *, accepts_basic: bool
 ) -> Callable[..., Any]:
-    """Open the view to readers alone; one that is seen `in_browser` takes Basic credentials, too.
+    """Wrap a view so that it answers only requests with a valid token.
 
-    Nobody can send a bearer token by typing an address.
+    With `decorators` of the host, they decide about every other request.
     """
-    schemes = ("Basic", "Bearer") if in_browser else ("Bearer",)
-    decorated = view
+    schemes = ("Basic", "Bearer") if accepts_basic else ("Bearer",)
+    view_of_host = view
     for decorator in decorators:
-        decorated = decorator(decorated)
+        view_of_host = decorator(view_of_host)
 
-    def guard(**arguments: Any) -> Any:
+    def protected_view(**arguments: Any) -> Any:
         if request.method not in ("GET", "HEAD"):
-            raise ProblemError(METHOD_NOT_ALLOWED, "The history is read, by GET.")
-        is_known = token_is_known(in_browser=in_browser)
-        if is_known:
+            raise ProblemError(METHOD_NOT_ALLOWED, "This URL supports only GET and HEAD.")
+        token = check_token(accepts_basic=accepts_basic)
+        if token is TokenCheck.VALID:
             return view(**arguments)
-        if is_known is False:
-            raise ProblemError(UNAUTHORIZED, "The bearer token is not known.", schemes=schemes)
         if decorators:
-            return decorated(**arguments)
+            return view_of_host(**arguments)
+        if token is TokenCheck.INVALID:
+            raise ProblemError(UNAUTHORIZED, "The bearer token is invalid.", schemes=schemes)
         if get_runtime().settings.history_tokens:
-            other = ", or the token as a password" if in_browser else ""
-            detail = f"Send a bearer token: Authorization: Bearer …{other}"
+            password = ", or the token as a password" if accepts_basic else ""
+            detail = f"Send a bearer token: Authorization: Bearer …{password}"
             raise ProblemError(UNAUTHORIZED, detail, schemes=schemes)
         raise ProblemError(
             CLOSED,
@@ -94,11 +112,11 @@ def guarded(
             "ImCallback, to open it.",
         )
 
-    return guard
+    return protected_view
 
 
 def parameters() -> dict[str, list[str]]:
-    """Those of the request, with all values of each. Raises a problem."""
+    """Return the query parameters, each with all its values. Raises `ProblemError`."""
     try:
         query = request.query_string.decode()
         return parse_qs(query, keep_blank_values=True, errors="strict")
@@ -106,6 +124,6 @@ def parameters() -> dict[str, list[str]]:
         raise ProblemError(BAD_PARAMETER, "The query is not UTF-8.") from error
 
 
-def number_in(text: str) -> int:
-    """The id that stands in an address, or one that nothing has."""
+def parse_id(text: str) -> int:
+    """Return the id that a URL contains, or -1, which no row has, if the text is not an id."""
     return int(text) if text.isascii() and text.isdecimal() and len(text) <= 16 else -1

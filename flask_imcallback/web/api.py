@@ -25,7 +25,7 @@ from ..history import (
     stats_json,
 )
 from ..runtime import get_runtime
-from .access import add_guarded, number_in, parameters
+from .access import add_reader_views, parameters, parse_id
 from .problems import NOT_FOUND, NOT_INSTALLED, ProblemError, answer_with_problems, json_response
 
 logger = logging.getLogger("flask_imcallback")
@@ -34,7 +34,7 @@ logger = logging.getLogger("flask_imcallback")
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     blueprint = Blueprint("imcallback_history", __name__)
     # The page links to exports, which a browser saves.
-    add_guarded(blueprint, ROUTES, decorators, in_browser=[_export])
+    add_reader_views(blueprint, ROUTES, decorators, browser_views=[_export])
     answer_with_problems(blueprint)
     return blueprint
 
@@ -55,7 +55,7 @@ def _history() -> Response:
 
 def _removal(removal_id: str) -> Response:
     _take_no_parameters()
-    found = get_runtime().history.get(number_in(removal_id))
+    found = get_runtime().history.get(parse_id(removal_id))
     if found is None:
         raise ProblemError(NOT_FOUND, "There is no such removal.")
     record, delivery = found
@@ -102,7 +102,7 @@ def _deliveries() -> Response:
 
 def _delivery(delivery_id: str) -> Response:
     _take_no_parameters()
-    found = get_runtime().history.get_delivery(number_in(delivery_id))
+    found = get_runtime().history.get_delivery(parse_id(delivery_id))
     if found is None:
         raise ProblemError(NOT_FOUND, "There is no such delivery.")
     delivery, removals = found

@@ -1,4 +1,4 @@
-"""Receives a POST: HTTP in, the provider's answer out."""
+"""The URLs that IM servers call."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ from ..runtime import get_runtime
 logger = logging.getLogger("flask_imcallback")
 
 METHODS = ["POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
-"""All are routed here, so that each gets the provider's answer: another body can stop users."""
-CHUNK = 64 * 1024
+"""Every method gets the answer of the provider. At another body, OpenIM may stop its users."""
+CHUNK_BYTES = 64 * 1024
 
 
 def make_blueprint(providers: Iterable[str]) -> Blueprint:
+    """Return the blueprint with the callback URLs of the providers, given by name."""
     blueprint = Blueprint("imcallback_callbacks", __name__)
     for name in providers:
         for rule in (f"/{name}", f"/{name}/<imcallback_rest:rest>"):
@@ -39,18 +40,18 @@ def make_blueprint(providers: Iterable[str]) -> Blueprint:
 
 
 def _callback(name: str, rest: str = "") -> Response:
-    """Answer in the provider's words, come what may.
+    """Answer a callback as the provider expects, even after an unexpected error.
 
-    Flask would log the path of a request that fails, and the path may hold a secret.
+    An error that Flask handles is logged with the path, and the path may contain a secret.
     """
     runtime = get_runtime()
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     provider = runtime.providers[name]
     try:
         if not provider.is_enabled:
-            reply = provider.refuse(404, f"{name} is off")
+            reply = provider.refuse(404, f"the provider {name} is off")
         elif request.method != "POST":
-            reply = provider.refuse(405, "callbacks are sent by POST")
+            reply = provider.refuse(405, "callbacks must use POST")
         else:
             reply = receive(
                 _callback_request(rest),
@@ -62,29 +63,34 @@ def _callback(name: str, rest: str = "") -> Response:
                 sender=app,
             )
     except Exception:
-        logger.exception("A callback of %s is lost: it could not be verified and read", name)
-        reply = provider.refuse(503, "it could not be stored")
+        logger.exception("A callback of %s is lost after an unexpected error", name)
+        reply = provider.refuse(503, "the callback could not be stored")
     if runtime.counters.is_due:
         runtime.counters.save_soon(app.app_context)
     return _response(reply)
 
 
 def _callback_request(rest: str) -> CallbackRequest:
-    # Werkzeug's `args` raises where a byte is not UTF-8.
+    # Werkzeug's `request.args` raises an error for bytes that are not UTF-8.
     query = parse_qs(request.query_string.decode(errors="replace"), keep_blank_values=True)
     return CallbackRequest(
         segments=tuple(segment for segment in rest.split("/") if segment),
         query={name: tuple(values) for name, values in query.items()},
-        headers={name.lower(): value for name, value in request.headers.items()},
+        headers={name.lower(): _decode_header(value) for name, value in request.headers.items()},
         remote_addr=request.remote_addr or "",
         received_at=datetime.now(UTC),
     )
 
 
-def _read_body(maximum: int) -> tuple[bytes, str]:
-    """The bytes that came, and what is wrong with them; raises `BodyTooLargeError`.
+def _decode_header(value: str) -> str:
+    """Return a header as UTF-8 text. WSGI gives every byte as one Latin-1 character (PEP 3333)."""
+    return value.encode("latin-1", errors="replace").decode(errors="replace")
 
-    Read from the server itself: Werkzeug drops what came of a body that is cut off.
+
+def _read_body(maximum: int) -> tuple[bytes, str]:
+    """Return the body and what is wrong with it. Raises `BodyTooLargeError`.
+
+    Reads the WSGI stream directly, because Werkzeug drops the received part of an incomplete body.
     """
     length = request.content_length
     if length is not None and length > maximum:
@@ -92,17 +98,17 @@ def _read_body(maximum: int) -> tuple[bytes, str]:
     if length is None and not request.environ.get("wsgi.input_terminated"):
         return b"", ""
     stream, body, problem = request.environ["wsgi.input"], bytearray(), ""
-    wanted = maximum + 1 if length is None else length
+    bytes_to_read = maximum + 1 if length is None else length
     try:
-        while chunk := stream.read(min(CHUNK, wanted - len(body))):
+        while chunk := stream.read(min(CHUNK_BYTES, bytes_to_read - len(body))):
             body += chunk
     except OSError as error:
         problem = f"the body was cut off: {type(error).__name__}"
     if len(body) > maximum:
         raise BodyTooLargeError
     if length is not None and len(body) < length:
-        if not body and (read_before := request.get_data()):
-            return read_before, ""  # by the host's own before_request
+        if not body and (read_by_host := request.get_data()):
+            return read_by_host, ""  # a before_request function of the host read the stream
         problem = f"the body has {len(body)} bytes, but its Content-Length is {length}"
     return bytes(body), problem
 

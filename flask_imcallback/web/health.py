@@ -1,4 +1,4 @@
-"""Whether callbacks can be recorded: for load balancers and monitors, without a guard."""
+"""The health check for load balancers and monitors: can callbacks be recorded?"""
 
 from __future__ import annotations
 
@@ -15,31 +15,33 @@ from ..errors import ImCallbackError, StorageError
 from ..history import CALLBACK_COUNT, WAITING
 from ..runtime import Runtime, get_runtime
 from ..storage import is_at_head
-from .access import token_is_known
+from .access import TokenCheck, check_token
 
 logger = logging.getLogger("flask_imcallback")
 T = TypeVar("T")
 
 
 def make_blueprint() -> Blueprint:
+    """Return the blueprint of the health check. It is open to everybody."""
     blueprint = Blueprint("imcallback_health", __name__)
-    asking = threading.Lock()
-    blueprint.add_url_rule("/health", view_func=lambda: _health(asking), endpoint="health")
+    lock = threading.Lock()
+    blueprint.add_url_rule("/health", view_func=lambda: _health(lock), endpoint="health")
     return blueprint
 
 
-def _health(asking: threading.Lock) -> Response:
-    """200 if the database answers and is at the newest migration, else 503.
+def _health(lock: threading.Lock) -> Response:
+    """Return 200 if the database answers and is at the newest migration, otherwise 503.
 
-    Also what waits in the spool; readers see how many callbacks were accepted and refused, too.
+    The body says how much waits in the spool. For readers, it also has the counts of callbacks.
     """
     runtime = get_runtime()
     body: dict[str, Any] = {}
+    is_reader = check_token() is TokenCheck.VALID
     try:
-        is_reader = bool(token_is_known())
-        found = _within(runtime.settings.deadline, asking, lambda: _ask(runtime, is_reader))
-        problem = found.pop("problem")
-        body |= found
+        body |= _run_in_thread(
+            lambda: _check_database(runtime, is_reader), lock, runtime.settings.deadline
+        )
+        problem = body.pop("problem")
     except ImCallbackError as error:
         logger.error("The database does not answer: %s", error, exc_info=error)
         problem = "the database does not answer"
@@ -55,7 +57,7 @@ def _health(asking: threading.Lock) -> Response:
     return response
 
 
-def _ask(runtime: Runtime, is_reader: bool) -> dict[str, Any]:
+def _check_database(runtime: Runtime, is_reader: bool) -> dict[str, Any]:
     if not is_at_head(runtime.engine()):
         return {"problem": "the tables need flask db upgrade"}
     if not is_reader:
@@ -66,31 +68,31 @@ def _ask(runtime: Runtime, is_reader: bool) -> dict[str, Any]:
     }
 
 
-def _within(seconds: float, asking: threading.Lock, question: Callable[[], T]) -> T:
-    """The answer to a question that is asked in a thread of its own, one at a time.
+def _run_in_thread(function: Callable[[], T], lock: threading.Lock, seconds: float) -> T:
+    """Return the result of a function that runs in another thread, one function at a time.
 
-    A database that hangs keeps that thread, and no more, however often monitors ask. Raises what
-    the question raises, and `StorageError` if no answer comes in time.
+    A hanging database blocks this thread only, however often monitors call. Raises the errors of
+    the function, and `StorageError` if there is no result in time.
     """
-    answers: list[T] = []
+    results: list[T] = []
     errors: list[Exception] = []
     done = threading.Event()
 
-    def ask() -> None:
+    def run() -> None:
         try:
-            answers.append(question())
+            results.append(function())
         except Exception as error:
             errors.append(error)
         finally:
-            asking.release()
+            lock.release()
             done.set()
 
-    if asking.acquire(timeout=seconds):
+    if lock.acquire(timeout=seconds):
         threading.Thread(
-            target=copy_context().run, args=(ask,), name="imcallback-health", daemon=True
+            target=copy_context().run, args=(run,), name="imcallback-health", daemon=True
         ).start()
         if done.wait(seconds):
             if errors:
                 raise errors[0]
-            return answers[0]
-    raise StorageError(f"no answer in {seconds:g} seconds")
+            return results[0]
+    raise StorageError(f"the health check timed out after {seconds:g} seconds")

@@ -20,19 +20,19 @@ from ..providers import AccountId, Callback, Provider, openim, tencent
 from ..runtime import Runtime, get_runtime
 from ..storage import MAX_ID
 from ..text import MAX_TEXT_LENGTH
-from .access import add_guarded
+from .access import add_reader_views
 from .problems import (
     BAD_PARAMETER,
     CLOSED,
-    KINDS,
     METHOD_NOT_ALLOWED,
     NOT_FOUND,
     NOT_INSTALLED,
+    PROBLEM_TYPES,
     TOO_WIDE,
     UNAUTHORIZED,
     UNAVAILABLE,
-    Kind,
     ProblemError,
+    ProblemType,
     answer_with_problems,
     json_response,
 )
@@ -59,7 +59,7 @@ FILES = {
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     blueprint = Blueprint("imcallback_openapi", __name__)
-    add_guarded(blueprint, ROUTES, decorators, in_browser=ROUTES.values())
+    add_reader_views(blueprint, ROUTES, decorators, browser_views=ROUTES.values())
     answer_with_problems(blueprint)
     return blueprint
 
@@ -168,8 +168,8 @@ def _json(description: str, schema: Any, *headers: Mapping[str, Any]) -> dict[st
     return _answer(description, {"application/json": schema}, *headers)
 
 
-def _problem(kind: Kind) -> dict[str, Any]:
-    members = {"type": {"const": kind.type}, "status": {"const": kind.status}}
+def _problem(kind: ProblemType) -> dict[str, Any]:
+    members = {"type": {"const": kind.uri}, "status": {"const": kind.status}}
     schema = {"allOf": [schemas.ProblemSchema, {"type": "object", "properties": members}]}
     content = {"application/problem+json": schema}
     return _answer(kind.meaning, content, OF_PROBLEMS.get(kind, {}))
@@ -180,7 +180,7 @@ def _get(
     tag: str,
     summary: str,
     answer: Mapping[str, Any],
-    *kinds: Kind,
+    *kinds: ProblemType,
     parameters: Sequence[Mapping[str, Any]] = (),
 ) -> dict[str, Any]:
     return {
@@ -291,7 +291,7 @@ def describe(runtime: Runtime) -> dict[str, Any]:
     plugin.converter.add_attribute_function(_more_properties)  # type: ignore[union-attr]
     for name, schema in SCHEMAS.items():
         spec.components.schema(name, schema=schema)
-    for kind in KINDS:
+    for kind in PROBLEM_TYPES:
         spec.components.response(kind.name, _problem(kind))
     spec.components.security_scheme("token", TOKEN)
     spec.components.security_scheme("password", PASSWORD)

@@ -1,4 +1,4 @@
-"""What a reader is told when a question is not answered: problems as of RFC 9457."""
+"""The error responses for readers: problem documents (RFC 9457)."""
 
 from __future__ import annotations
 
@@ -18,59 +18,62 @@ PREFIX = "urn:flask-imcallback:problem:"
 
 
 @dataclass(frozen=True)
-class Kind:
-    """What problems of a type have in common."""
+class ProblemType:
+    """A kind of problem. Clients recognize it by `uri`, so that a `name` never changes."""
 
     name: str
-    """The type is this, after `PREFIX`; it stays what it is."""
     status: int
     title: str
     meaning: str
 
     @property
-    def type(self) -> str:
+    def uri(self) -> str:
+        """The member `type` of the problem document."""
         return PREFIX + self.name
 
 
-BAD_PARAMETER = Kind(
+BAD_PARAMETER = ProblemType(
     "bad-parameter",
     400,
     "Bad Parameter",
-    "A parameter is unknown, malformed, given twice, or a cursor of another question; `parameter` "
-    "names it.",
+    "A parameter is unknown, malformed or given twice, or the cursor belongs to another query. "
+    "`parameter` names the parameter.",
 )
-UNAUTHORIZED = Kind(
+UNAUTHORIZED = ProblemType(
     "unauthorized",
     401,
     "Unauthorized",
-    "The request has no bearer token, or one that is not known.",
+    "The request has no bearer token, or the bearer token is invalid.",
 )
-CLOSED = Kind(
+CLOSED = ProblemType(
     "closed",
     403,
     "Closed",
-    "Nobody may read: `detail` says which setting opens the history.",
+    "Nobody can read the history. `detail` names the setting that opens it.",
 )
-NOT_FOUND = Kind("not-found", 404, "Not Found", "Nothing is there.")
-METHOD_NOT_ALLOWED = Kind(
-    "method-not-allowed", 405, "Method Not Allowed", "The address is read, by GET."
+NOT_FOUND = ProblemType("not-found", 404, "Not Found", "The URL leads to nothing.")
+METHOD_NOT_ALLOWED = ProblemType(
+    "method-not-allowed", 405, "Method Not Allowed", "The URL supports only GET and HEAD."
 )
-TOO_WIDE = Kind(
+TOO_WIDE = ProblemType(
     "too-wide",
     422,
     "Too Wide",
-    "The answer would be too many counts: take larger buckets, or a shorter time.",
+    "The response would have too many counts. Use larger buckets or a shorter time range.",
 )
-NOT_INSTALLED = Kind(
-    "not-installed", 501, "Not Installed", "The server lacks a package; `detail` names it."
+NOT_INSTALLED = ProblemType(
+    "not-installed",
+    501,
+    "Not Installed",
+    "A Python package is missing on the server. `detail` names it.",
 )
-UNAVAILABLE = Kind(
+UNAVAILABLE = ProblemType(
     "unavailable",
     503,
     "Service Unavailable",
-    "The database is away, or its tables are not at the newest migration.",
+    "The database is unavailable, or its tables are not at the newest migration.",
 )
-KINDS = (
+PROBLEM_TYPES = (
     BAD_PARAMETER,
     UNAUTHORIZED,
     CLOSED,
@@ -83,52 +86,57 @@ KINDS = (
 
 
 class ProblemError(Exception):
-    """A problem to answer with; `schemes` are those that a reader may authenticate by."""
+    """A problem that ends a request. `schemes` are the HTTP authentication schemes to offer."""
 
     def __init__(
-        self, kind: Kind, detail: str, *, schemes: Sequence[str] = ("Bearer",), **members: object
+        self,
+        type: ProblemType,
+        detail: str,
+        *,
+        schemes: Sequence[str] = ("Bearer",),
+        **members: object,
     ) -> None:
         super().__init__(detail)
-        self.kind = kind
+        self.type = type
         self.schemes = schemes
-        self.body = {
-            "type": kind.type,
-            "title": kind.title,
-            "status": kind.status,
+        self.document = {
+            "type": type.uri,
+            "title": type.title,
+            "status": type.status,
             "detail": detail,
             **members,
         }
 
 
 def answer_with_problems(
-    blueprint: Blueprint, show: Callable[[ProblemError], Response] | None = None
+    blueprint: Blueprint, render: Callable[[ProblemError], Response] | None = None
 ) -> None:
-    """Have the errors that are raised on purpose answered: in JSON, or as `show` does."""
-    show = show or _problem_json
+    """Answer the errors that a blueprint raises on purpose, as JSON or as `render` does."""
+    render = render or _render_json
 
     def answer(error: Exception) -> Response:
         problem = _problem_of(error)
-        response = show(problem)
-        response.status_code = problem.kind.status
-        if problem.kind is UNAUTHORIZED:
+        response = render(problem)
+        response.status_code = problem.type.status
+        if problem.type is UNAUTHORIZED:
             for scheme in problem.schemes:
                 response.headers.add("WWW-Authenticate", f'{scheme} realm="imcallback"')
-        elif problem.kind is METHOD_NOT_ALLOWED:
+        elif problem.type is METHOD_NOT_ALLOWED:
             response.headers["Allow"] = "GET, HEAD, OPTIONS"
         return response
 
-    for kind in (ProblemError, HistoryQueryError, StorageError):
-        blueprint.register_error_handler(kind, answer)
+    for error_class in (ProblemError, HistoryQueryError, StorageError):
+        blueprint.register_error_handler(error_class, answer)
 
 
 def json_response(body: Any) -> Response:
-    """As text that keeps the letters of all languages."""
+    """Return a response with `body` as JSON, in which non-ASCII letters stay readable."""
     text = json.dumps(body, ensure_ascii=False)
     return Response(text + "\n", mimetype="application/json")
 
 
-def _problem_json(problem: ProblemError) -> Response:
-    response = json_response(problem.body)
+def _render_json(problem: ProblemError) -> Response:
+    response = json_response(problem.document)
     response.mimetype = "application/problem+json"
     return response
 
@@ -137,7 +145,7 @@ def _problem_of(error: Exception) -> ProblemError:
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, HistoryQueryError):
-        kind = TOO_WIDE if isinstance(error, TooWideError) else BAD_PARAMETER
-        return ProblemError(kind, f"{error.parameter} {error}", parameter=error.parameter)
+        type = TOO_WIDE if isinstance(error, TooWideError) else BAD_PARAMETER
+        return ProblemError(type, str(error), parameter=error.parameter)
     logger.error("The history cannot be read: %s", error, exc_info=error)
     return ProblemError(UNAVAILABLE, str(error))

@@ -1,4 +1,4 @@
-"""Paths that Flask would not serve by itself."""
+"""Paths that Flask alone would not serve, and the work before the first request."""
 
 from __future__ import annotations
 
@@ -13,10 +13,11 @@ from werkzeug.routing import PathConverter
 from ..runtime import Runtime
 
 
-class Rest(PathConverter):
-    """The rest of a path, without slashes around it.
+class RestOfPath(PathConverter):
+    """URL converter for the rest of a path, without the slashes around it.
 
-    Whatever it is: Flask would answer a line end by itself, and redirect where a slash is doubled.
+    It also matches line breaks and doubled slashes. Without it, Flask would answer such a path
+    itself, or redirect it.
     """
 
     regex = r"(?:.|\n)+"
@@ -27,26 +28,30 @@ class Rest(PathConverter):
 
 
 def install_middleware(app: Flask, runtime: Runtime) -> None:
-    """Do what must be done before routing.
+    """Wrap `app.wsgi_app` with the work that must be done before Flask routes a request.
 
-    A callback with doubled slashes is served as one without: Werkzeug would redirect it, and
-    OpenIM's client loses its event then. And at its first request an app without a database gets
-    ours, because Flask takes no extension any more while it handles one, and what an earlier
-    process left in the spool is drained.
+    1. Before the first request, the database is opened and the drain starts. Flask refuses new
+       extensions during a request, so that a missing `SQLAlchemy` object cannot be created later.
+    2. Doubled slashes are removed from the paths of callbacks. Werkzeug would redirect them, and
+       OpenIM's client loses a redirected event.
     """
     names = "|".join(re.escape(name) for name in runtime.providers)
-    address = re.compile(f"{re.escape(runtime.settings.url_prefix)}/({names})(/|$)")
-    inner = app.wsgi_app
+    callback_path = re.compile(f"{re.escape(runtime.settings.url_prefix)}/({names})(/|$)")
+    inner_app = app.wsgi_app
+    is_prepared = False
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        if not runtime.is_ready:
+        nonlocal is_prepared
+        if not is_prepared:
+            # The first use of the database reports what is wrong with it.
             with suppress(Exception), app.app_context():
-                runtime.get_ready()  # what is wrong with the database is told when it is used
+                runtime.prepare_database()
+                is_prepared = True
         path = environ.get("PATH_INFO", "")
         if "//" in path:
-            single = re.sub("//+", "/", path)
-            if address.match(single):
-                environ["PATH_INFO"] = single
-        return inner(environ, start_response)
+            single_slashes = re.sub("//+", "/", path)
+            if callback_path.match(single_slashes):
+                environ["PATH_INFO"] = single_slashes
+        return inner_app(environ, start_response)
 
     app.wsgi_app = serve  # type: ignore[method-assign]

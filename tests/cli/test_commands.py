@@ -1,4 +1,4 @@
-"""`flask imcallback history`: the history in a terminal and in a pipe."""
+"""The commands `flask imcallback history` and `stats`."""
 
 from __future__ import annotations
 
@@ -22,13 +22,14 @@ TABLE = ["id", "received_at", "provider", "relation", "owner_id", "target_id", "
 
 
 def run(app: Flask, *arguments: str, status: int = 0) -> Result:
+    """Run `flask imcallback history`, and check the exit status."""
     result = app.test_cli_runner().invoke(args=["imcallback", "history", *arguments])
     assert result.exit_code == status, result.output
     return result
 
 
 def rows(result: Result) -> list[dict[str, Any]]:
-    """What `--format ndjson` printed."""
+    """Return the rows that `--format ndjson` printed."""
     return [json.loads(line) for line in result.stdout.splitlines()]
 
 
@@ -41,8 +42,8 @@ def app(make_app: MakeApp) -> Flask:
     return app
 
 
-def test_the_same_as_over_http(database_url: URL, make_app: MakeApp) -> None:
-    """A line of `ndjson` is an element of the HTTP answer, on every database."""
+def test_ndjson_equals_the_http_answer(database_url: URL, make_app: MakeApp) -> None:
+    """Each line of `ndjson` is an element of the HTTP answer."""
     app = open_history(make_app, database_url)
     with app.app_context():
         store(("a", "1"), ("b", AWKWARD), platform="iOS")
@@ -53,7 +54,7 @@ def test_the_same_as_over_http(database_url: URL, make_app: MakeApp) -> None:
 
 
 def test_csv(app: Flask) -> None:
-    """It is RFC 4180's, with the members of the JSON as columns, and gives back any id as it is."""
+    """CSV follows RFC 4180, has the members of the JSON as columns and keeps every id as it is."""
     result = run(app, "--format", "csv")
     data = result.stdout_bytes.decode()
     assert data.startswith(",".join(MEMBERS) + "\r\n")
@@ -64,14 +65,14 @@ def test_csv(app: Flask) -> None:
     assert parsed[1]["target_id"] == AWKWARD
 
 
-def test_csv_of_nothing_has_its_header(app: Flask) -> None:
-    """So that a program knows the columns."""
+def test_csv_without_rows_has_its_header(app: Flask) -> None:
+    """A program can always read the columns."""
     result = run(app, "--format", "csv", "--owner-id", "nobody")
     assert result.stdout_bytes.decode() == ",".join(MEMBERS) + "\r\n"
 
 
-def test_csv_neutralises_formulas(make_app: MakeApp) -> None:
-    """What a spreadsheet would run gets an apostrophe; `ndjson` has it as it is."""
+def test_csv_escapes_formulas(make_app: MakeApp) -> None:
+    """A text that a spreadsheet would run gets an apostrophe, but only in CSV."""
     app = open_history(make_app)
     with app.app_context():
         store(('=HYPERLINK("x")', "@t"), platform="+1")
@@ -83,7 +84,7 @@ def test_csv_neutralises_formulas(make_app: MakeApp) -> None:
 
 
 def test_table(app: Flask) -> None:
-    """Without a format it is a table, one line each, newest first, in aligned columns."""
+    """The default format is a table with aligned columns, newest removal first."""
     lines = run(app).stdout.split("\n")
     assert lines.pop() == ""
     assert lines[0].split() == TABLE
@@ -95,8 +96,8 @@ def test_table(app: Flask) -> None:
     assert len({line.rindex("iOS") for line in lines[1:]}) == 1
 
 
-def test_a_table_obeys_no_id(app: Flask) -> None:
-    """Newlines and control characters of an id are shown escaped, other characters as they are."""
+def test_a_table_escapes_control_characters(app: Flask) -> None:
+    """A terminal never executes an id. Other characters are shown as they are."""
     output = run(app, "--owner-id", "b").stdout
     assert r'a,b "c"\r\nd\t\x1b[31m\u202e' in output
     assert "é😀" in output
@@ -119,14 +120,14 @@ def test_a_table_obeys_no_id(app: Flask) -> None:
     ],
 )
 def test_filters(app: Flask, arguments: tuple[str, ...], owners: str) -> None:
-    """They are those of the HTTP address; repeated, they are alternatives."""
-    found = rows(run(app, "--format", "ndjson", *arguments))
-    assert "".join(row["owner_id"] for row in found) == owners
+    """The filters equal those of the HTTP API. Repeated options are alternatives."""
+    removals = rows(run(app, "--format", "ndjson", *arguments))
+    assert "".join(row["owner_id"] for row in removals) == owners
 
 
 @pytest.mark.parametrize("format", ["table", "ndjson", "csv"])
-def test_the_next_page(app: Flask, format: str) -> None:
-    """If there is one, stderr says the option that leads to it; the last page says nothing."""
+def test_a_hint_leads_to_the_next_page(app: Flask, format: str) -> None:
+    """If there is a next page, stderr shows the option for it."""
     arguments = ["--format", format, "--limit", "2", "--account-id", "1", "--account-id", "c"]
     with app.app_context():
         store(("c", "2"))
@@ -164,14 +165,14 @@ def test_the_next_page(app: Flask, format: str) -> None:
     ],
 )
 def test_a_wrong_option_is_named(app: Flask, option: str, value: str) -> None:
-    """It is said on stderr, nothing is listed, and the exit status is 2."""
+    """stderr names the option, stdout is empty, and the exit status is 2."""
     result = run(app, f"{option}={value}", status=2)
     assert result.stdout == ""
     assert option in result.stderr.splitlines()[-1]
 
 
 def test_missing_tables(make_app: MakeApp) -> None:
-    """Exit status 1, and stderr says the command that makes them."""
+    """The exit status is 1, and stderr names the command that creates the tables."""
     result = run(open_history(make_app, migrate=False), status=1)
     assert result.stdout == ""
     assert "flask db upgrade" in result.stderr
@@ -179,7 +180,7 @@ def test_missing_tables(make_app: MakeApp) -> None:
 
 
 def test_help(app: Flask) -> None:
-    """It lists an option for each filter of the HTTP address."""
+    """The help lists an option for each filter of the HTTP API."""
     output = run(app, "--help").stdout
     names = [*MEMBERS, "account_id", "since", "until", "order", "limit", "cursor", "format"]
     for name in set(names) - {"id", "position", "received_at"}:
@@ -190,24 +191,25 @@ STATS = ("stats", "--since", "2026-11-20T00:00:00Z", "--until", "2026-11-21T12:0
 
 
 def run_stats(app: Flask, *arguments: str, status: int = 0) -> Result:
+    """Run `flask imcallback stats`, and check the exit status."""
     result = app.test_cli_runner().invoke(args=["imcallback", *STATS, *arguments])
     assert result.exit_code == status, result.output
     return result
 
 
 @pytest.mark.parametrize("group_by", [None, "relation", "platform"])
-def test_stats_in_every_format(make_app: MakeApp, group_by: str | None) -> None:
-    """They are those of the HTTP address."""
+def test_stats_equal_the_http_answer(make_app: MakeApp, group_by: str | None) -> None:
+    """Each format has the counts of the HTTP API."""
     app = open_history(make_app)
     with app.app_context():
         store(("a", "1"), ("b", "2"), platform="=1+1")
         store(("c", "3"), relation=Relation.BLACKLIST)
-    given = dict(zip(("since", "until"), STATS[2::2], strict=True))
+    query = dict(zip(("since", "until"), STATS[2::2], strict=True))
     options: list[str] = []
     if group_by:
-        given["group_by"] = group_by
+        query["group_by"] = group_by
         options = ["--group-by", group_by]
-    data = get(app, "/imcallback/history/stats", query_string=given).get_json()["data"]
+    data = get(app, "/imcallback/history/stats", query_string=query).get_json()["data"]
     assert sum(row["count"] for row in data) == 3
     assert rows(run_stats(app, "--format", "ndjson", *options)) == data
     columns = ["bucket", "group", "count"]
@@ -225,13 +227,13 @@ def test_stats_in_every_format(make_app: MakeApp, group_by: str | None) -> None:
     ]
 
 
-def test_stats_of_nothing(make_app: MakeApp) -> None:
-    """Each format is what it is without rows."""
+def test_stats_without_rows(make_app: MakeApp) -> None:
+    """Each format has its header or nothing."""
     app = open_history(make_app)
-    nothing = ("--group-by", "relation")
-    assert run_stats(app, "--format", "ndjson", *nothing).stdout == ""
-    assert run_stats(app, "--format", "csv", *nothing).stdout_bytes == b"bucket,group,count\r\n"
-    assert run_stats(app, *nothing).stdout.split() == ["bucket", "group", "count"]
+    no_rows = ("--group-by", "relation")
+    assert run_stats(app, "--format", "ndjson", *no_rows).stdout == ""
+    assert run_stats(app, "--format", "csv", *no_rows).stdout_bytes == b"bucket,group,count\r\n"
+    assert run_stats(app, *no_rows).stdout.split() == ["bucket", "group", "count"]
 
 
 @pytest.mark.parametrize(
@@ -245,14 +247,14 @@ def test_stats_of_nothing(make_app: MakeApp) -> None:
     ],
 )
 def test_a_wrong_option_of_stats_is_named(make_app: MakeApp, option: str, value: str) -> None:
-    """With exit status 2, and nothing on stdout."""
+    """stderr names the option, stdout is empty, and the exit status is 2."""
     result = run_stats(open_history(make_app, migrate=False), f"{option}={value}", status=2)
     assert result.stdout == ""
     assert option in result.stderr
 
 
-def test_too_many_counts_are_said(app: Flask) -> None:
-    """With the option that makes fewer."""
+def test_too_many_counts_name_the_option(app: Flask) -> None:
+    """stderr names the option that makes fewer counts."""
     result = app.test_cli_runner().invoke(
         args=["imcallback", "stats", "--since", "2001-01-01T00:00:00Z", "--bucket", "hour"]
     )

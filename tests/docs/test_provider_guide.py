@@ -48,7 +48,7 @@ def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Flask]:
         upgrade()
     yield app
     with app.app_context():
-        for engine in get_runtime().database().engines.values():
+        for engine in get_runtime().database.open().engines.values():
             engine.dispose()
 
 

@@ -1,4 +1,4 @@
-"""An app that has nothing but ImCallback."""
+"""An app with flask-imcallback and nothing else."""
 
 from flask import Flask
 

@@ -1,4 +1,4 @@
-"""A host with models and migrations of its own, set up in any order."""
+"""A host app with its own models and migrations. Tests set it up in every order."""
 
 import os
 from collections.abc import Callable
@@ -29,7 +29,7 @@ class Thing(db.Model):  # type: ignore[name-defined, misc]
 if "HOST_NOTES" in os.environ:
 
     class Note(db.Model):  # type: ignore[name-defined, misc]
-        """A table of the host that happens to be named like one of ours."""
+        """A table of the host whose name begins like the tables of the extension."""
 
         __tablename__ = "imcallback_notes"
         __bind_key__ = os.environ["HOST_NOTES"] or None
@@ -38,16 +38,20 @@ if "HOST_NOTES" in os.environ:
             text: Mapped[str | None] = mapped_column(String(40))
 
 
-def create_app(order: str = "dmi", given: str = "nowhere") -> Flask:
-    """`order` is that of db, migrate and imcallback; `given` is where ImCallback is told of db."""
+def create_app(order: str = "dmi", db_argument: str = "none") -> Flask:
+    """Set up db, migrate and imcallback in an order, such as "dmi".
+
+    `db_argument` says where ImCallback gets the db: in its constructor ("object"), in `init_app`
+    ("init_app"), or from the app ("none").
+    """
     app = Flask(__name__)
     app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///host.db"
     app.config.from_prefixed_env()
-    imcallback = ImCallback(db=db) if given == "object" else ImCallback()
+    imcallback = ImCallback(db=db) if db_argument == "object" else ImCallback()
     steps: dict[str, Callable[[], None]] = {
         "d": lambda: db.init_app(app),
         "m": lambda: migrate.init_app(app, db),
-        "i": lambda: imcallback.init_app(app, db=db if given == "init_app" else None),
+        "i": lambda: imcallback.init_app(app, db=db if db_argument == "init_app" else None),
     }
     for step in order:
         steps[step]()

@@ -1,4 +1,4 @@
-"""What a user of the `flask` command sees, in an app without migrations and in one with its own."""
+"""The commands `flask db` and `flask imcallback`, without and with migrations of the host."""
 
 from __future__ import annotations
 
@@ -15,18 +15,20 @@ from sqlalchemy import NullPool, create_engine, inspect, text
 
 HOSTS = Path(__file__).parent
 HEAD = "0001_tables"
-OURS = {
+OUR_TABLES = {
     "imcallback_delivery",
     "imcallback_removal",
     "imcallback_source",
     "imcallback_counter",
     "alembic_version_imcallback",
 }
-HOSTS_OWN = {"thing", "alembic_version"}
+HOST_TABLES = {"thing", "alembic_version"}
 
 
 @dataclass(frozen=True)
-class Done:
+class Result:
+    """The result of a command."""
+
     status: int
     out: str
     err: str
@@ -34,32 +36,34 @@ class Done:
 
 @dataclass(frozen=True)
 class Site:
-    """A folder with an app, and the environment of its commands."""
+    """A folder with an app, and the environment variables of its commands."""
 
     folder: Path
     app: str
     settings: dict[str, str] = field(default_factory=dict)
 
-    def flask(self, *arguments: str, cwd: Path | None = None, status: int = 0) -> Done:
-        kept = {k: v for k, v in os.environ.items() if not k.startswith(("FLASK_", "HOST_"))}
+    def flask(self, *arguments: str, cwd: Path | None = None, status: int = 0) -> Result:
+        """Run `flask` with arguments, and check the exit status."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLASK_", "HOST_"))}
         provider = {"FLASK_IMCALLBACK_SECRETS": '["a-secret-path-segment"]'}
-        done = subprocess.run(
+        result = subprocess.run(
             [sys.executable, "-m", "flask", "--app", self.app, *arguments],
             cwd=cwd or self.folder,
-            env={**kept, **provider, "PYTHONDONTWRITEBYTECODE": "1", **self.settings},
+            env={**inherited, **provider, "PYTHONDONTWRITEBYTECODE": "1", **self.settings},
             capture_output=True,
             text=True,
             check=False,
         )
-        assert done.returncode == status, done.stdout + done.stderr
-        return Done(done.returncode, done.stdout, done.stderr)
+        assert result.returncode == status, result.stdout + result.stderr
+        return Result(result.returncode, result.stdout, result.stderr)
 
     def configured(self, **settings: str) -> Site:
+        """Return the site with more environment variables."""
         return replace(self, settings={**self.settings, **settings})
 
     def files(self) -> set[str]:
-        found = (path for path in self.folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(self.folder)) for path in found}
+        paths = (path for path in self.folder.rglob("*") if path.is_file())
+        return {str(path.relative_to(self.folder)) for path in paths}
 
     def url(self, database: str) -> str:
         return f"sqlite:///{self.folder}/instance/{database}"
@@ -79,14 +83,14 @@ class Site:
 
 @pytest.fixture
 def bare(tmp_path: Path) -> Site:
-    """An app that has nothing but ImCallback."""
+    """An app with flask-imcallback and nothing else."""
     shutil.copy(HOSTS / "bare.py", tmp_path)
     return Site(tmp_path, "bare")
 
 
 @pytest.fixture(scope="session")
 def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A host whose first revision Flask-Migrate wrote, and that was never upgraded."""
+    """A host with a first revision from Flask-Migrate, never upgraded."""
     folder = tmp_path_factory.mktemp("host")
     shutil.copy(HOSTS / "host.py", folder)
     site = Site(folder, "host")
@@ -98,7 +102,7 @@ def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def host(host_folder: Path, tmp_path: Path) -> Site:
-    """A host with models and one revision of its own, on an empty database."""
+    """A host with its own models and one revision, on an empty database."""
     shutil.copytree(host_folder, tmp_path / "host")
     return Site(tmp_path / "host", "host")
 
@@ -115,29 +119,29 @@ def upgraded(host: Site) -> Site:
 
 @pytest.mark.parametrize("group", ["db", "imcallback"])
 def test_bare_upgrade_and_back(bare: Site, group: str) -> None:
-    """The tables are made in a new file, a second upgrade is silent, and a downgrade drops them."""
-    done = bare.flask(group, "upgrade")
-    assert done.out == ""
-    assert done.err == f"flask-imcallback: <empty> -> {HEAD}\n"
+    """An upgrade creates the tables, a second one is silent, and a downgrade drops the tables."""
+    result = bare.flask(group, "upgrade")
+    assert result.out == ""
+    assert result.err == f"flask-imcallback: <empty> -> {HEAD}\n"
     assert bare.files() == {"bare.py", "instance/imcallback.db"}
-    assert bare.tables("imcallback.db") == OURS
-    assert bare.flask(group, "upgrade") == Done(0, "", "")
+    assert bare.tables("imcallback.db") == OUR_TABLES
+    assert bare.flask(group, "upgrade") == Result(0, "", "")
     assert bare.flask(group, "downgrade").err == f"flask-imcallback: {HEAD} -> <empty>\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
     assert bare.flask(group, "stamp").err == f"flask-imcallback: <empty> -> {HEAD}\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
-    done = bare.flask(group, "check", status=1)
-    assert "imcallback_removal" in done.err
-    assert "Traceback" not in done.err
+    result = bare.flask(group, "check", status=1)
+    assert "imcallback_removal" in result.err
+    assert "Traceback" not in result.err
 
 
-def test_bare_app_shows_our_history(bare: Site) -> None:
-    """The commands that only show tell of our revisions."""
-    assert bare.flask("db", "current") == Done(0, "", "")
+def test_bare_app_shows_our_revisions(bare: Site) -> None:
+    """Without migrations of the host, `flask db` shows our revisions."""
+    assert bare.flask("db", "current") == Result(0, "", "")
     assert "not up to date" in bare.flask("db", "check", status=1).err
     bare.flask("db", "upgrade")
-    assert bare.flask("db", "current") == Done(0, f"{HEAD} (head)\n", "")
-    assert bare.flask("imcallback", "current") == Done(0, f"{HEAD} (head)\n", "")
+    assert bare.flask("db", "current") == Result(0, f"{HEAD} (head)\n", "")
+    assert bare.flask("imcallback", "current") == Result(0, f"{HEAD} (head)\n", "")
     assert bare.flask("db", "heads").out == f"{HEAD} (head)\n"
     assert HEAD in bare.flask("db", "show").out
     history = bare.flask("db", "history").out
@@ -146,15 +150,15 @@ def test_bare_app_shows_our_history(bare: Site) -> None:
     ]
     assert bare.flask("imcallback", "revisions").out == history
     assert bare.flask("imcallback", "history").out.startswith("id ")
-    done = bare.flask("imcallback", "check")
-    assert done == Done(0, "No new upgrade operations detected.\n", "")
+    result = bare.flask("imcallback", "check")
+    assert result == Result(0, "No new upgrade operations detected.\n", "")
 
 
 def test_bare_sql_changes_nothing(bare: Site) -> None:
-    """`--sql` prints statements and touches no database."""
-    done = bare.flask("db", "upgrade", "--sql")
-    assert "CREATE TABLE IF NOT EXISTS imcallback_delivery" in done.out
-    assert done.err == ""
+    """`--sql` prints the statements and opens no database."""
+    result = bare.flask("db", "upgrade", "--sql")
+    assert "CREATE TABLE IF NOT EXISTS imcallback_delivery" in result.out
+    assert result.err == ""
     assert bare.files() == {"bare.py"}
 
 
@@ -163,27 +167,30 @@ def test_bare_sql_changes_nothing(bare: Site) -> None:
     [["init"], ["migrate", "-m", "x"], ["revision", "--rev-id", "7"], ["merge", "heads"], ["edit"]],
     ids=lambda command: command[0],
 )
-def test_bare_app_has_no_history_to_write(bare: Site, command: list[str]) -> None:
-    """Commands that write revisions say what is missing, and write nothing."""
-    done = bare.flask("db", *command, status=1)
-    assert "Migrate(app, db)" in done.err
-    assert done.out == ""
+def test_bare_app_writes_no_revisions(bare: Site, command: list[str]) -> None:
+    """Commands that write revisions say what to install, and write nothing."""
+    result = bare.flask("db", *command, status=1)
+    assert result.err == (
+        "Error: this app has no migrations of its own, only those of flask-imcallback: install "
+        "Flask-Migrate and call Migrate(app, db) to write migrations\n"
+    )
+    assert result.out == ""
     assert bare.files() == {"bare.py"}
 
 
-def test_unknown_revision_is_one_line(bare: Site) -> None:
-    """A revision that does not exist is an error that names it, without a traceback."""
-    done = bare.flask("db", "upgrade", "nonesuch", status=1)
-    assert "nonesuch" in done.err
-    assert len(done.err.splitlines()) == 1
+def test_an_unknown_revision_is_named(bare: Site) -> None:
+    """The error is one line with the revision."""
+    result = bare.flask("db", "upgrade", "nonesuch", status=1)
+    assert "nonesuch" in result.err
+    assert len(result.err.splitlines()) == 1
 
 
 NO_SERVER = "postgresql+psycopg://nobody:secret@127.0.0.1:1/none"
 
 
 @pytest.mark.parametrize("command", ["upgrade", "downgrade", "current", "check"])
-def test_database_that_is_away(bare: Site, command: str) -> None:
-    """A database that does not answer is an error message without a traceback or a password."""
+def test_an_unavailable_database(bare: Site, command: str) -> None:
+    """The command prints an error without a traceback and without the password."""
     bare = bare.configured(FLASK_SQLALCHEMY_DATABASE_URI=NO_SERVER)
     err = bare.flask("db", command, status=1).err
     assert err.startswith("Error: cannot access the database (")
@@ -192,25 +199,25 @@ def test_database_that_is_away(bare: Site, command: str) -> None:
 
 
 def test_unrelated_migrations_beside_the_app(bare: Site, tmp_path: Path) -> None:
-    """Neither the working directory nor a folder of the name beside the app matters."""
+    """A folder `migrations` beside the app and the working directory do not matter."""
     (bare.folder / "migrations").mkdir()
-    (bare.folder / "migrations/env.py").write_text("raise SystemExit('this is not ours')\n")
+    (bare.folder / "migrations/env.py").write_text("raise SystemExit('this is another folder')\n")
     elsewhere = tmp_path / "elsewhere"
     elsewhere.mkdir()
     absolute = replace(bare, app=str(bare.folder / "bare.py"))
     assert absolute.flask("db", "upgrade", cwd=elsewhere).err.startswith("flask-imcallback: ")
-    assert bare.tables("imcallback.db") == OURS
+    assert bare.tables("imcallback.db") == OUR_TABLES
     assert list(elsewhere.iterdir()) == []
     assert bare.files() == {"bare.py", "instance/imcallback.db", "migrations/env.py"}
 
 
 def test_bare_app_becomes_a_host(bare: Site, host_folder: Path) -> None:
-    """An app that gets migrations of its own later goes on from where our tables are."""
+    """An app may get its own migrations later. Our tables stay as they are."""
     bare = bare.configured(FLASK_SQLALCHEMY_DATABASE_URI="sqlite:///host.db")
     bare.flask("db", "upgrade")
     shutil.copytree(host_folder, bare.folder, dirs_exist_ok=True)
     replace(bare, app="host").flask("db", "upgrade")
-    assert bare.tables("host.db") == OURS | HOSTS_OWN
+    assert bare.tables("host.db") == OUR_TABLES | HOST_TABLES
 
 
 # A host with Flask-Migrate
@@ -219,54 +226,54 @@ ORDERS = ["".join(order) for order in permutations("dmi")]
 
 
 @pytest.mark.parametrize(
-    ("order", "given"),
-    [*product(ORDERS, ["nowhere"]), ("idm", "object"), ("mdi", "object"), ("idm", "init_app")],
+    ("order", "db_argument"),
+    [*product(ORDERS, ["none"]), ("idm", "object"), ("mdi", "object"), ("idm", "init_app")],
 )
-def test_one_upgrade_for_both(host: Site, order: str, given: str) -> None:
-    """Whatever the order of setting up, one command makes both, each with its own version table."""
-    site = replace(host, app=f"host:create_app('{order}', '{given}')")
+def test_one_upgrade_for_both(host: Site, order: str, db_argument: str) -> None:
+    """In every order of setup, one command creates all tables and two version tables."""
+    site = replace(host, app=f"host:create_app('{order}', '{db_argument}')")
     before = site.files()
     site.flask("db", "upgrade")
     assert site.files() == {*before, "instance/host.db"}
-    assert site.tables("host.db") == OURS | HOSTS_OWN
+    assert site.tables("host.db") == OUR_TABLES | HOST_TABLES
     (revision,) = site.revisions()
     assert site.query("host.db", "SELECT * FROM alembic_version") == [revision.partition("_")[0]]
     assert site.query("host.db", "SELECT * FROM alembic_version_imcallback") == [HEAD]
 
 
-def test_autogenerate_of_the_host_does_not_see_us(host: Site) -> None:
-    """Before and after our upgrade, `migrate` and `check` of the host find nothing of ours."""
+def test_autogenerate_of_the_host_ignores_our_tables(host: Site) -> None:
+    """`flask db migrate` and `check` find no change, with and without our tables."""
     before = host.revisions()
     assert len(before) == 1
     assert "imcallback" not in "".join(before.values())
     host.configured(FLASK_IMCALLBACK_UPGRADE_WITH_HOST="false").flask("db", "upgrade")
-    assert host.tables("host.db") == HOSTS_OWN
+    assert host.tables("host.db") == HOST_TABLES
     for _ in range(2):
         for command in (["check"], ["migrate", "-m", "nothing"]):
-            done = host.flask("db", *command)
-            assert "imcallback" not in done.out + done.err
+            result = host.flask("db", *command)
+            assert "imcallback" not in result.out + result.err
         assert host.revisions() == before
         host.flask("imcallback", "upgrade")
-        assert host.tables("host.db") == OURS | HOSTS_OWN
+        assert host.tables("host.db") == OUR_TABLES | HOST_TABLES
 
 
-def test_other_commands_are_the_hosts(upgraded: Site) -> None:
-    """`current`, `history`, `heads` and `downgrade` know the host's revisions alone."""
+def test_other_commands_use_the_revisions_of_the_host(upgraded: Site) -> None:
+    """`current`, `history`, `heads` and `downgrade` ignore our revisions."""
     (revision,) = upgraded.revisions()
     id = revision.partition("_")[0]
     assert upgraded.flask("db", "current").out == f"{id} (head)\n"
     assert upgraded.flask("db", "heads").out == f"{id} (head)\n"
     assert upgraded.flask("db", "history").out == f"<base> -> {id} (head), things\n"
     upgraded.flask("db", "downgrade", "base")
-    assert upgraded.tables("host.db") == OURS | {"alembic_version"}
+    assert upgraded.tables("host.db") == OUR_TABLES | {"alembic_version"}
     assert upgraded.query("host.db", "SELECT * FROM alembic_version_imcallback") == [HEAD]
     upgraded.flask("imcallback", "downgrade", "base")
     upgraded.flask("db", "upgrade", id)
-    assert upgraded.tables("host.db") == HOSTS_OWN | {"alembic_version_imcallback"}
+    assert upgraded.tables("host.db") == HOST_TABLES | {"alembic_version_imcallback"}
 
 
 def test_upgrade_sql_of_a_host(host: Site) -> None:
-    """`--sql` prints our statements, then the host's, and makes no table."""
+    """`--sql` prints our statements, then those of the host, and creates no table."""
     before = host.files()
     out = host.flask("db", "upgrade", "--sql").out
     assert 0 < out.index("CREATE TABLE IF NOT EXISTS imcallback_removal") < out.index("thing")
@@ -274,18 +281,18 @@ def test_upgrade_sql_of_a_host(host: Site) -> None:
 
 
 def test_host_is_not_upgraded_if_ours_fails(host: Site) -> None:
-    """An unknown bind stops the command before the host's revisions; the error names the binds."""
+    """An unknown bind stops the command before the revisions of the host run."""
     binds = '{"there": "sqlite:///there.db"}'
     host = host.configured(FLASK_SQLALCHEMY_BINDS=binds, FLASK_IMCALLBACK_BIND_KEY="nowhere")
-    done = host.flask("db", "upgrade", status=1)
+    result = host.flask("db", "upgrade", status=1)
     for part in ("IMCALLBACK_BIND_KEY", "'nowhere'", "'there'", "None"):
-        assert part in done.err
-    assert "Traceback" not in done.err
+        assert part in result.err
+    assert "Traceback" not in result.err
     assert host.tables("host.db") == set()
 
 
-def test_host_whose_database_is_away(host: Site) -> None:
-    """Flask-Migrate reports it as it reports its own errors, without a traceback."""
+def test_an_unavailable_database_of_a_host(host: Site) -> None:
+    """Flask-Migrate prints the error without a traceback."""
     host = host.configured(FLASK_SQLALCHEMY_DATABASE_URI=NO_SERVER)
     err = host.flask("db", "upgrade", status=1).err
     assert "cannot access the database (" in err
@@ -296,31 +303,31 @@ def test_host_whose_database_is_away(host: Site) -> None:
 
 
 def test_bind_of_a_bare_app(bare: Site) -> None:
-    """With a bind key, only that database is used; the default one need not even exist."""
+    """With a bind key, only the database of the bind is used."""
     binds = '{"callbacks": "sqlite:///callbacks.db"}'
     bare = bare.configured(FLASK_SQLALCHEMY_BINDS=binds, FLASK_IMCALLBACK_BIND_KEY="callbacks")
     bare.flask("db", "upgrade")
     assert bare.files() == {"bare.py", "instance/callbacks.db"}
-    assert bare.tables("callbacks.db") == OURS
-    done = bare.configured(FLASK_IMCALLBACK_BIND_KEY="nowhere").flask("db", "upgrade", status=1)
-    assert "'nowhere'" in done.err
-    assert "'callbacks'" in done.err
-    assert "Traceback" not in done.err
+    assert bare.tables("callbacks.db") == OUR_TABLES
+    result = bare.configured(FLASK_IMCALLBACK_BIND_KEY="nowhere").flask("db", "upgrade", status=1)
+    assert "'nowhere'" in result.err
+    assert "'callbacks'" in result.err
+    assert "Traceback" not in result.err
 
 
 def test_bind_of_a_host(host: Site) -> None:
-    """Our tables and our version table are in the bind, the host's are not."""
+    """The bind has our tables. The default database has the tables of the host."""
     binds = '{"callbacks": "sqlite:///callbacks.db"}'
     host = host.configured(FLASK_SQLALCHEMY_BINDS=binds, FLASK_IMCALLBACK_BIND_KEY="callbacks")
     host.flask("db", "upgrade")
-    assert host.tables("callbacks.db") == OURS
-    assert host.tables("host.db") == HOSTS_OWN
+    assert host.tables("callbacks.db") == OUR_TABLES
+    assert host.tables("host.db") == HOST_TABLES
     host.flask("db", "check")
 
 
 @pytest.mark.parametrize("bind", ["", "more"])
 def test_host_with_many_databases(host: Site, bind: str) -> None:
-    """With the multidb template too, autogenerate sees all tables of the host and none of ours."""
+    """The multidb template of Flask-Migrate works, too."""
     binds = '{"more": "sqlite:///more.db"}'
     host = host.configured(FLASK_SQLALCHEMY_BINDS=binds, HOST_NOTES="more")
     if bind:
@@ -329,20 +336,20 @@ def test_host_with_many_databases(host: Site, bind: str) -> None:
     host.flask("db", "init", "--multidb")
     host.flask("db", "migrate", "-m", "all")
     host.flask("db", "upgrade")
-    assert host.tables("host.db") == HOSTS_OWN | (set() if bind else OURS)
+    assert host.tables("host.db") == HOST_TABLES | (set() if bind else OUR_TABLES)
     more = {"imcallback_notes", "alembic_version"}
-    assert host.tables("more.db") == more | (OURS if bind else set())
+    assert host.tables("more.db") == more | (OUR_TABLES if bind else set())
     before = host.revisions()
     host.flask("db", "check")
     host.flask("db", "migrate", "-m", "nothing")
     assert host.revisions() == before
 
 
-# What a host may have of its own
+# Special hosts
 
 
 def test_table_of_the_host_with_our_prefix(upgraded: Site) -> None:
-    """A table named imcallback_notes in the host's models is made and altered by the host."""
+    """The host creates and changes its own table imcallback_notes."""
     notes = upgraded.configured(HOST_NOTES="")
     with_text = notes.configured(HOST_NOTES_TEXT="")
     for site, operation in (
@@ -357,11 +364,11 @@ def test_table_of_the_host_with_our_prefix(upgraded: Site) -> None:
         assert "imcallback_removal" not in revision
         site.flask("db", "upgrade")
         site.flask("db", "check")
-    assert upgraded.tables("host.db") == OURS | HOSTS_OWN | {"imcallback_notes"}
+    assert upgraded.tables("host.db") == OUR_TABLES | HOST_TABLES | {"imcallback_notes"}
 
 
 def test_naming_convention_of_the_host(upgraded: Site, bare: Site) -> None:
-    """Our tables are the same statements as in an app without a convention."""
+    """The naming convention of the host does not change our constraints."""
     bare.flask("db", "upgrade")
     sql = "SELECT sql FROM sqlite_master WHERE tbl_name LIKE '%imcallback%' ORDER BY name"
     ours = upgraded.query("host.db", sql)
@@ -372,7 +379,7 @@ def test_naming_convention_of_the_host(upgraded: Site, bare: Site) -> None:
 
 
 def hide(site: Site, name: str) -> Site:
-    """Give the host a filter against its table `hidden`, in env.py or as an argument of Migrate."""
+    """Let the host hide its table `hidden`, in env.py or by an argument of Migrate."""
     with create_engine(site.url("host.db"), poolclass=NullPool).begin() as connection:
         connection.execute(text("CREATE TABLE hidden (id INTEGER)"))
     if name == "Migrate":
@@ -387,7 +394,7 @@ def hide(site: Site, name: str) -> Site:
 
 @pytest.mark.parametrize("name", ["include_name", "include_object", "Migrate"])
 def test_host_with_a_filter_of_its_own(upgraded: Site, name: str) -> None:
-    """The host's filter of tables works on, and still nothing is generated for ours."""
+    """The filter of the host still works, and our tables stay hidden."""
     site = hide(upgraded, name)
     before = site.revisions()
     site.flask("db", "check")
@@ -397,16 +404,16 @@ def test_host_with_a_filter_of_its_own(upgraded: Site, name: str) -> None:
 
 
 def test_migrate_under_another_name(host: Site) -> None:
-    """`flask database upgrade` brings up both; `flask db` is then about our tables alone."""
+    """`flask database upgrade` upgrades all tables. `flask db` manages our tables only."""
     (host.folder / "migrations").rename(host.folder / "history")
     host = host.configured(HOST_COMMAND="database", HOST_DIRECTORY="history")
     host.flask("database", "upgrade")
-    assert host.tables("host.db") == OURS | HOSTS_OWN
+    assert host.tables("host.db") == OUR_TABLES | HOST_TABLES
     assert host.flask("db", "current").out == f"{HEAD} (head)\n"
 
 
 def test_host_without_its_migrations(host: Site) -> None:
-    """A host that has lost its folder is told so by Flask-Migrate; ours are upgraded before."""
+    """Our tables are upgraded first. Then Flask-Migrate reports the missing folder."""
     shutil.rmtree(host.folder / "migrations")
     assert "migrations" in host.flask("db", "upgrade", status=1).err
-    assert host.tables("host.db") == OURS
+    assert host.tables("host.db") == OUR_TABLES

@@ -1,4 +1,4 @@
-"""Apps on databases of every kind, and what is in their tables."""
+"""Apps of the tests, and the rows in their tables."""
 
 from __future__ import annotations
 
@@ -15,30 +15,29 @@ from flask_imcallback.storage.ids import moment_of
 from flask_imcallback.storage.tables import delivery, removal, source
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
-
-
 MakeApp = Callable[..., Flask]
+"""The type of the fixture `make_app`."""
 
 
 def stored_removals(connection: Connection) -> list[dict[str, Any]]:
-    """All that is stored of each removal, with the names and in the order of a `Record`."""
-    of, what = removal.c, source.c
-    found = select(
-        *(of.id, what.provider, what.app_id, what.command, what.relation, of.owner_id),
-        *(of.target_id, (of.id - of.delivery_id).label("position"), of.delivery_id, of.client_ip),
-        *(what.platform, of.request_id),
-    ).join(source, what.id == of.source_id, isouter=True)
-    rows = connection.execute(found.order_by(of.id)).mappings()
+    """Return all stored removals, with the names and in the order of a `Record`."""
+    r, s = removal.c, source.c
+    removals = select(
+        *(r.id, s.provider, s.app_id, s.command, s.relation, r.owner_id, r.target_id),
+        *((r.id - r.delivery_id).label("position"), r.delivery_id, r.client_ip),
+        *(s.platform, r.request_id),
+    ).join(source, s.id == r.source_id, isouter=True)
+    rows = connection.execute(removals.order_by(r.id)).mappings()
     return [{**row, "received_at": moment_of(row["delivery_id"])} for row in rows]
 
 
 def wait_for_counters() -> None:
-    """Until what was counted is saved, which happens behind the answers."""
+    """Wait until the counters are saved, which happens after the answers."""
     join("imcallback-counters")
 
 
 def join(*names: str) -> None:
-    """Wait until the threads of these names have ended: they may have connections."""
+    """Wait until all threads of these names have ended, because they may hold connections."""
     for thread in threading.enumerate():
         if thread.name in names:
             thread.join(30)
@@ -46,13 +45,15 @@ def join(*names: str) -> None:
 
 
 def rows(app: Flask) -> tuple[list[Any], list[Any]]:
+    """Return all stored deliveries and all stored removals."""
     with app.app_context(), get_runtime().engine().connect() as connection:
         deliveries = connection.execute(select(delivery).order_by(delivery.c.id)).mappings().all()
         return list(deliveries), stored_removals(connection)
 
 
 def until(condition: Callable[[], object], seconds: float = 30) -> None:
-    end = time.monotonic() + seconds
+    """Wait until a condition is true. Fail after some seconds."""
+    deadline = time.monotonic() + seconds
     while not condition():
-        assert time.monotonic() < end
+        assert time.monotonic() < deadline
         time.sleep(0.02)

@@ -1,11 +1,11 @@
-"""A Chromium that belongs to the tests alone, and what they put into it.
+"""The Chromium of the tests, and axe-core, which checks accessibility.
 
-`python -m support.browsers` obtains it and says what it is. As with the servers, a browser that
-cannot be had is an error, never a skip.
+`python -m support.browsers` obtains both and prints their versions. A missing browser is an error,
+never a skipped test.
 
-It is looked for in this order: a program named in `IMCALLBACK_TEST_CHROMIUM`, programs on this
-system, then packages of Debian, unpacked into the cache without root. Playwright, of the `test`
-extra, drives it and downloads none of its own.
+The search order is: the program in `IMCALLBACK_TEST_CHROMIUM`, programs of this system, packages of
+Debian, unpacked into the cache without root. Playwright drives the browser and downloads no browser
+of its own.
 """
 
 from __future__ import annotations
@@ -29,13 +29,12 @@ from support import servers, vendor
 VARIABLE = "IMCALLBACK_TEST_CHROMIUM"
 PROGRAMS = ("chromium", "chromium-browser", "google-chrome")
 PACKAGES = ("chromium-headless-shell", "fonts-dejavu-core", "fonts-wqy-microhei", "libatomic1")
-"""Without a window, thus without its libraries; fonts, of which a server may have none; and what
-Playwright's own Node.js needs."""
+"""A Chromium without a window, fonts, and a library that the Node.js of Playwright needs."""
 NODE = Path(playwright.__file__).parent / "driver/node"
 PROGRAM = "usr/lib/chromium/chromium-headless-shell"
 REMEDY = "install Chromium (Debian: apt-get install chromium)"
 FLAGS = ("--disable-gpu", "--disable-quic")
-"""Besides Playwright's, with which nothing is asked of the network and nothing sandboxed."""
+"""Flags beside those of Playwright, which switch off background requests and the sandbox."""
 AXE = "4.14.1"
 AXE_HASH = (
     "sha512-FHfa+lmNjQZfJz1q8wKqIDwC6DExcHt/pkjNQb09"
@@ -44,19 +43,21 @@ AXE_HASH = (
 
 
 class BrowserError(Exception):
-    """A browser cannot be had or does not start; the message says what to do."""
+    """A browser that is missing or does not start. The message has the remedy."""
 
 
 @dataclass(frozen=True)
 class Program:
+    """A Chromium on this machine."""
+
     path: Path
     source: str
-    """Where it was found."""
+    """The place where the program was found."""
     variables: dict[str, str] = field(default_factory=dict)
-    """Those of its environment that it needs."""
+    """Environment variables that the program needs."""
 
     def runs(self) -> bool:
-        """Whether it and Playwright are there with all their libraries."""
+        """Check whether the program and Playwright start, with all their libraries."""
         env = os.environ | self.variables
         try:
             for program in (self.path, NODE):
@@ -67,11 +68,11 @@ class Program:
 
 
 def find() -> Program:
-    """Raises BrowserError, ServerError."""
-    if given := os.environ.get(VARIABLE):
-        return Program(Path(given), VARIABLE)
+    """Return the Chromium of this machine. Raises `BrowserError` and `ServerError`."""
+    if path_in_variable := os.environ.get(VARIABLE):
+        return Program(Path(path_in_variable), VARIABLE)
     for name in PROGRAMS:
-        # Ubuntu has a program of that name that only asks for another package.
+        # On Ubuntu, a program of this name only asks to install another package.
         if (path := shutil.which(name)) and Program(Path(path), path).runs():
             return Program(Path(path), path)
     cache = servers.unpacked(
@@ -86,8 +87,8 @@ def find() -> Program:
 
 
 def _unpacked_in(cache: Path) -> Program:
-    places = ("lib/*-linux-gnu*", "usr/lib/*-linux-gnu*", "usr/lib/*-linux-gnu*/pulseaudio")
-    libraries = [str(path) for place in places for path in cache.glob(place)]
+    patterns = ("lib/*-linux-gnu*", "usr/lib/*-linux-gnu*", "usr/lib/*-linux-gnu*/pulseaudio")
+    libraries = [str(path) for pattern in patterns for path in cache.glob(pattern)]
     variables = {"LD_LIBRARY_PATH": ":".join(libraries), "XDG_DATA_HOME": str(cache / "usr/share")}
     if (fonts := cache / "etc/fonts").exists():
         variables["FONTCONFIG_PATH"] = str(fonts)
@@ -96,17 +97,17 @@ def _unpacked_in(cache: Path) -> Program:
 
 @contextmanager
 def chromium(program: Program) -> Iterator[Browser]:
-    """A browser without a window, and without anything from before or left behind."""
+    """Start a browser without a window and with an empty home folder, and stop it."""
     cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
     with ExitStack() as stack:
         home = stack.enter_context(tempfile.TemporaryDirectory())
-        with patch.dict(os.environ, program.variables):  # Playwright's Node.js gets them
+        with patch.dict(os.environ, program.variables):  # for the Node.js of Playwright
             driver = stack.enter_context(sync_playwright())
         try:
             browser = driver.chromium.launch(
                 executable_path=program.path,
                 args=FLAGS,
-                # What it knows of the fonts is kept.
+                # The font cache is kept, because it takes seconds to build.
                 env={**os.environ, "HOME": home, "XDG_CACHE_HOME": cache, **program.variables},
             )
         except Error as error:
@@ -116,18 +117,18 @@ def chromium(program: Program) -> Iterator[Browser]:
 
 
 def axe() -> str:
-    """The script of axe-core, which finds what makes a page hard to use: from the cache, or npm."""
-    kept = servers.cache_folder() / f"axe-core-{AXE}.js"
-    if not kept.exists():
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        with tempfile.NamedTemporaryFile(dir=kept.parent, delete=False) as new:
-            new.write(vendor.files_of("axe-core", AXE, AXE_HASH)["axe.min.js"])
-        Path(new.name).replace(kept)
-    return kept.read_text("utf-8")
+    """Return the script of axe-core, from the cache or from npm."""
+    cached = servers.cache_folder() / f"axe-core-{AXE}.js"
+    if not cached.exists():
+        cached.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.NamedTemporaryFile(dir=cached.parent, delete=False) as download:
+            download.write(vendor.files_of("axe-core", AXE, AXE_HASH)["axe.min.js"])
+        Path(download.name).replace(cached)
+    return cached.read_text("utf-8")
 
 
 def main() -> int:
-    """Say which browser the tests get, or why none can be had."""
+    """Print which browser the tests use, or why there is none."""
     try:
         program = find()
         with chromium(program) as browser:

@@ -1,4 +1,4 @@
-"""The page in a real browser."""
+"""A user who opens the pages in a real browser."""
 
 from __future__ import annotations
 
@@ -16,46 +16,40 @@ import seed
 from support.serving import Running, serving
 
 TOKEN = "a-token-of-readers"
-
-
 PAGE = "/imcallback/"
-
-
 REMOVALS = 2000
-
-
 WIDTH, HEIGHT = 1100, 900
-PHONE = 360
+PHONE_WIDTH = 360
+"""Pixels."""
 
-
-# What the policy of a page refuses is an event of it, and with scripts off still in the console.
-TELL_VIOLATIONS = """
+# Without scripts, Chromium itself writes violations of the policy to the console.
+LOG_VIOLATIONS = """
 document.addEventListener("securitypolicyviolation", (event) =>
-  console.error("refused:", event.effectiveDirective, event.blockedURI));
+  console.error("blocked:", event.effectiveDirective, event.blockedURI));
 """
 
-
-FOCUS = """what => {
+FOCUS = """selector => {
   const focused = document.activeElement, style = getComputedStyle(focused);
-  const isSeen = style.outlineStyle !== "none" || style.boxShadow !== "none";
-  // The button in a field of a time has the focus in its stead.
-  return [focused.matches(":focus") && !isSeen ? focused.outerHTML : "", focused.matches(what)];
+  const isVisible = style.outlineStyle !== "none" || style.boxShadow !== "none";
+  // In a time field, the button inside the field has the focus.
+  const isHidden = focused.matches(":focus") && !isVisible;
+  return [isHidden ? focused.outerHTML : "", focused.matches(selector)];
 }"""
-"""What has the focus and does not look so, and whether the focus is there."""
+"""Returns the element whose focus is not visible, and whether the selector has the focus."""
 
 
 @contextmanager
 def site(
     folder: Path, until: datetime, *, days: float = 20, random_seed: int = 1
 ) -> Iterator[Running]:
-    """The example app under gunicorn, with removals of the days before that moment."""
+    """Serve the example app with removals of the `days` before `until`."""
     with serving(folder, FLASK_IMCALLBACK_HISTORY_TOKENS=json.dumps([TOKEN])) as running:
         seed.fill(running.url, REMOVALS, accounts=1000, days=days, until=until, seed=random_seed)
         yield running
 
 
-class Reader:
-    """Somebody with the token, whose browser notes whatever a page should not do."""
+class BrowserUser:
+    """A user with the token. The browser collects every problem of a page in `problems`."""
 
     def __init__(self, browser: Browser, running: Running, stack: ExitStack) -> None:
         self.problems: list[str] = []
@@ -67,14 +61,14 @@ class Reader:
 
     def open(
         self,
-        address: str = PAGE,
+        url: str = PAGE,
         *,
         width: int = WIDTH,
         height: int = HEIGHT,
         status: int = 200,
         **options: Any,
     ) -> Page:
-        """That address in a browser that has seen nothing, of that size."""
+        """Open a URL in a new browser window without history or cookies, and check the status."""
         self._expected = f"status of {status} "
         defaults = {"timezone_id": "UTC", "locale": "en"}
         context = self._browser.new_context(
@@ -84,31 +78,31 @@ class Reader:
             **{**defaults, **options},
         )
         self._stack.callback(context.close)
-        context.add_init_script(TELL_VIOLATIONS)
+        context.add_init_script(LOG_VIOLATIONS)
         context.on("console", self._note_message)
         context.on("request", self._note_request)
         context.on("weberror", lambda event: self.problems.append(str(event.error)))
         context.on("dialog", self._note_dialog)
         page = context.new_page()
-        response = page.goto(address)
+        response = page.goto(url)
         assert response
         assert response.status == status
         return page
 
     def removals(self, **filters: str) -> list[dict[str, Any]]:
-        """What the API says, the newest first, 1000 at most."""
+        """Return the newest removals from the API, at most 1000."""
         query = urlencode({"limit": 1000, **filters})
         headers = {"Authorization": f"Bearer {TOKEN}"}
         status, answer = self._running.ask("GET", f"{PAGE}history?{query}", headers=headers)
         assert status == 200
-        found: list[dict[str, Any]] = answer["data"]
-        return found
+        removals: list[dict[str, Any]] = answer["data"]
+        return removals
 
     def ids(self, **filters: str) -> list[int]:
         return [removal["id"] for removal in self.removals(**filters)]
 
     def _note_message(self, message: ConsoleMessage) -> None:
-        # What is refused and what is not there come as errors.
+        # Blocked and missing files are errors in the console.
         if message.type in ("error", "warning") and self._expected not in message.text:
             self.problems.append(message.text)
 
@@ -118,4 +112,4 @@ class Reader:
 
     def _note_request(self, request: Request) -> None:
         if not request.url.startswith((f"{self._origin}/", "data:")):
-            self.problems.append(f"asks for {request.url}")
+            self.problems.append(f"requests {request.url}")

@@ -22,32 +22,27 @@ from support import ROOT
 from support.servers import family
 
 SECRET = "a-secret-of-16-characters"
-
-
 PATH = f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand"
-
-
 MAX_BODY = 4096
-
-
 PACKET = {
     "callbackCommand": "callbackAfterRemoveBlackCommand",
     "ownerUserID": "user123",
     "blackUserID": "user456",
 }
-
-
 BODY = json.dumps(PACKET).encode()
 
 
 @dataclass
 class Running:
+    """A running gunicorn with its port, its folder and its database."""
+
     process: subprocess.Popen[bytes]
     port: int
     folder: Path
     url: URL
 
     def ask(self, method: str, path: str, **arguments: Any) -> tuple[int, Any]:
+        """Send a request, and return the status and the JSON body."""
         connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
         connection.request(method, path, **arguments)
         response = connection.getresponse()
@@ -56,11 +51,12 @@ class Running:
         return answer
 
     def rows(self, table: Any) -> list[Any]:
+        """Return all rows of a table, in the order of their ids."""
         engine = create_engine(self.url)
         with engine.connect() as connection:
-            found = connection.execute(select(table).order_by(table.c.id)).mappings().all()
+            rows = connection.execute(select(table).order_by(table.c.id)).mappings().all()
         engine.dispose()
-        return list(found)
+        return list(rows)
 
     def log(self) -> str:
         return (self.folder / "log").read_text()
@@ -74,18 +70,18 @@ class Running:
         return family(self.process.pid)[1:]
 
     def kill(self) -> None:
-        """End all its processes at once."""
+        """Kill all processes of gunicorn at once."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
 
     def waiting(self) -> int:
-        """How many callbacks are in the spool."""
+        """Return how many callbacks are in the spool."""
         _, health = self.ask("GET", "/imcallback/health")
         count: int = health["spool"]["waiting"]
         return count
 
     def wait_until_drained(self, seconds: float = 30) -> None:
-        """Until nothing waits in the spool."""
+        """Wait until the spool is empty."""
         deadline = time.monotonic() + seconds
         while waiting := self.waiting():
             assert time.monotonic() < deadline, (waiting, self.log())
@@ -102,10 +98,10 @@ def serving(
     wrapper: Sequence[str] = (),
     **variables: str,
 ) -> Iterator[Running]:
-    """`gunicorn -c gunicorn.conf.py example_app:app`, on a port of its own choice.
+    """Run `gunicorn -c gunicorn.conf.py example_app:app` on a free port, and stop it.
 
-    The database is a SQLite file in the folder unless told otherwise. `wrapper` is the start of a
-    command that runs gunicorn, `variables` are those of its environment.
+    Without `url`, the database is a SQLite file in the folder. `wrapper` is a command that starts
+    gunicorn, such as strace. `variables` are environment variables.
     """
     url = url or URL.create("sqlite", database=str(folder / "test.db"))
     env = os.environ | {

@@ -122,7 +122,7 @@ def create_tables(url: URL) -> None:
     ImCallback(app)
     with app.app_context():
         upgrade()
-        for engine in get_runtime().database().engines.values():
+        for engine in get_runtime().database.open().engines.values():
             engine.dispose()
 
 

@@ -1,11 +1,11 @@
-"""Copies the files of others that the page consists of, out of their packages on npm.
+"""Copies third-party files into the package: Bootstrap and uPlot, from npm.
 
-`make vendor` writes them beside `vendor.json`, which names each package with its version, its
-licence and npm's hash of it, and each file with its SHA-256. For another version, change the
-version and the hash there (`npm view NAME@VERSION dist.integrity`), and run it: it refuses a
-package that has another hash, and writes the SHA-256 of what it copied.
+`make vendor` writes the files beside `vendor.json`. This list names each package with its version,
+its licence and npm's hash of it, and each file with its SHA-256. To change a version, change the
+version and the hash in the list (`npm view NAME@VERSION dist.integrity`) and run `make vendor`. It
+refuses a package with another hash, and writes the SHA-256 of the copied files.
 
-It is kept with the tests, whose browser gets axe-core in the same way; it is not in the wheel.
+The tests get axe-core in the same way.
 """
 
 from __future__ import annotations
@@ -31,23 +31,26 @@ REGISTRY = "https://registry.npmjs.org"
 
 
 class PackageError(Exception):
-    """A package cannot be had, or is another than was asked for; the message says which."""
+    """A package that is unavailable or is not the expected one. The message says which."""
 
 
 def main() -> None:
+    """Copy the files of all packages in the list, and remove old versions."""
     packages = json.loads(LIST.read_text("utf-8"))
     for package in packages:
-        found = files_of(package["package"], package["version"], package["integrity"])
-        if (licence := json.loads(found["package.json"])["license"]) != package["licence"]:
+        contents = files_of(package["package"], package["version"], package["integrity"])
+        licence = json.loads(contents["package.json"])["license"]
+        if licence != package["licence"]:
             raise PackageError(f"{package['package']} has the licence {licence}")
         folder = folder_of(package)
         folder.mkdir(exist_ok=True)
         for name in package["files"]:
-            (folder / Path(name).name).write_bytes(found[name])
-            package["files"][name] = hashlib.sha256(found[name]).hexdigest()
+            (folder / Path(name).name).write_bytes(contents[name])
+            package["files"][name] = hashlib.sha256(contents[name]).hexdigest()
     LIST.write_text(json.dumps(packages, indent=2) + "\n", "utf-8")
-    for old in {path for path in FOLDER.iterdir() if path.is_dir()} - {*map(folder_of, packages)}:
-        shutil.rmtree(old)
+    folders = {path for path in FOLDER.iterdir() if path.is_dir()}
+    for old_folder in folders - {*map(folder_of, packages)}:
+        shutil.rmtree(old_folder)
 
 
 def folder_of(package: dict[str, Any]) -> Path:
@@ -55,12 +58,14 @@ def folder_of(package: dict[str, Any]) -> Path:
 
 
 def files_of(name: str, version: str, integrity: str) -> dict[str, bytes]:
-    """All files of that version of the package, if npm's hash of it is this."""
+    """Return the files of a package by path. Raises `PackageError` if npm's hash differs."""
     archive = _download(name, version)
-    algorithm, _, expected = integrity.partition("-")
-    found = base64.b64encode(hashlib.new(algorithm, archive).digest()).decode()
-    if found != expected:
-        raise PackageError(f"{name} {version} has the hash {algorithm}-{found}, not {integrity}")
+    algorithm, _, expected_hash = integrity.partition("-")
+    actual_hash = base64.b64encode(hashlib.new(algorithm, archive).digest()).decode()
+    if actual_hash != expected_hash:
+        raise PackageError(
+            f"{name} {version} has the hash {algorithm}-{actual_hash}, not {integrity}"
+        )
     with tarfile.open(fileobj=io.BytesIO(archive)) as tar:
         return {
             member.name.partition("/")[2]: content.read()
@@ -70,18 +75,18 @@ def files_of(name: str, version: str, integrity: str) -> dict[str, bytes]:
 
 
 def _download(name: str, version: str) -> bytes:
-    """The package as npm packs it; without npm, as its registry has it."""
+    """Return the archive of a package from npm, or from its registry if npm is not installed."""
     if not (npm := shutil.which("npm")):
         with urlopen(f"{REGISTRY}/{name}/-/{name}-{version}.tgz", timeout=60) as response:
             archive: bytes = response.read()
             return archive
     with tempfile.TemporaryDirectory() as folder:
         command = [npm, "pack", "--silent", f"--pack-destination={folder}", f"{name}@{version}"]
-        done = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
-        if done.returncode != 0:
-            raise PackageError(f"npm has no {name} {version}: {done.stderr}")
-        (packed,) = Path(folder).glob("*.tgz")
-        return packed.read_bytes()
+        result = subprocess.run(command, cwd=folder, capture_output=True, text=True, check=False)
+        if result.returncode != 0:
+            raise PackageError(f"npm has no {name} {version}: {result.stderr}")
+        (archive_path,) = Path(folder).glob("*.tgz")
+        return archive_path.read_bytes()
 
 
 if __name__ == "__main__":

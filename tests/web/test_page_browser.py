@@ -1,4 +1,4 @@
-"""The page in a real browser, served by a real server: what people do, and what it must not."""
+"""The pages in a real browser and from a real server."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from support.serving import PACKET, PATH, Running, serving
 
 sys.path.append(str(ROOT / "benchmarks"))
 
-from support.browsing import FOCUS, PAGE, PHONE, REMOVALS, TOKEN, Reader, site
+from support.browsing import FOCUS, PAGE, PHONE_WIDTH, REMOVALS, TOKEN, BrowserUser, site
 
 
 @pytest.fixture(scope="module")
@@ -36,56 +36,60 @@ def running(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
 
 
 @pytest.fixture
-def reader(browser: Browser, running: Running) -> Iterator[Reader]:
-    """In the end nothing was refused by the policy, failed, or asked of another host."""
+def user(browser: Browser, running: Running) -> Iterator[BrowserUser]:
+    """A user. After the test, no file was blocked, missing or requested from another host."""
     with ExitStack() as stack:
-        reader = Reader(browser, running, stack)
-        yield reader
-    assert reader.problems == []
+        user = BrowserUser(browser, running, stack)
+        yield user
+    assert user.problems == []
 
 
 def assert_accessible(page: Page) -> None:
-    """What axe-core can tell: WCAG 2.2 AA, and its own advice."""
+    """Check WCAG 2.2 AA and the best practices of axe-core."""
     page.evaluate(browsers.axe())
-    found = page.evaluate("axe.run()")
-    broken = [(one["id"], [node["html"] for node in one["nodes"]]) for one in found["violations"]]
-    assert broken == []
+    result = page.evaluate("axe.run()")
+    violations = [
+        (violation["id"], [node["html"] for node in violation["nodes"]])
+        for violation in result["violations"]
+    ]
+    assert violations == []
 
 
 def assert_fits(page: Page) -> None:
-    """Nobody has to scroll sideways."""
+    """Check that the page is not wider than the window."""
     sizes = "[document.documentElement.scrollWidth, document.documentElement.clientWidth]"
-    scrolled, seen = page.evaluate(sizes)
-    assert scrolled <= seen
+    page_width, window_width = page.evaluate(sizes)
+    assert page_width <= window_width
 
 
 def follow(page: Page, link: Locator) -> None:
-    """Click on it, and wait for the page that comes."""
+    """Click on a link, and wait for the next page."""
     with page.expect_navigation():
         link.click()
 
 
-def shown(page: Page) -> list[int]:
-    """The ids of the removals in the table."""
+def shown_ids(page: Page) -> list[int]:
+    """Return the ids of the removals in the table."""
     links = page.locator(".im-removals tbody td:first-child a")
-    addresses = links.evaluate_all("links => links.map(link => link.href)")
-    return [int(urlsplit(address).path.rpartition("/")[2]) for address in addresses]
+    urls = links.evaluate_all("links => links.map(link => link.href)")
+    return [int(urlsplit(url).path.rpartition("/")[2]) for url in urls]
 
 
-def asked(page: Page) -> dict[str, list[str]]:
+def parameters(page: Page) -> dict[str, list[str]]:
+    """Return the query parameters of the current URL."""
     return parse_qs(urlsplit(page.url).query, keep_blank_values=True)
 
 
-def counted(page: Page) -> int:
-    """The sum of the counts in the table below the plot."""
+def total_count(page: Page) -> int:
+    """Return the sum of the counts in the table below the chart."""
     texts = page.locator("#counts td").all_text_contents()
     return sum(map(int, texts))
 
 
-def test_the_newest_removals_and_a_plot(reader: Reader) -> None:
-    """Fifty in a table, and the counts of all in colours."""
-    page = reader.open()
-    assert shown(page) == reader.ids(limit="50")
+def test_the_newest_removals_and_a_chart(user: BrowserUser) -> None:
+    """The table has fifty removals, and the chart has the colours of both lists."""
+    page = user.open()
+    assert shown_ids(page) == user.ids(limit="50")
     painted = page.locator("#plot canvas").evaluate("""canvas => {
         const size = [canvas.width, canvas.height];
         const { data } = canvas.getContext("2d").getImageData(0, 0, ...size);
@@ -98,67 +102,67 @@ def test_the_newest_removals_and_a_plot(reader: Reader) -> None:
         return colours;
     }""")
     assert painted["11,107,203"] > painted["181,83,15"] > 100  # friends, blocklists
-    assert REMOVALS <= counted(page) < REMOVALS + 10
+    assert REMOVALS <= total_count(page) < REMOVALS + 10
 
 
-def test_filters_are_chosen(reader: Reader) -> None:
-    """The address has them and no empty ones, the form keeps them, and they can be left."""
-    often = Counter(removal["owner_id"] for removal in reader.removals(provider="tencent"))
-    ((account, _),) = often.most_common(1)
-    page = reader.open()
-    page.get_by_label("Account, on either side").fill(account)
+def test_a_user_sets_and_removes_filters(user: BrowserUser) -> None:
+    """The URL has only the filled fields, and the form keeps them."""
+    owners = Counter(removal["owner_id"] for removal in user.removals(provider="tencent"))
+    ((account, _),) = owners.most_common(1)
+    page = user.open()
+    page.get_by_label("Account (owner or target)").fill(account)
     page.get_by_label("List", exact=True).select_option("friend list")
     page.get_by_text("More filters").click()
     page.get_by_label("Command").fill("Sns.CallbackFriendDelete")
     follow(page, page.get_by_role("button", name="Filter"))
     filters = {"account_id": account, "relation": "friend", "command": "Sns.CallbackFriendDelete"}
-    assert asked(page) == {name: [value] for name, value in filters.items()}
-    assert shown(page) == reader.ids(**filters, limit="50") != []
-    assert page.get_by_label("Account, on either side").input_value() == account
+    assert parameters(page) == {name: [value] for name, value in filters.items()}
+    assert shown_ids(page) == user.ids(**filters, limit="50") != []
+    assert page.get_by_label("Account (owner or target)").input_value() == account
     assert page.get_by_label("Command").is_visible()
     follow(page, page.get_by_role("link", name="Show all"))
-    assert asked(page) == {}
-    assert shown(page) == reader.ids(limit="50")
+    assert parameters(page) == {}
+    assert shown_ids(page) == user.ids(limit="50")
 
 
-def test_from_page_to_page(reader: Reader) -> None:
-    """The older ones to the end, back as in every browser, and the newest again."""
-    page = reader.open(f"{PAGE}?relation=blacklist&limit=100")
-    found = shown(page)
+def test_a_user_reads_page_by_page(user: BrowserUser) -> None:
+    """Links lead to the end and to the start. The back button works."""
+    page = user.open(f"{PAGE}?relation=blacklist&limit=100")
+    ids = shown_ids(page)
     older = page.get_by_role("link", name="Older")
     while older.count():
         follow(page, older)
-        found += shown(page)
-    assert found == reader.ids(relation="blacklist")
-    assert len(found) > 200
-    last = shown(page)
+        ids += shown_ids(page)
+    assert ids == user.ids(relation="blacklist")
+    assert len(ids) > 200
+    last = shown_ids(page)
     page.go_back()
-    assert shown(page) == found[: -len(last)][-100:]
+    assert shown_ids(page) == ids[: -len(last)][-100:]
     follow(page, page.get_by_role("link", name="Newest"))
-    assert shown(page) == found[:100]
+    assert shown_ids(page) == ids[:100]
 
 
-def test_a_removal_and_the_two_of_it(reader: Reader) -> None:
-    """From the table to the packet, to all between owner and target, to one of them."""
-    page = reader.open(f"{PAGE}?provider=tencent")
-    removal = reader.removals(provider="tencent")[0]
+def test_a_user_follows_a_removal_to_its_accounts(user: BrowserUser) -> None:
+    """Links lead from the table to the packet, to both accounts, to one account."""
+    page = user.open(f"{PAGE}?provider=tencent")
+    removal = user.removals(provider="tencent")[0]
     owner, target = removal["owner_id"], removal["target_id"]
     follow(page, page.locator(".im-removals tbody a").first)
     assert urlsplit(page.url).path == f"{PAGE}removal/{removal['id']}"
     packet = json.loads(page.get_by_role("region", name="Packet").inner_text())
     assert {"From_Account": owner, "To_Account": target} in packet["PairList"]
-    follow(page, page.get_by_role("link", name="all between the two"))
+    follow(page, page.get_by_role("link", name="all removals between the two"))
     assert page.get_by_role("heading", level=1).inner_text() == f"{owner} · {target}"
     follow(page, page.get_by_role("main").get_by_role("link", name=target, exact=True).first)
-    assert asked(page)["account_id"] == [target]
+    assert parameters(page)["account_id"] == [target]
     entries = page.locator(".im-story li").count()
     app = {"provider": "tencent", "app_id": removal["app_id"]}
-    assert entries == min(50, len(reader.ids(account_id=target, **app)))
+    assert entries == min(50, len(user.ids(account_id=target, **app)))
 
 
-def test_a_time_is_dragged_over_the_plot(reader: Reader) -> None:
-    """The middle half of the plot becomes `since` and `until`, and the counts are of it."""
-    page = reader.open(f"{PAGE}?provider=openim")
+def test_a_user_selects_a_time_in_the_chart(user: BrowserUser) -> None:
+    """Dragging over the middle half of the chart sets `since` and `until`."""
+    page = user.open(f"{PAGE}?provider=openim")
     begins = page.locator("#counts tbody time").evaluate_all(
         "times => times.map(time => Date.parse(time.dateTime) / 1000)"
     )
@@ -171,55 +175,55 @@ def test_a_time_is_dragged_over_the_plot(reader: Reader) -> None:
         page.mouse.down()
         page.mouse.move(box["x"] + box["width"] * 3 / 4, middle, steps=5)
         page.mouse.up()
-    chosen = {name: values[0] for name, values in asked(page).items()}
+    chosen = {name: values[0] for name, values in parameters(page).items()}
     assert set(chosen) == {"provider", "since", "until"}
     for name, share in (("since", 0.25), ("until", 0.75)):
         moment = datetime.fromisoformat(chosen[name]).timestamp()
         assert moment == pytest.approx(begin + share * (end - begin), abs=7200)
-    assert shown(page) == reader.ids(**chosen, limit="50") != []
-    assert counted(page) == len(reader.ids(**chosen))
+    assert shown_ids(page) == user.ids(**chosen, limit="50") != []
+    assert total_count(page) == len(user.ids(**chosen))
     assert page.get_by_label("Since").input_value()[:10] == chosen["since"][:10]
 
 
 @pytest.mark.parametrize("is_scripted", [True, False])
-def test_an_export_is_saved(reader: Reader, is_scripted: bool) -> None:
-    """All that was filtered, whole: it ends with its manifest."""
-    page = reader.open(f"{PAGE}?relation=blacklist", java_script_enabled=is_scripted)
+def test_an_export_is_saved(user: BrowserUser, is_scripted: bool) -> None:
+    """The file has all matches and ends with its manifest."""
+    page = user.open(f"{PAGE}?relation=blacklist", java_script_enabled=is_scripted)
     with page.expect_download() as download:
         page.get_by_role("link", name="NDJSON").click()
     *lines, last = download.value.path().read_text("utf-8").splitlines()
-    expected = reader.ids(relation="blacklist")
+    expected = user.ids(relation="blacklist")
     assert [json.loads(line)["id"] for line in lines] == expected
     assert json.loads(last) == {"manifest": {"removals": len(expected)}}
 
 
-def test_without_scripts(reader: Reader) -> None:
-    """No plot, and all else: the counts, the form, the pages, the details that open."""
-    page = reader.open(java_script_enabled=False)
-    assert shown(page) == reader.ids(limit="50")
+def test_without_scripts(user: BrowserUser) -> None:
+    """Everything but the chart works without scripts."""
+    page = user.open(java_script_enabled=False)
+    assert shown_ids(page) == user.ids(limit="50")
     assert not page.locator("#plot").is_visible()
-    page.get_by_text("The same as a table").click()
+    page.get_by_text("Show as a table").click()
     assert page.locator("#counts").is_visible()
     page.get_by_label("List", exact=True).select_option("blocklist")
     follow(page, page.get_by_role("button", name="Filter"))
-    assert shown(page) == reader.ids(relation="blacklist", limit="50")
+    assert shown_ids(page) == user.ids(relation="blacklist", limit="50")
     follow(page, page.get_by_role("link", name="Older"))
-    assert shown(page) == reader.ids(relation="blacklist", limit="100")[50:]
+    assert shown_ids(page) == user.ids(relation="blacklist", limit="100")[50:]
 
 
-def test_with_the_keyboard_alone(reader: Reader) -> None:
-    """Past the head, to a filter, to a removal; what has the focus can be seen."""
-    page = reader.open()
-    account = reader.removals()[0]["owner_id"]
+def test_with_the_keyboard_only(user: BrowserUser) -> None:
+    """The Tab key reaches a filter and a removal, and the focus is always visible."""
+    page = user.open()
+    account = user.removals()[0]["owner_id"]
 
-    def tab_to(what: str) -> None:
+    def tab_to(selector: str) -> None:
         for _ in range(60):
             page.keyboard.press("Tab")
-            unseen, is_there = page.evaluate(FOCUS, what)
-            assert not unseen
-            if is_there:
+            invisible_focus, has_focus = page.evaluate(FOCUS, selector)
+            assert not invisible_focus
+            if has_focus:
                 return
-        raise AssertionError(what)
+        raise AssertionError(selector)
 
     tab_to("a[href='#content']")
     page.keyboard.press("Enter")
@@ -227,7 +231,7 @@ def test_with_the_keyboard_alone(reader: Reader) -> None:
     page.keyboard.type(account)
     with page.expect_navigation():
         page.keyboard.press("Enter")
-    assert shown(page) == reader.ids(account_id=account)[:50]
+    assert shown_ids(page) == user.ids(account_id=account)[:50]
     tab_to("#timeline ~ details summary")
     page.keyboard.press("Enter")
     assert page.locator("#counts").is_visible()
@@ -237,100 +241,101 @@ def test_with_the_keyboard_alone(reader: Reader) -> None:
     assert page.get_by_role("region", name="Packet").is_visible()
 
 
-def test_in_chinese(reader: Reader) -> None:
-    """As the browser asks; another language is a click away, and stays."""
-    page = reader.open(locale="zh-CN")
+def test_in_chinese(user: BrowserUser) -> None:
+    """The browser chooses the language. A link changes it, and other links keep it."""
+    page = user.open(locale="zh-CN")
     assert page.locator("html").get_attribute("lang") == "zh-Hans"
     assert page.get_by_role("button", name="筛选").is_visible()
     follow(page, page.get_by_role("link", name="English"))
     assert page.locator("html").get_attribute("lang") == "en"
     follow(page, page.get_by_role("button", name="Filter"))
-    assert asked(page) == {"lang": ["en"]}
+    assert parameters(page) == {"lang": ["en"]}
 
 
-def test_in_the_time_zone_of_the_browser(reader: Reader) -> None:
-    """It is asked for at once, and the times are of it."""
-    page = reader.open(timezone_id="Asia/Shanghai")
+def test_in_the_time_zone_of_the_browser(user: BrowserUser) -> None:
+    """The page loads again with the time zone of the browser."""
+    page = user.open(timezone_id="Asia/Shanghai")
     page.wait_for_url(lambda url: "tz=" in url)
-    assert asked(page) == {"tz": ["Asia/Shanghai"]}
-    moment = datetime.fromisoformat(reader.removals(limit="1")[0]["received_at"])
+    assert parameters(page) == {"tz": ["Asia/Shanghai"]}
+    moment = datetime.fromisoformat(user.removals(limit="1")[0]["received_at"])
     time = page.locator(".im-removals time").first
     assert time.inner_text() == f"{moment + timedelta(hours=8):%Y-%m-%d %H:%M:%S}"
 
 
-def test_what_strangers_wrote(reader: Reader, running: Running) -> None:
-    """It is shown, wherever it comes, and runs nowhere."""
+def test_hostile_text_does_not_run(user: BrowserUser, running: Running) -> None:
+    """Markup in an account id is shown as text on every page."""
     evil = "</script><img src=x onerror=alert(1)>\"'&"
     packet = {**PACKET, "ownerUserID": evil, "blackUserID": "{{ 7 * 7 }}"}
     assert running.ask("POST", PATH, body=json.dumps(packet))[0] == 200
-    page = reader.open()
+    page = user.open()
     assert f"{evil} → {{{{ 7 * 7 }}}}" in page.locator(".im-removals").inner_text()
     follow(page, page.get_by_role("link", name=evil))
     assert evil in page.title()
     follow(page, page.locator(".im-story a time").first)
     assert page.get_by_role("region", name="Packet").is_visible()
-    page = reader.open(f"{PAGE}?{urlencode({'account_id': evil, 'platform': evil})}")
-    assert page.get_by_label("Account, on either side").input_value() == evil
+    page = user.open(f"{PAGE}?{urlencode({'account_id': evil, 'platform': evil})}")
+    assert page.get_by_label("Account (owner or target)").input_value() == evil
 
 
-LOOKS: dict[str, dict[str, Any]] = {
+DISPLAYS: dict[str, dict[str, Any]] = {
     "light": {},
-    "light phone": {"width": PHONE},
+    "light phone": {"width": PHONE_WIDTH},
     "dark": {"color_scheme": "dark"},
-    "dark phone in Chinese": {"color_scheme": "dark", "width": PHONE, "locale": "zh-CN"},
+    "dark phone in Chinese": {"color_scheme": "dark", "width": PHONE_WIDTH, "locale": "zh-CN"},
 }
 
 
-@pytest.mark.parametrize("look", LOOKS)
-def test_is_easy_to_use(reader: Reader, look: str) -> None:
-    """Every kind of page, with all that opens open: axe-core finds nothing, and it fits."""
-    removal = reader.removals(provider="tencent")[0]
+@pytest.mark.parametrize("display", DISPLAYS)
+def test_every_page_is_accessible(user: BrowserUser, display: str) -> None:
+    """axe-core finds no violation, and no page is too wide, also with all details open."""
+    removal = user.removals(provider="tencent")[0]
     owner, target = removal["owner_id"], removal["target_id"]
-    page = reader.open(f"{PAGE}?since=soon", status=400, **LOOKS[look])
-    assert_easy(page, look)
-    for address in (
+    page = user.open(f"{PAGE}?since=soon", status=400, **DISPLAYS[display])
+    assert_usable(page, display)
+    for path in (
         "",
         "?owner_id=nobody",
         f"removal/{removal['id']}",
         f"account?account_id={owner}",
         f"account?account_id={owner}&peer_id={target}",
     ):
-        page.goto(PAGE + address)
-        assert_easy(page, look)
+        page.goto(PAGE + path)
+        assert_usable(page, display)
 
 
-def assert_easy(page: Page, look: str) -> None:
+def assert_usable(page: Page, display: str) -> None:
+    """Check the colours, the width and the accessibility of a page."""
     background = page.locator("body").evaluate("body => getComputedStyle(body).backgroundColor")
-    assert background == ("rgb(33, 37, 41)" if "dark" in look else "rgb(255, 255, 255)")
+    assert background == ("rgb(33, 37, 41)" if "dark" in display else "rgb(255, 255, 255)")
     assert_fits(page)
-    page.evaluate("document.querySelectorAll('details').forEach(one => one.open = true)")
+    page.evaluate("document.querySelectorAll('details').forEach(element => element.open = true)")
     assert_fits(page)
     assert_accessible(page)
 
 
-def test_before_the_first_callback(browser: Browser, tmp_path: Path) -> None:
-    """What to enter where, on a phone, too."""
+def test_setup_help_fits_a_phone(browser: Browser, tmp_path: Path) -> None:
+    """Before the first callback, the page says what to configure."""
     tokens = json.dumps([TOKEN])
     with (
         serving(tmp_path, FLASK_IMCALLBACK_HISTORY_TOKENS=tokens) as running,
         ExitStack() as stack,
     ):
-        reader = Reader(browser, running, stack)
-        page = reader.open(width=PHONE)
+        user = BrowserUser(browser, running, stack)
+        page = user.open(width=PHONE_WIDTH)
         assert page.get_by_text("Nothing is recorded yet").is_visible()
-        assert_easy(page, "phone")
-        assert reader.problems == []
+        assert_usable(page, "phone")
+        assert user.problems == []
 
 
-def test_the_api_in_a_browser(reader: Reader, running: Running) -> None:
-    """Swagger UI draws every operation under our policy."""
+def test_the_api_in_a_browser(user: BrowserUser, running: Running) -> None:
+    """Swagger UI shows every operation under the policy of the pages."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
     _, document = running.ask("GET", f"{PAGE}openapi.json", headers=headers)
     operations = sum(len(path.keys() & {"get", "post"}) for path in document["paths"].values())
-    page = reader.open(f"{PAGE}docs")
+    page = user.open(f"{PAGE}docs")
     page.locator(".opblock").first.wait_for()
     assert page.locator(".opblock").count() == operations
     page.locator("#operations-history-listRemovals .opblock-summary-control").click()
     page.get_by_text("account_id").first.wait_for()
-    # Of Swagger UI itself, about numbers of 64 bits, which it shows.
-    reader.problems = [one for one in reader.problems if "component: JsonSchema_" not in one]
+    # Swagger UI itself warns about numbers of 64 bits.
+    user.problems = [text for text in user.problems if "component: JsonSchema_" not in text]

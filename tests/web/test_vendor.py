@@ -1,8 +1,7 @@
-"""What the page has of others is what its authors published, and little."""
+"""The third-party files of the pages are the files that their authors published."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import io
 import json
@@ -13,34 +12,32 @@ from pathlib import Path
 import pytest
 
 from support import vendor
-from support.apps import MakeApp
-from support.html import Found
 
 PACKAGES = json.loads(vendor.LIST.read_text("utf-8"))
-FIRST_VIEW = 100_000
-"""Bytes at most, compressed, that a browser loads to show the page for the first time."""
 
 
-def test_files_are_those_that_were_copied() -> None:
-    """Each is listed with its hash, and lies beside its licence in a folder of its version."""
+def test_every_file_is_in_the_list() -> None:
+    """The list has the SHA-256 of each file. Each package has its licence in its folder."""
     expected = {"vendor.json": hashlib.sha256(vendor.LIST.read_bytes()).hexdigest()}
     for package in PACKAGES:
         folder = f"{package['package']}-{package['version']}"
-        expected |= {f"{folder}/{Path(name).name}": sum_ for name, sum_ in package["files"].items()}
+        expected |= {
+            f"{folder}/{Path(name).name}": digest for name, digest in package["files"].items()
+        }
         assert "LICENSE" in package["files"]
-        assert package["licence"] == "MIT", "as setup.cfg says of the wheel"
-    found = {
+        assert package["licence"] == "MIT", "setup.cfg names MIT as the licence of the wheel"
+    actual = {
         str(path.relative_to(vendor.FOLDER)): hashlib.sha256(path.read_bytes()).hexdigest()
         for path in vendor.FOLDER.rglob("*")
         if path.is_file()
     }
-    assert found == expected
+    assert actual == expected
 
 
 def test_a_package_with_another_hash_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whatever npm delivers, and nothing is taken out of it."""
+    """npm may deliver another archive. No file of it is used."""
     content = b"the licence"
     with tarfile.open(packed := tmp_path / "packed", "w:gz") as tar:
         member = tarfile.TarInfo("package/LICENSE")
@@ -54,15 +51,3 @@ def test_a_package_with_another_hash_is_refused(
     assert vendor.files_of("one", "1.0", f"sha512-{digest}") == {"LICENSE": content}
     with pytest.raises(vendor.PackageError, match=r"one 1\.0 has the hash sha512-.*, not sha512-x"):
         vendor.files_of("one", "1.0", "sha512-x")
-
-
-def test_the_first_view_is_small(make_app: MakeApp) -> None:
-    """The page and all the styles and scripts that it names."""
-    client = make_app(IMCALLBACK_HISTORY_TOKENS=["a-token"]).test_client()
-    headers = {"Authorization": "Bearer a-token"}
-    page = client.get("/imcallback/", headers=headers)
-    files = {file for file in Found(page.text).files if file.endswith((".css", ".js"))}
-    assert len(files) >= 4
-    served = [page, *(client.get(file, headers=headers) for file in files)]
-    assert [response.status_code for response in served] == [200] * len(served)
-    assert sum(len(gzip.compress(response.data)) for response in served) < FIRST_VIEW

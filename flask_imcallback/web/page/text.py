@@ -1,4 +1,4 @@
-"""What a page says, in the reader's language, and how it shows what strangers wrote."""
+"""The texts of the pages: translations, invisible characters, indented packets."""
 
 from __future__ import annotations
 
@@ -12,35 +12,39 @@ from pathlib import Path
 from markupsafe import Markup, escape
 
 LANGUAGES = {"en": "English", "zh": "简体中文"}
-FOLDER = Path(__file__).parent / "translations"
-LOOKS_EMPTY = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | frozenset(
+TRANSLATIONS_FOLDER = Path(__file__).parent / "translations"
+BLANK_CHARACTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | frozenset(
     chr(number) for number in (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
 )
-"""Letters and marks that nobody sees, which Unicode does not count among the invisible."""
-IN_LINE = re.compile(r"[^ -~]|\A | (?= |\Z)")
-IN_LINES = re.compile(r"[^ -~\n\t]")
-TOKENS = re.compile(
+"""Letters and marks that look empty, although Unicode counts them as printable."""
+SUSPICIOUS_IN_LINE = re.compile(r"[^ -~]|\A | (?= |\Z)")
+"""Non-ASCII and control characters, and spaces at the ends or beside another space."""
+SUSPICIOUS_IN_LINES = re.compile(r"[^ -~\n\t]")
+JSON_TOKENS = re.compile(
     r'"[^"\\]*(?:\\.[^"\\]*)*"|\{\s*\}|\[\s*\]|[{}\[\],:]|[^\s"{}\[\],:]+', re.DOTALL
 )
-MAX_INDENT = 20
+MAX_INDENT_LEVELS = 20
 
 
-class Words:
-    """The messages in one of `LANGUAGES`; what is put into them is escaped."""
+class Translations:
+    """The messages of the pages in one of the `LANGUAGES`. Inserted values are escaped."""
 
     def __init__(self, language: str) -> None:
-        self._catalogue = gettext.translation(
-            "imcallback", FOLDER, [language], fallback=language == "en"
+        self._catalog = gettext.translation(
+            "imcallback", TRANSLATIONS_FOLDER, [language], fallback=language == "en"
         )
 
     def gettext(self, message: str, **values: object) -> Markup:
-        return Markup(self._catalogue.gettext(message)) % values  # noqa: S704
+        """Return a message as HTML, with the values in it."""
+        return Markup(self._catalog.gettext(message)) % values  # noqa: S704
 
-    def ngettext(self, one: str, many: str, n: int, **values: object) -> Markup:
-        return Markup(self._catalogue.ngettext(one, many, n)) % {"n": n, **values}  # noqa: S704
+    def ngettext(self, singular: str, plural: str, n: int, **values: object) -> Markup:
+        """Return the message for `n` things as HTML, with `n` and the values in it."""
+        message = self._catalog.ngettext(singular, plural, n)
+        return Markup(message) % {"n": n, **values}  # noqa: S704
 
-    def span(self, time: timedelta) -> Markup:
-        """How long it is, in its largest unit."""
+    def duration(self, time: timedelta) -> Markup:
+        """Return a duration as text, in the largest unit that fits."""
         seconds = int(abs(time.total_seconds()))
         if seconds >= 86400:
             return self.ngettext("%(n)s day", "%(n)s days", seconds // 86400)
@@ -51,42 +55,47 @@ class Words:
         return self.ngettext("%(n)s second", "%(n)s seconds", seconds)
 
 
-def visible(text: str, *, in_lines: bool = False) -> Markup:
-    """The text, in which all that cannot be seen, or turns what is around it, has a name.
+def show_invisible(text: str, *, in_lines: bool = False) -> Markup:
+    """Escape a text for HTML, and show invisible and direction-changing characters as `U+XXXX`.
 
-    So has a blank at an end or beside another, unless the text is `in_lines`.
+    Leading, trailing and repeated spaces are shown, too, unless `in_lines`. With `in_lines`, line
+    breaks and tabs stay as they are.
     """
-    pattern = IN_LINES if in_lines else IN_LINE
-    return Markup(pattern.sub(_seen, str(escape(text))))  # noqa: S704
+    pattern = SUSPICIOUS_IN_LINES if in_lines else SUSPICIOUS_IN_LINE
+    return Markup(pattern.sub(_show_character, str(escape(text))))  # noqa: S704
 
 
-def _seen(found: re.Match[str]) -> str:
-    char = found[0]
-    if char != " " and char.isprintable() and char not in LOOKS_EMPTY:
-        return char
-    name = unicodedata.name(char, "CONTROL CHARACTER")
-    return f'<span class="im-code" title="{name}">U+{ord(char):04X}</span>'
+def _show_character(match: re.Match[str]) -> str:
+    character = match[0]
+    if character != " " and character.isprintable() and character not in BLANK_CHARACTERS:
+        return character
+    name = unicodedata.name(character, "CONTROL CHARACTER")
+    return f'<span class="im-code" title="{name}">U+{ord(character):04X}</span>'
 
 
-def indented(text: str) -> str:
-    """JSON with a member a line and every token as it came; another text as it is."""
+def indent_json(text: str) -> str:
+    """Return JSON with one member per line. Text that is not JSON is returned as it is.
+
+    Every token stays as it is, also repeated names and unusual numbers. `json.dumps` would change
+    them.
+    """
     try:
         json.loads(text, parse_int=float)
     except (ValueError, RecursionError):
         return text
     lines = [""]
-    depth = 0
-    for piece in TOKENS.findall(text):
+    level = 0
+    for piece in JSON_TOKENS.findall(text):
         if piece in ("}", "]"):
-            depth -= 1
-            lines.append(_indent(depth))
+            level -= 1
+            lines.append(_indent(level))
         lines[-1] += ": " if piece == ":" else piece
         if piece in ("{", "["):
-            depth += 1
+            level += 1
         if piece in ("{", "[", ","):
-            lines.append(_indent(depth))
+            lines.append(_indent(level))
     return "\n".join(lines)
 
 
-def _indent(depth: int) -> str:
-    return "  " * min(depth, MAX_INDENT)
+def _indent(level: int) -> str:
+    return "  " * min(level, MAX_INDENT_LEVELS)

@@ -1,206 +1,131 @@
-"""The history for people: pages that are complete without scripts."""
+"""The views of the HTML pages."""
 
 from __future__ import annotations
 
-import hashlib
 import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, replace
-from datetime import UTC, datetime, timedelta
-from pathlib import Path
+from collections.abc import Callable, Sequence
+from datetime import UTC, datetime
 from typing import Any
-from urllib.parse import urlencode
 from zoneinfo import ZoneInfo
 
-from flask import Blueprint, Response, render_template, request, url_for
+from flask import Blueprint, Response, render_template, request
 from marshmallow import Schema, fields
 from marshmallow.validate import OneOf
 
 from ...errors import HistoryQueryError
-from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, RemovalCount, StatsQuery, read
-from ...removals import Record
+from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, read
 from ...runtime import get_runtime
-from ...storage import moment_of
-from ..access import add_guarded, number_in, parameters
+from ..access import add_reader_views, parameters, parse_id
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
-from .overview import MONTH, look, setup
-from .text import LANGUAGES, Words, indented, visible
+from .context import PageContext, Parameters, read_zone
+from .files import FILES, MEDIA_TYPES
+from .overview import look, setup
+from .text import LANGUAGES, Translations, indent_json, show_invisible
+from .timeline import count_timeline
 
-LIMIT = 50
-"""Removals of a page, unless it is asked for more."""
-MAX_POINTS = 500
-BUCKETS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
-MAX_PACKET = 1_000_000
-"""Characters of a packet that are shown."""
+DEFAULT_LIMIT = 50
+"""Removals on a page without the parameter `limit`."""
+MAX_PACKET_LENGTH = 1_000_000
+"""Characters of a packet that the page shows."""
 LOCAL_TIME = re.compile(r"\d{4}-\d\d-\d\d([T ]\d\d:\d\d(:\d\d(\.\d{1,6})?)?)?", re.ASCII)
-STATIC = Path(__file__).parent / "static"
-TYPES = {".css": "text/css", ".js": "text/javascript"}
 
 
-def _hash_of(name: str) -> str:
-    return hashlib.sha256((STATIC / name).read_bytes()).hexdigest()[:8]
-
-
-ADDRESSES = {
-    "bootstrap.min.css": "bootstrap-5.3.8/bootstrap.min.css",
-    "uPlot.min.css": "uplot-1.6.32/uPlot.min.css",
-    "uPlot.iife.min.js": "uplot-1.6.32/uPlot.iife.min.js",
-    **{name: f"{_hash_of(name)}/{name}" for name in ("page.css", "page.js")},
-}
-"""The address of each file that a page consists of; it changes with the content."""
-FILES = {
-    address: STATIC / (name if name.startswith("page.") else f"vendor/{address}")
-    for name, address in ADDRESSES.items()
-}
-
-
-class ReaderSchema(Schema):
-    """What all pages take."""
+class PageSchema(Schema):
+    """Query parameters of every page."""
 
     tz = fields.String()
     lang = fields.String(validate=OneOf(LANGUAGES))
     back = fields.List(fields.String())
-    """The cursors of the pages on the way to this, "first" for none."""
+    """The cursors of the pages before this one. The page without a cursor is "first"."""
 
 
-class PageQuerySchema(HistoryQuerySchema, ReaderSchema):
-    """What those take that show several removals."""
+class RemovalListSchema(HistoryQuerySchema, PageSchema):
+    """Query parameters of the pages that list removals."""
 
 
-READER, PAGE_QUERY = ReaderSchema(), PageQuerySchema()
-Given = Mapping[str, list[str]]
-
-
-@dataclass(frozen=True, kw_only=True)
-class Reader:
-    """How somebody reads: helps the templates."""
-
-    language: str
-    zone: ZoneInfo
-    kept: Mapping[str, list[str]]
-    """What each link keeps of language and time zone."""
-
-    @classmethod
-    def of(cls, given: Given) -> Reader:
-        """Whatever is wrong with the parameters does not count."""
-        language = given.get("lang", [""])[0]
-        zone = _zone_of(given, default=ZoneInfo("UTC"))
-        kept = {"lang": [language]} if language in LANGUAGES else {}
-        if "tz" in given:
-            kept["tz"] = [zone.key]
-        if language not in LANGUAGES:
-            preferred = (tag.partition("-")[0] for tag in request.accept_languages.values())
-            language = next((one for one in preferred if one in LANGUAGES), "en")
-        return cls(language=language, zone=zone, kept=kept)
-
-    def link(self, endpoint: str, query: Mapping[str, Any] | None = None, **of_path: Any) -> str:
-        parameters = urlencode({**self.kept, **(query or {})}, doseq=True)
-        return url_for(endpoint, **of_path) + (f"?{parameters}" if parameters else "")
-
-    def account_link(self, record: Record, *account_ids: str) -> str:
-        """To all of an account, or of two, in its app: elsewhere the same id is somebody else."""
-        query = dict(zip(("account_id", "peer_id"), account_ids, strict=False))
-        query |= {"provider": record.provider}
-        return self.link(".account", query | ({"app_id": record.app_id} if record.app_id else {}))
-
-    def file(self, name: str) -> str:
-        return url_for(".file", name=ADDRESSES[name])
-
-    def at(self, moment: datetime) -> datetime:
-        """By the reader's clock, unless no clock shows it."""
-        try:
-            return moment.astimezone(self.zone)
-        except OverflowError:
-            return moment
-
-    def input(self, moment: datetime | None) -> str:
-        """As the field of a form takes it."""
-        if moment is None:
-            return ""
-        local = self.at(moment).replace(tzinfo=None)
-        least = "seconds" if local.second else "minutes"
-        return local.isoformat(timespec="milliseconds" if local.microsecond else least)
+PAGE_PARAMETERS, LIST_PARAMETERS = PageSchema(), RemovalListSchema()
 
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
+    """Return the blueprint of the pages. `decorators` are the `history_decorators` of the host."""
     blueprint = Blueprint("imcallback_page", __name__, template_folder="templates")
-    blueprint.after_request(_keep_files)  # the last that is added is called first
-    add_guarded(blueprint, ROUTES, decorators, in_browser=ROUTES.values())
+    # Flask calls the last added function first, so that this one overrides `Cache-Control`.
+    blueprint.after_request(_cache_files)
+    add_reader_views(blueprint, VIEWS, decorators, browser_views=VIEWS.values())
     answer_with_problems(blueprint, _problem)
     return blueprint
 
 
 def _index() -> Response:
-    runtime, given = get_runtime(), _given()
-    query = _read_query(given)
+    runtime, parameters = get_runtime(), _filled_parameters()
+    query = _read_query(parameters)
     page = runtime.history.page(query)
     now = datetime.now(UTC)
-    until = min(query.until or now, now)
-    since = query.since or max(until, moment_of(0) + MONTH) - MONTH
-    timeline = replace(query, cursor=None, since=since, until=until)
-    bucket = next((b for b in BUCKETS if until - since <= MAX_POINTS * BUCKETS[b]), "month")
-    by_relation = StatsQuery(bucket=bucket, group_by="relation", tz=_zone_of(given).key)
-    counts = runtime.history.stats(timeline, by_relation)
-    is_all = query.digest == HistoryQuery().digest and query.cursor is None
-    is_empty = is_all and not page.data and page.next_cursor is None
+    timeline = count_timeline(runtime.history, query, read_zone(parameters), now)
+    has_no_filters = query.digest == HistoryQuery().digest and query.cursor is None
+    is_empty = has_no_filters and not page.data and page.next_cursor is None
     return _render(
         "page.html",
-        given,
+        parameters,
         query=query,
         page=page,
-        counts=_by_bucket(counts),
-        bucket=bucket,
-        since=since,
-        until=until,
-        export=_export_filters(query),
+        timeline=timeline,
+        export_filters=_export_filters(query),
         providers={name: name for name in runtime.providers},
-        health=look(runtime, now, page, counts) if is_all else look(runtime, now),
+        overview=look(runtime, now, page, timeline.counts)
+        if has_no_filters
+        else look(runtime, now),
         setup=setup(runtime) if is_empty else None,
         now=now,
     )
 
 
 def _account() -> Response:
-    given = _given()
-    if "account_id" not in given:
+    parameters = _filled_parameters()
+    if "account_id" not in parameters:
         raise HistoryQueryError("account_id", "is missing")
-    # The story of two is read from its begin, that of one from its end.
-    given.setdefault("order", ["asc" if "peer_id" in given else "desc"])
-    query = _read_query(given)
-    page = get_runtime().history.page(query)
-    return _render("account.html", given, query=query, page=page, export=_export_filters(query))
+    # The history of two accounts is read from its start, the history of one from its end.
+    parameters.setdefault("order", ["asc" if "peer_id" in parameters else "desc"])
+    query = _read_query(parameters)
+    return _render(
+        "account.html",
+        parameters,
+        query=query,
+        page=get_runtime().history.page(query),
+        export_filters=_export_filters(query),
+    )
 
 
 def _removal(removal_id: str) -> Response:
-    given = _given()
-    read(READER, given)
-    _zone_of(given)
+    parameters = _filled_parameters()
+    read(PAGE_PARAMETERS, parameters)
+    read_zone(parameters)
     history = get_runtime().history
-    found = history.get(number_in(removal_id))
-    if found is None:
+    result = history.get(parse_id(removal_id))
+    if result is None:
         raise ProblemError(NOT_FOUND, "There is no such removal.")
-    record, delivery = found
-    its = HistoryQuery(delivery_id=(record.delivery_id,), order="asc", limit=LIMIT)
+    record, delivery = result
     facts = DELIVERY.dump(delivery)
-    packet = indented(facts["body"] if facts["body"] is not None else facts["body_base64"])
+    packet = indent_json(facts["body"] if facts["body"] is not None else facts["body_base64"])
+    siblings = HistoryQuery(delivery_id=(record.delivery_id,), order="asc", limit=DEFAULT_LIMIT)
     return _render(
         "removal.html",
-        given,
+        parameters,
         record=record,
         delivery=facts,
-        packet=packet[:MAX_PACKET],
-        is_whole=len(packet) <= MAX_PACKET,
-        siblings=history.page(its).data,
+        packet=packet[:MAX_PACKET_LENGTH],
+        is_whole_packet=len(packet) <= MAX_PACKET_LENGTH,
+        siblings=history.page(siblings).data,
     )
 
 
 def _file(name: str) -> Response:
     if name not in FILES:
         raise ProblemError(NOT_FOUND, "The page has no such file.")
-    return Response(FILES[name].read_bytes(), mimetype=TYPES[FILES[name].suffix])
+    return Response(FILES[name].read_bytes(), mimetype=MEDIA_TYPES[FILES[name].suffix])
 
 
-ROUTES: dict[str, Callable[..., Response]] = {
+VIEWS: dict[str, Callable[..., Response]] = {
     "/": _index,
     "/account": _account,
     "/removal/<imcallback_rest:removal_id>": _removal,
@@ -208,7 +133,8 @@ ROUTES: dict[str, Callable[..., Response]] = {
 }
 
 
-def _keep_files(response: Response) -> Response:
+def _cache_files(response: Response) -> Response:
+    """Let browsers keep a file for a year. Its URL changes with its content."""
     if request.endpoint == "imcallback_page.file" and response.status_code == 200:
         response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
     return response
@@ -216,66 +142,51 @@ def _keep_files(response: Response) -> Response:
 
 def _problem(problem: ProblemError) -> Response:
     try:
-        given = _given()
+        parameters = _filled_parameters()
     except ProblemError:
-        given = {}
-    return _render("problem.html", given, kind=problem.kind, detail=str(problem))
+        parameters = {}
+    return _render("problem.html", parameters, problem_type=problem.type, detail=str(problem))
 
 
-def _render(template: str, given: Given, **context: Any) -> Response:
-    reader = Reader.of(given)
-    words = Words(reader.language)
-    text = render_template(
+def _render(template: str, parameters: Parameters, **variables: Any) -> Response:
+    context = PageContext.from_request(parameters)
+    translations = Translations(context.language)
+    html = render_template(
         f"imcallback/{template}",
-        _=words.gettext,
-        ngettext=words.ngettext,
-        span=words.span,
-        visible=visible,
-        reader=reader,
+        page_context=context,
+        parameters=parameters,
         languages=LANGUAGES,
-        given=given,
-        here=lambda **changes: _here({**given, **changes}),
         UTC=UTC,
-        **context,
+        show_invisible=show_invisible,
+        _=translations.gettext,
+        ngettext=translations.ngettext,
+        duration=translations.duration,
+        **variables,
     )
-    return Response(text, mimetype="text/html")
+    return Response(html, mimetype="text/html")
 
 
-def _here(query: Mapping[str, Any]) -> str:
-    """The address of this page with other parameters."""
-    address = url_for(request.endpoint or "", **(request.view_args or {}))
-    return f"{address}?{urlencode(query, doseq=True)}"
+def _filled_parameters() -> dict[str, list[str]]:
+    """Return the query parameters without empty values, because a form sends all its fields."""
+    filled = ((name, [value for value in values if value]) for name, values in parameters().items())
+    return {name: values for name, values in filled if values}
 
 
-def _given() -> dict[str, list[str]]:
-    """The parameters but those that are empty: a form sends all of its fields."""
-    found = ((name, [value for value in values if value]) for name, values in parameters().items())
-    return {name: values for name, values in found if values}
-
-
-def _zone_of(given: Given, default: ZoneInfo | None = None) -> ZoneInfo:
-    """Raises `HistoryQueryError` if it is none and there is no default."""
-    try:
-        return StatsQuery(tz=given.get("tz", ["UTC"])[0]).zone
-    except HistoryQueryError:
-        if default is None:
-            raise
-        return default
-
-
-def _read_query(given: Given) -> HistoryQuery:
-    zone = _zone_of(given)
+def _read_query(parameters: Parameters) -> HistoryQuery:
+    """Return the query of a page that lists removals. Raises `HistoryQueryError`."""
+    zone = read_zone(parameters)
     times = {
-        name: [_with_offset(value, zone) for value in given[name]]
+        name: [_with_offset(value, zone) for value in parameters[name]]
         for name in ("since", "until")
-        if name in given
+        if name in parameters
     }
-    asked = read(PAGE_QUERY, {"limit": [str(LIMIT)], **given, **times})
-    return HistoryQuery.from_filters(**{n: v for n, v in asked.items() if n not in READER.fields})
+    values = read(LIST_PARAMETERS, {"limit": [str(DEFAULT_LIMIT)], **parameters, **times})
+    filters = {name: value for name, value in values.items() if name not in PAGE_PARAMETERS.fields}
+    return HistoryQuery.from_filters(**filters)
 
 
 def _with_offset(text: str, zone: ZoneInfo) -> str:
-    """A time of the reader's clock as RFC 3339; another text as it is."""
+    """Return a local time of the zone as RFC 3339. Any other text is returned as it is."""
     if not LOCAL_TIME.fullmatch(text):
         return text
     try:
@@ -285,18 +196,9 @@ def _with_offset(text: str, zone: ZoneInfo) -> str:
 
 
 def _export_filters(query: HistoryQuery) -> dict[str, Any]:
-    """Those of the export of all that a question finds."""
+    """Return the query parameters of an export of everything that the query matches."""
     filters: dict[str, Any] = {**query.texts, "order": query.order}
     if query.delivery_id:
         filters["delivery_id"] = query.delivery_id
     times = {"since": query.since, "until": query.until}
     return filters | {name: moment.isoformat() for name, moment in times.items() if moment}
-
-
-def _by_bucket(
-    counts: Sequence[RemovalCount],
-) -> tuple[list[str], list[tuple[datetime, list[int]]]]:
-    """The relations, and their counts for each bucket; each bucket has all of them."""
-    names = list(dict.fromkeys(count.group or "" for count in counts))
-    rows = [counts[first : first + len(names)] for first in range(0, len(counts), len(names) or 1)]
-    return names, [(row[0].bucket, [count.count for count in row]) for row in rows]
