@@ -123,7 +123,7 @@ def test_the_spool_is_shown(make_app: MakeApp) -> None:
         runtime = get_runtime()
         assert runtime.drain
         assert "the spool is empty" in read_page(app).text
-        runtime.drain.spool.put(runtime.recorder._entry(delivery_of(("alice", "bob"))))
+        runtime.drain.spool.put(runtime.recorder.make_entry(delivery_of(("alice", "bob"))))
         assert "1 callback waits in the spool" in read_page(app).words
         runtime.drain.spool.engine.dispose()
         runtime.drain.spool.path.write_bytes(b"no database" * 1000)
