@@ -16,12 +16,13 @@ from sqlalchemy import Engine, event
 from .errors import ConfigError
 from .history import History
 from .providers import Provider
+from .receiver import Receiver
 from .removals import announce
 from .settings import Settings
 from .storage import CallbackCounters, Drain, Recorder, Spool, run_alembic, set_durable_pragmas
 
 EXTENSION = "imcallback"
-RESERVED = ("account", "deliveries", "docs", "health", "history", "page", "removal")
+RESERVED = ("account", "deliveries", "health", "history", "page", "removal")
 """Addresses of our own, which a provider's would hide."""
 
 
@@ -48,6 +49,7 @@ class Runtime:
         deadline = self.settings.deadline
         self.recorder = Recorder(self.engine, deadline=deadline, drain=self.drain)
         self.counters = CallbackCounters(self.engine)
+        self.receiver = Receiver(self.settings, self.recorder, self.counters)
         # Like Flask's sessions, the newest key last: it signs, and all of them verify.
         keys = [*(app.config.get("SECRET_KEY_FALLBACKS") or ()), app.config.get("SECRET_KEY")]
         self.history = History(self.engine, [key for key in keys if key], deadline)

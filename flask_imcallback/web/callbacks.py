@@ -12,7 +12,7 @@ from flask import Blueprint, Response, current_app, request
 
 from ..errors import BodyTooLargeError
 from ..providers import CallbackRequest, Reply
-from ..receiver import receive
+from ..receiver import Body
 from ..runtime import get_runtime
 
 logger = logging.getLogger("flask_imcallback")
@@ -52,14 +52,8 @@ def _callback(name: str, rest: str = "") -> Response:
         elif request.method != "POST":
             reply = provider.refuse(405, "callbacks are sent by POST")
         else:
-            reply = receive(
-                _callback_request(rest),
-                _read_body,
-                provider=provider,
-                settings=runtime.settings,
-                recorder=runtime.recorder,
-                counters=runtime.counters,
-                sender=app,
+            reply = runtime.receiver.receive(
+                provider, _callback_request(rest), _read_body, sender=app
             )
     except Exception:
         logger.exception("A callback of %s is lost: it could not be verified and read", name)
@@ -81,7 +75,7 @@ def _callback_request(rest: str) -> CallbackRequest:
     )
 
 
-def _read_body(maximum: int) -> tuple[bytes, str]:
+def _read_body(maximum: int) -> Body:
     """The bytes that came, and what is wrong with them; raises `BodyTooLargeError`.
 
     Read from the server itself: Werkzeug drops what came of a body that is cut off.
@@ -90,7 +84,7 @@ def _read_body(maximum: int) -> tuple[bytes, str]:
     if length is not None and length > maximum:
         raise BodyTooLargeError
     if length is None and not request.environ.get("wsgi.input_terminated"):
-        return b"", ""
+        return Body(content=b"")
     stream, body, problem = request.environ["wsgi.input"], bytearray(), ""
     wanted = maximum + 1 if length is None else length
     try:
@@ -102,9 +96,9 @@ def _read_body(maximum: int) -> tuple[bytes, str]:
         raise BodyTooLargeError
     if length is not None and len(body) < length:
         if not body and (read_before := request.get_data()):
-            return read_before, ""  # by the host's own before_request
+            return Body(content=read_before)  # by the host's own before_request
         problem = f"the body has {len(body)} bytes, but its Content-Length is {length}"
-    return bytes(body), problem
+    return Body(content=bytes(body), problem=problem)
 
 
 def _response(reply: Reply) -> Response:
