@@ -33,7 +33,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.schema import AddConstraint, DropConstraint
 
-from flask_imcallback.providers import openim, tencent
+from flask_imcallback.providers import OpenIMProvider, TencentProvider
+from flask_imcallback.providers.openim import account_members
 from flask_imcallback.storage.ids import id_at, moment_of
 from flask_imcallback.storage.tables import delivery, removal, source
 
@@ -182,13 +183,13 @@ def _kinds() -> dict[tuple[Source, int], float]:
     for app_id, of_app in APPS.items():
         for command, of_command in COMMANDS.items():
             for platform, of_platform in PLATFORMS.items():
-                relation = tencent.RELATIONS[command].value
+                relation = TencentProvider.commands[command].value
                 its = Source("tencent", app_id, command, relation, platform)
                 for size, of_size in SIZES.items():
                     kinds[its, size] = of_app * of_command * of_platform * of_size
     removals = sum(size * share for (_, size), share in kinds.items())
     for command, of_command in OPENIM_COMMANDS.items():
-        its = Source("openim", "", command, openim.REMOVALS[command][0].value, "")
+        its = Source("openim", "", command, OpenIMProvider.commands[command].value, "")
         kinds[its, 1] = of_command * removals * (1 - TENCENT_SHARE) / TENCENT_SHARE
     return kinds
 
@@ -318,7 +319,7 @@ class Callbacks:
         owner = self._owners.draw()
         (target,) = self._others(owner, size)
         pair = (_openim_name(owner), _openim_name(target))
-        of, to = openim.MEMBERS[its.command]
+        of, to = account_members(its.command)
         packet = f'{{"callbackCommand":"{its.command}","{of}":"{pair[0]}","{to}":"{pair[1]}"}}\n'
         # Nanoseconds, as the clients make it.
         operation_id = str(delivery_id * 1000 - self._chance.getrandbits(32))

@@ -73,9 +73,12 @@ class ImCallback:
         add_commands(app)
         host_migrations.follow(app)
         if not any(provider.is_enabled for provider in runtime.providers.values()):
+            keys = [
+                key for provider in runtime.providers.values() for key in provider.settings_keys
+            ]
             logger.warning(
-                "No provider is on, so that no callback is accepted: set IMCALLBACK_TENCENT_APPS "
-                "for Tencent, IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS for OpenIM"
+                "No provider is on, so every callback is answered with 404. Set one of: %s",
+                ", ".join(keys),
             )
 
     def counts(self) -> list[CallbackCount]:

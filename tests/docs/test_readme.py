@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from flask_imcallback.providers import openim, tencent
+from flask_imcallback.providers import PROVIDERS
 from flask_imcallback.settings import PREFIX, Settings
 from support import ROOT
 
@@ -20,8 +20,8 @@ README = (ROOT / "README.md").read_text("utf-8")
 
 def test_readme_lists_every_command() -> None:
     """Those recorded, with their relations."""
-    recorded = {command: relation for command, (relation, _) in openim.REMOVALS.items()}
-    for command, relation in (tencent.RELATIONS | recorded).items():
+    recorded = {command: r for provider in PROVIDERS for command, r in provider.commands.items()}
+    for command, relation in recorded.items():
         assert re.search(rf"^\| `\w+` \| `{command}` \| `{relation}` \|", README, re.MULTILINE)
 
 

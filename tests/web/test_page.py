@@ -28,6 +28,7 @@ from jinja2.ext import extract_from_ast
 from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
+from flask_imcallback import providers
 from flask_imcallback.providers import PROVIDERS
 from flask_imcallback.removals import Record, Relation
 from flask_imcallback.runtime import get_runtime
@@ -696,7 +697,11 @@ def messages() -> Iterator[tuple[str, ...]]:
     for template in Path(page_module.__file__).parent.glob("templates/imcallback/*.html"):
         tree = Environment(autoescape=True).parse(template.read_text("utf-8"))
         for _, _, found in extract_from_ast(tree, ("_", "ngettext"), babel_style=False):
-            yield tuple(text for text in found or () if isinstance(text, str))
+            if texts := tuple(text for text in found or () if isinstance(text, str)):
+                yield texts
+    for module in Path(providers.__file__).parent.glob("*.py"):
+        for _, step, *_ in extract("python", io.BytesIO(module.read_bytes()), {"SetupStep": (1,)}):
+            yield (str(step),)
     words = (Path(page_module.__file__).parent / "text.py").read_bytes()
     for _, found, *_ in extract("python", io.BytesIO(words), {"ngettext": (1, 2)}):
         yield tuple(str(text) for text in found or ())
@@ -790,7 +795,7 @@ def test_what_came_and_what_was_refused(make_app: MakeApp) -> None:
         html = read(app)
     assert "Last callback 5 minutes ago · last refusal 3 minutes ago" in html.words
     assert ["openim", "callbackX", "1", "2026-11-20 18:05:00"] in html.rows
-    reason = "neither a secret path segment nor a password is given"
+    reason = "the request has neither a secret path segment nor a password"
     assert ["openim", reason, "1", "2026-11-20 18:07:00"] in html.rows
 
 

@@ -23,7 +23,7 @@ from ...runtime import get_runtime
 from ...storage import moment_of
 from ..access import add_guarded, number_in, parameters
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
-from .overview import MONTH, look, setup
+from .overview import MONTH, setup, summarize
 from .text import LANGUAGES, Words, indented, visible
 
 LIMIT = 50
@@ -154,7 +154,7 @@ def _index() -> Response:
         until=until,
         export=_export_filters(query),
         providers={name: name for name in runtime.providers},
-        health=look(runtime, now, page, counts) if is_all else look(runtime, now),
+        health=summarize(runtime, now, page, counts) if is_all else summarize(runtime, now),
         setup=setup(runtime) if is_empty else None,
         now=now,
     )
