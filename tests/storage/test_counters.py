@@ -51,7 +51,7 @@ def test_the_last_of_each_is_known(database_url: URL, make_app: MakeApp) -> None
         {
             "provider": "openim",
             "outcome": "refused",
-            "what": "neither a secret path segment nor a password is given",
+            "what": "the request has neither a secret path segment nor a password",
             "count": 2,
             "last_at": "2023-11-14T22:15:11.000000Z",
         },
