@@ -1,12 +1,22 @@
-"""Callbacks to post."""
+"""Callbacks to post, and apps that receive them."""
 
 from __future__ import annotations
 
-from flask_imcallback import OpenIMProvider
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from flask import Flask
+from sqlalchemy import URL
+
+from flask_imcallback import ImCallback, OpenIMProvider, upgrade
 from flask_imcallback.providers import Callback, CallbackRequest
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.tables import delivery, removal
+from support.apps import join
 
 SECRET = "a-secret-of-16-characters"
-
 
 BODY = {
     "callbackCommand": "callbackAfterRemoveBlackCommand",
@@ -16,7 +26,7 @@ BODY = {
 
 
 class MineProvider(OpenIMProvider):
-    """A provider of the host's own, and one whose author made a mistake."""
+    """A provider of a host. Its author made a mistake."""
 
     name = "mine"
 
@@ -24,3 +34,50 @@ class MineProvider(OpenIMProvider):
         if body == b'{"fail": 1}':
             raise KeyError("on purpose")
         return super().parse(request, body)
+
+
+class SharedApps:
+    """Apps on one database: one app for all packets with the same settings."""
+
+    def __init__(self, url: URL, folder: Path) -> None:
+        self._url = url
+        self._folder = folder
+        self._apps: dict[str, Flask] = {}
+
+    def empty_app(self, settings: dict[str, Any]) -> Flask:
+        """Return the app with these settings. The tables are empty."""
+        app = self._apps.get(repr(settings)) or self._make(settings)
+        with app.app_context(), get_runtime().engine().begin() as connection:
+            for table in (delivery, removal):
+                connection.execute(table.delete())
+        return app
+
+    def _make(self, settings: dict[str, Any]) -> Flask:
+        app = Flask("host", instance_path=str(self._folder / "instance"))
+        app.config.update(settings, SQLALCHEMY_DATABASE_URI=self._url)
+        ImCallback(app)
+        with app.app_context():
+            upgrade()
+        self._apps[repr(settings)] = app
+        return app
+
+    def close(self) -> None:
+        """Close all connections to the database."""
+        join("imcallback-drain", "imcallback-counters")
+        for app in self._apps.values():
+            with app.app_context():
+                runtime = get_runtime()
+                engines = list(runtime.database().engines.values())
+                engines += [runtime.drain.spool.engine] if runtime.drain else []
+                for engine in engines:
+                    engine.dispose()
+
+
+@contextmanager
+def shared_apps(url: URL, folder: Path) -> Iterator[SharedApps]:
+    """Give apps that share a database, and close their connections at the end."""
+    apps = SharedApps(url, folder)
+    try:
+        yield apps
+    finally:
+        apps.close()
