@@ -3,7 +3,9 @@
 The facts come from its code, https://github.com/openimsdk/open-im-server
 `pkg/common/webhook/http_client.go` and `pkg/callbackstruct`, which outranks its pages.
 The server waits five seconds and sends each event once, from a queue in memory. While the queue is
-full, it drops events silently.
+full, it drops events silently. Its client keeps connections open, and loses an event if the app
+closes one at that moment: with one event every two seconds and gunicorn's default keep-alive of two
+seconds, 23 of 160 events were lost.
 """
 
 from __future__ import annotations

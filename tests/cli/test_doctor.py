@@ -2,26 +2,22 @@
 
 from __future__ import annotations
 
-import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 import time_machine
-from click.testing import Result
-from flask import Flask
 from sqlalchemy import URL
 from werkzeug.http import http_date
-from werkzeug.serving import WSGIRequestHandler, make_server
 from werkzeug.wrappers import Response
 
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.tables import removal
 from support import servers
 from support.apps import MakeApp, rows
+from support.callbacks import Wsgi, run_command, served
 from support.deliveries import DELIVERY, entry_of
 from support.serving import SECRET, serving
 
@@ -33,39 +29,13 @@ SETTINGS: dict[str, Any] = {
     "IMCALLBACK_OPENIM_CREDENTIALS": {"openim": "the password"},
     "IMCALLBACK_HISTORY_TOKENS": ["token"],
 }
-Wsgi = Callable[[dict[str, Any], Any], Any]
-
-
-class QuietHandler(WSGIRequestHandler):
-    """A handler that closes each connection with its answer, and logs nothing."""
-
-    def log(self, type: str, message: str, *args: Any) -> None:
-        pass
-
-
-@contextmanager
-def served(app: Wsgi) -> Iterator[str]:
-    """Serve the app on a free port, and give the URL."""
-    running = make_server("127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler)
-    thread = threading.Thread(target=running.serve_forever)
-    thread.start()
-    try:
-        yield f"http://127.0.0.1:{running.server_port}/imcallback"
-    finally:
-        running.shutdown()
-        thread.join()
-        running.server_close()
-
-
-def run(app: Flask, *arguments: str) -> Result:
-    return app.test_cli_runner().invoke(args=["imcallback", *arguments])
 
 
 def test_doctor_finds_no_problem_in_a_correct_app(make_app: MakeApp) -> None:
     """The probe of each provider is answered and stored, and the history stays empty."""
     app = make_app(**SETTINGS)
     with served(app) as url:
-        result = run(app, "doctor", "--url", url, "--idle", "0.5")
+        result = run_command(app, "doctor", "--url", url, "--idle", "0.5")
     assert result.exit_code == 0, result.output
     assert "WARNING" not in result.output
     for text in (
@@ -158,7 +128,7 @@ def test_doctor_names_the_fault_of_a_proxy(
     """The finding says what is wrong and what the IM server makes of it."""
     app = make_app(**SETTINGS)
     with served(proxy(app)) as url:
-        result = run(app, "doctor", "--url", url, "--idle", "0")
+        result = run_command(app, "doctor", "--url", url, "--idle", "0")
     assert text in result.output
     assert result.exit_code == (0 if proxy is slowly else 1)
 
@@ -188,7 +158,7 @@ def test_doctor_names_the_wrong_settings_of_the_running_app(
         other["url"] = f"sqlite:///{tmp_path / 'other.db'}"
     app, answering = make_app(**SETTINGS), make_app(**other)
     with served(answering) as url:
-        result = run(app, "doctor", "--url", url, "--idle", "0")
+        result = run_command(app, "doctor", "--url", url, "--idle", "0")
     assert text in result.output
     assert result.exit_code == 1
 
@@ -221,7 +191,7 @@ def test_doctor_names_the_fault_of_the_app(
     make_app: MakeApp, settings: dict[str, Any], arguments: list[str], text: str
 ) -> None:
     """The command ends with status 1 and never prints a password."""
-    result = run(make_app(**settings), "doctor", *arguments)
+    result = run_command(make_app(**settings), "doctor", *arguments)
     assert text in result.output
     assert "pass-word" not in result.output
     assert result.exit_code == 1
@@ -233,33 +203,33 @@ def test_doctor_compares_the_clocks_of_host_and_database(
     """A wrong clock is a failure, because signatures are refused with it."""
     with servers.database(database_servers["postgresql"]) as url:
         app = make_app(url, **SETTINGS)
-        assert run(app, "doctor").exit_code == 0
+        assert run_command(app, "doctor").exit_code == 0
         with time_machine.travel(time.time() + 3600, tick=True):
-            result = run(app, "doctor")
+            result = run_command(app, "doctor")
     assert "3600 seconds apart" in result.output
     assert result.exit_code == 1
 
 
 def test_doctor_checks_the_spool(tmp_path: Path, make_app: MakeApp) -> None:
     """It reports a missing spool, a spool that cannot be written, and waiting callbacks."""
-    result = run(make_app(**SETTINGS, IMCALLBACK_SPOOL=None), "doctor")
+    result = run_command(make_app(**SETTINGS, IMCALLBACK_SPOOL=None), "doctor")
     assert (result.exit_code, "There is no spool" in result.output) == (0, True)
     (tmp_path / "file").touch()
     spool = str(tmp_path / "file" / "spool.db")
-    result = run(make_app(**SETTINGS, IMCALLBACK_SPOOL=spool), "doctor")
+    result = run_command(make_app(**SETTINGS, IMCALLBACK_SPOOL=spool), "doctor")
     assert (result.exit_code, f"{spool} cannot be written" in result.output) == (1, True)
     app = make_app(**SETTINGS)
     with app.app_context():
         drain = get_runtime().drain
         assert drain
         drain.spool.put(entry_of(app, DELIVERY))
-    result = run(app, "doctor")
+    result = run_command(app, "doctor")
     assert (result.exit_code, "1 callbacks wait in the spool" in result.output) == (0, True)
 
 
 def test_an_unguarded_app_is_a_warning(make_app: MakeApp) -> None:
     """It is not a failure, because it loses no callbacks."""
-    result = run(make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True), "doctor")
+    result = run_command(make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True), "doctor")
     assert "Anybody can write" in result.output
     assert "The history is closed" in result.output
     assert result.exit_code == 0
@@ -280,7 +250,7 @@ def test_doctor_checks_idle_connections(
         database = URL.create("sqlite", database=str(tmp_path / "test.db"))
         app = make_app(database, IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_HISTORY_TOKENS=["token"])
         url = f"http://127.0.0.1:{server.port}/imcallback"
-        result = run(app, "doctor", "--url", url, "--idle", "4")
+        result = run_command(app, "doctor", "--url", url, "--idle", "4")
         assert text in result.output
         assert result.exit_code == len(options) // 2
         assert server.rows(removal) == []
@@ -302,7 +272,7 @@ def test_send_records_removals(
     app = make_app(**SETTINGS)
     with served(app) as url:
         targets = ["--target", "张三", "--target", "b ob"]
-        result = run(app, "send", command, "--url", url, "--owner", "al/ice", *targets)
+        result = run_command(app, "send", command, "--url", url, "--owner", "al/ice", *targets)
     assert result.exit_code == 0, result.output
     _, removals = rows(app)
     names = ("provider", "relation", "owner_id", "target_id")
@@ -316,7 +286,7 @@ def test_send_shows_a_refusal(make_app: MakeApp) -> None:
     """The answer is printed, and the exit status is 1."""
     app = make_app(**SETTINGS)
     with served(app) as url:
-        result = run(app, "send", "Sns.CallbackFriendDelete", "--app-id", "1", "--url", url)
+        result = run_command(app, "send", "Sns.CallbackFriendDelete", "--app-id", "1", "--url", url)
     assert "not authentic" in result.output
     assert "not every callback was accepted" in result.output
     assert result.exit_code == 1
@@ -327,13 +297,13 @@ def test_send_takes_a_command_that_no_provider_records(make_app: MakeApp) -> Non
     app = make_app(**SETTINGS)
     command = ["send", "Sns.CallbackSomethingNew"]
     with served(app) as url:
-        result = run(app, *command, "--url", url)
+        result = run_command(app, *command, "--url", url)
         assert result.exit_code == 1
         assert (
             "choose the provider of the command 'Sns.CallbackSomethingNew' with --provider. "
             "The enabled providers are: tencent, openim"
         ) in result.output
-        assert run(app, *command, "--url", url, "--provider", "tencent").exit_code == 0
+        assert run_command(app, *command, "--url", url, "--provider", "tencent").exit_code == 0
     assert [(row["provider"], row["command"]) for row in rows(app)[0]] == [
         ("tencent", "Sns.CallbackSomethingNew")
     ]
@@ -354,7 +324,7 @@ def test_send_needs_an_enabled_provider(
     make_app: MakeApp, settings: dict[str, Any], arguments: list[str], text: str
 ) -> None:
     """The message lists the enabled providers."""
-    result = run(make_app(**settings), "send", "Sns.CallbackFriendDelete", *arguments)
+    result = run_command(make_app(**settings), "send", "Sns.CallbackFriendDelete", *arguments)
     assert text in result.output
     assert result.exit_code == 1
 
@@ -363,5 +333,5 @@ def test_send_needs_no_choice_if_one_provider_is_enabled(make_app: MakeApp) -> N
     """The only enabled provider sends any command."""
     app = make_app(IMCALLBACK_SECRETS=[SECRET])
     with served(app) as url:
-        assert run(app, "send", "callbackSomethingNew", "--url", url).exit_code == 0
+        assert run_command(app, "send", "callbackSomethingNew", "--url", url).exit_code == 0
     assert [row["command"] for row in rows(app)[0]] == ["callbackSomethingNew"]

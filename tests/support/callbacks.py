@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import threading
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from click.testing import Result
 from flask import Flask
 from sqlalchemy import URL
+from werkzeug.serving import WSGIRequestHandler, make_server
 
 from flask_imcallback import ImCallback, OpenIMProvider, upgrade
 from flask_imcallback.providers import Callback, CallbackRequest
@@ -81,3 +84,32 @@ def shared_apps(url: URL, folder: Path) -> Iterator[SharedApps]:
         yield apps
     finally:
         apps.close()
+
+
+Wsgi = Callable[[dict[str, Any], Any], Any]
+
+
+class QuietHandler(WSGIRequestHandler):
+    """A handler that closes each connection with its answer, and logs nothing."""
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(app: Wsgi) -> Iterator[str]:
+    """Serve the app on a free port, and give the URL."""
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/imcallback"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def run_command(app: Flask, *arguments: str) -> Result:
+    """Run `flask imcallback` with these arguments."""
+    return app.test_cli_runner().invoke(args=["imcallback", *arguments])

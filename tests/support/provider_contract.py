@@ -58,6 +58,10 @@ class ProviderContract:
         """Make a provider that records removals, with the settings of the first such sample."""
         return self.provider(next(sample for sample in self.all_samples if sample.removals))
 
+    def samples_of(self, provider: Provider, *arguments: Any) -> list[OutgoingCallback]:
+        """Return the samples that the provider makes, or skip the test if it makes none."""
+        return provider.sample(*arguments) or pytest.skip("the provider makes no samples")
+
     def pytest_generate_tests(self, metafunc: pytest.Metafunc) -> None:
         for name, statuses in (
             ("authentic", {200, 400, 413}),
@@ -114,7 +118,7 @@ class ProviderContract:
         provider = self.enabled_provider()
         targets = ["bob", "张 三"]
         removals: list[Removal] = []
-        for callback in provider.sample(command, "al/ice", targets):
+        for callback in self.samples_of(provider, command, "al/ice", targets):
             request = request_of_callback(callback)
             assert callback.path.startswith(f"/{provider.name}")
             assert provider.verify(request)
@@ -128,7 +132,7 @@ class ProviderContract:
     def test_the_probe_removes_nobody(self) -> None:
         """`doctor` works: the probe is authentic, holds the mark, and removes nobody."""
         provider = self.enabled_provider()
-        (probe,) = provider.sample(provider.probe_command, "a-mark", ["a-mark"])
+        (probe,) = self.samples_of(provider, provider.probe_command, "a-mark", ["a-mark"])
         assert b"a-mark" in probe.body
         request = request_of_callback(probe)
         assert provider.verify(request)
