@@ -175,6 +175,21 @@ def test_no_secret_is_stored(make_app: MakeApp) -> None:
         assert secret not in repr(delivery)
 
 
+def test_a_delivery_keeps_the_known_parameters(make_app: MakeApp) -> None:
+    """The case of a name does not matter. Signature and unknown parameters are not kept."""
+    app = make_app(
+        IMCALLBACK_TENCENT_APPS={"1400000000": []}, IMCALLBACK_ALLOW_UNAUTHENTICATED=True
+    )
+    query = "SdkAppid=1400000000&REQUESTID=one&ClientIP=192.0.2.7"
+    response = app.test_client().post(
+        f"/imcallback/tencent?{query}&Sign={OTHER}&RequestTime=1&x=2", json={}
+    )
+    assert response.status_code == 200
+    (delivery,), _ = rows(app)
+    assert delivery["query"] == query
+    assert delivery["request_id"] == "one"
+
+
 def test_hooks_and_limits_of_the_host_lose_no_callback(make_app: MakeApp) -> None:
     """The host may read every body first, and may limit its own uploads."""
     app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True, MAX_CONTENT_LENGTH=10_000)
