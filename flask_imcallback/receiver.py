@@ -31,7 +31,7 @@ class Body:
 
 
 class RefusalError(Exception):
-    """The callback is not stored. The provider turns status and problem into an answer."""
+    """A callback that is not stored. The provider turns status and problem into an answer."""
 
     def __init__(self, status: int, problem: str) -> None:
         super().__init__(problem)
@@ -40,7 +40,7 @@ class RefusalError(Exception):
 
 
 class Receiver:
-    """Receives the callbacks of one app. Threads may share it."""
+    """The receiver of one app's callbacks. Threads may share it."""
 
     def __init__(self, settings: Settings, recorder: Recorder, counters: CallbackCounters) -> None:
         self._settings = settings
@@ -79,7 +79,7 @@ class Receiver:
             raise RefusalError(403, "not authentic") from error
 
     def _read(self, provider: Provider, read_body: Callable[[int], Body]) -> Body:
-        """Read the body, also one that is cut off."""
+        """Read the body, even if it is cut off."""
         try:
             return read_body(self._settings.max_body)
         except BodyTooLargeError as error:
