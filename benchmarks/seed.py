@@ -33,7 +33,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.schema import AddConstraint, DropConstraint
 
-from flask_imcallback.providers import openim, tencent
+from flask_imcallback.providers import OpenIMProvider, TencentProvider
+from flask_imcallback.providers.openim import account_members
 from flask_imcallback.storage.ids import id_at, moment_of
 from flask_imcallback.storage.tables import delivery, removal, source
 
@@ -192,7 +193,7 @@ def _kinds() -> dict[tuple[Source, int], float]:
     for app_id, app_share in APPS.items():
         for command, command_share in TENCENT_COMMANDS.items():
             for platform, platform_share in PLATFORMS.items():
-                relation = tencent.RELATIONS[command].value
+                relation = TencentProvider.commands[command].value
                 source_key = Source("tencent", app_id, command, relation, platform)
                 for size, size_share in PACKET_SIZES.items():
                     kinds[source_key, size] = (
@@ -200,7 +201,7 @@ def _kinds() -> dict[tuple[Source, int], float]:
                     )
     removals = sum(size * share for (_, size), share in kinds.items())
     for command, command_share in OPENIM_COMMANDS.items():
-        source_key = Source("openim", "", command, openim.REMOVALS[command][0].value, "")
+        source_key = Source("openim", "", command, OpenIMProvider.commands[command].value, "")
         kinds[source_key, 1] = command_share * removals * (1 - TENCENT_SHARE) / TENCENT_SHARE
     return kinds
 
@@ -335,7 +336,7 @@ class Callbacks:
         owner = self._owners.draw()
         (target,) = self._others(owner, size)
         pair = (_openim_name(owner), _openim_name(target))
-        owner_key, target_key = openim.MEMBERS[source_key.command]
+        owner_key, target_key = account_members(source_key.command)
         packet = (
             f'{{"callbackCommand":"{source_key.command}","{owner_key}":"{pair[0]}",'
             f'"{target_key}":"{pair[1]}"}}\n'

@@ -64,9 +64,12 @@ class ImCallback:
         cli.add_commands(app)
         cli.follow_host_migrations(app)
         if not runtime.has_enabled_provider:
+            keys = [
+                key for provider in runtime.providers.values() for key in provider.settings_keys
+            ]
             logger.warning(
-                "No provider is enabled, so every callback is refused: set IMCALLBACK_TENCENT_APPS "
-                "for Tencent, IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS for OpenIM"
+                "No provider is enabled, so every callback is answered with 404. Set one of: %s",
+                ", ".join(keys),
             )
 
     def counts(self) -> list[CallbackCount]:

@@ -1,96 +1,151 @@
-"""The story of one callback."""
+"""Receives one callback: authenticate, read, parse, store, answer.
+
+Read this file first. `Receiver.receive` is the story of every callback.
+"""
 
 from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
 from .errors import BodyTooLargeError, PacketError, VerificationError
 from .providers import CallbackRequest, Provider, Reply
-from .removals import Removal, Status, announce
+from .removals import Status, announce
 from .settings import Settings
 from .storage import CallbackCounters, Delivery, Recorder
 
 logger = logging.getLogger("flask_imcallback")
 
 KEPT_HEADERS = ("host", "user-agent", "content-type", "content-length", "operationid")
-"""None of them ever holds a secret; the others are dropped."""
+"""The headers that are stored. None of them ever holds a secret."""
 
 
-def receive(
-    request: CallbackRequest,
-    read_body: Callable[[int], tuple[bytes, str]],
-    *,
-    provider: Provider,
-    settings: Settings,
-    recorder: Recorder,
-    counters: CallbackCounters,
-    sender: object,
-) -> Reply:
-    """Verify, read, parse, record and answer a callback.
+@dataclass(frozen=True, kw_only=True)
+class Body:
+    """The bytes that arrived, and what is wrong with them, if anything."""
 
-    `read_body` takes the most bytes to accept, and gives those that came and what is wrong with
-    them, if anything; it is called for authentic callbacks only. `sender` is that of the signal.
-    """
-    try:
-        if not settings.allows(request.remote_addr):
-            raise VerificationError("the address is not in IMCALLBACK_ALLOWED_NETWORKS")
-        authenticated_by = provider.verify(request)
-    except VerificationError as error:
-        counters.refuse(provider.name, error.reason, error.detail)
-        return provider.refuse(403, "not authentic")
+    content: bytes
+    problem: str = ""
 
-    try:
-        body, problem = read_body(settings.max_body)
-    except BodyTooLargeError as error:
-        counters.refuse(provider.name, str(error))
-        return provider.refuse(413, str(error))
 
-    origin, status = provider.origin(request), Status.UNREADABLE
-    removals: tuple[Removal, ...] = ()
-    try:
-        if problem:
-            raise PacketError(problem)
-        callback = provider.parse(request, body)
-        reply = provider.accept(callback)
-    except Exception as error:
-        if not isinstance(error, PacketError):  # a provider's own fault must not lose the packet
+class RefusalError(Exception):
+    """A callback that is not stored. The provider turns status and problem into an answer."""
+
+    def __init__(self, status: int, problem: str) -> None:
+        super().__init__(problem)
+        self.status = status
+        self.problem = problem
+
+
+class Receiver:
+    """The receiver of one app's callbacks. Threads may share it."""
+
+    def __init__(self, settings: Settings, recorder: Recorder, counters: CallbackCounters) -> None:
+        self._settings = settings
+        self._recorder = recorder
+        self._counters = counters
+
+    def receive(
+        self,
+        provider: Provider,
+        request: CallbackRequest,
+        read_body: Callable[[int], Body],
+        sender: object,
+    ) -> Reply:
+        """Store a callback, and return its answer once the removals are durable.
+
+        `read_body` takes the maximum size in bytes and raises `BodyTooLargeError`. It is called
+        for authentic callbacks only. `sender` is the sender of the signal `removals_recorded`.
+        """
+        try:
+            authenticated_by = self._authenticate(provider, request)
+            body = self._read(provider, read_body)
+            delivery, reply = self._parse(provider, request, authenticated_by, body)
+            self._store(delivery, sender)
+        except RefusalError as refusal:
+            return provider.refuse(refusal.status, refusal.problem)
+        return reply
+
+    def _authenticate(self, provider: Provider, request: CallbackRequest) -> str:
+        """Return how the request was authenticated. All refusals get the same answer."""
+        try:
+            if not self._settings.allows(request.remote_addr):
+                raise VerificationError("the address is not in IMCALLBACK_ALLOWED_NETWORKS")
+            return provider.verify(request)
+        except VerificationError as error:
+            self._counters.refuse(provider.name, error.reason, error.detail)
+            raise RefusalError(403, "not authentic") from error
+
+    def _read(self, provider: Provider, read_body: Callable[[int], Body]) -> Body:
+        """Read the body, even if it is cut off."""
+        try:
+            return read_body(self._settings.max_body)
+        except BodyTooLargeError as error:
+            self._counters.refuse(provider.name, str(error))
+            raise RefusalError(413, str(error)) from error
+
+    def _parse(
+        self, provider: Provider, request: CallbackRequest, authenticated_by: str, body: Body
+    ) -> tuple[Delivery, Reply]:
+        """Read the packet. Return what to store, and the answer if it can be stored.
+
+        A packet that cannot be read is stored too, with status `unreadable`.
+        """
+        delivery = Delivery(
+            provider=provider.name,
+            repeats_callbacks=provider.repeats_callbacks,
+            origin=provider.origin(request),
+            received_at=request.received_at,
+            remote_addr=request.remote_addr,
+            authenticated_by=authenticated_by,
+            query=_kept_query(provider, request),
+            headers=_kept_headers(request),
+            body=body.content,
+            status=Status.UNREADABLE,
+        )
+        try:
+            if body.problem:
+                raise PacketError(body.problem)
+            callback = provider.parse(request, body.content)
+            reply = provider.accept(callback)
+        except PacketError as error:
+            problem = str(error)
+        except Exception:  # A mistake in a provider must not lose the packet.
             logger.exception("The provider %s cannot read a packet", provider.name)
-        problem = str(error) if isinstance(error, PacketError) else "the packet cannot be read"
-        reply = provider.refuse(400, problem)
-    else:
-        status = Status.IGNORED if callback.removals is None else Status.RECORDED
-        origin = replace(origin, command=callback.command)
-        removals = callback.removals or ()
+            problem = "the packet cannot be read"
+        else:
+            status = Status.IGNORED if callback.removals is None else Status.RECORDED
+            origin = replace(delivery.origin, command=callback.command)
+            removals = callback.removals or ()
+            return replace(delivery, status=status, origin=origin, removals=removals), reply
+        return replace(delivery, error=problem), provider.refuse(400, problem)
 
-    delivery = Delivery(
-        provider=provider.name,
-        repeats_callbacks=provider.repeats_callbacks,
-        origin=origin,
-        received_at=request.received_at,
-        remote_addr=request.remote_addr,
-        authenticated_by=authenticated_by,
-        query=_kept_query(request, provider),
-        headers={name: request.headers[name] for name in KEPT_HEADERS if name in request.headers},
-        body=body,
-        status=status,
-        removals=removals,
-        error=problem,
-    )
-    try:
-        stored = recorder.record(delivery)
-    except Exception as error:
-        logger.exception("A callback of %s is lost: %s. It was %r", provider.name, error, delivery)
-        return provider.refuse(503, "it could not be stored")
-    if status is not Status.UNREADABLE:
-        counters.accept(provider.name, origin.command)
-    if stored:
-        announce(sender, stored.records)
-    return reply
+    def _store(self, delivery: Delivery, sender: object) -> None:
+        """Record the delivery with its removals, then count it and send the signal."""
+        try:
+            stored = self._recorder.record(delivery)
+        except Exception as error:
+            # The log is the last place that can keep the packet.
+            logger.exception(
+                "A callback of %s is lost: %s. It was %r", delivery.provider, error, delivery
+            )
+            raise RefusalError(503, "it could not be stored") from error
+        if delivery.status is not Status.UNREADABLE:
+            self._counters.accept(delivery.provider, delivery.origin.command)
+        if stored:
+            announce(sender, stored.records)
 
 
-def _kept_query(request: CallbackRequest, provider: Provider) -> str:
-    kept = {name: values for name, values in request.query.items() if name in provider.kept_query}
+def _kept_query(provider: Provider, request: CallbackRequest) -> str:
+    kept = {
+        name: values
+        for name, values in request.query.items()
+        if name.lower() in provider.kept_query
+    }
     return urlencode(kept, doseq=True, errors="replace")
+
+
+def _kept_headers(request: CallbackRequest) -> dict[str, str]:
+    return {name: request.headers[name] for name in KEPT_HEADERS if name in request.headers}

@@ -17,13 +17,14 @@ from sqlalchemy import Engine, event
 from .errors import ConfigError
 from .history import History
 from .providers import Provider
+from .receiver import Receiver
 from .removals import announce
 from .settings import Settings
 from .storage import CallbackCounters, Drain, Recorder, Spool, run_alembic, set_durable_pragmas
 
 EXTENSION = "imcallback"
 """The key of the `Runtime` in `app.extensions`."""
-RESERVED_NAMES = ("account", "deliveries", "docs", "health", "history", "page", "removal")
+RESERVED_NAMES = ("account", "deliveries", "health", "history", "page", "removal")
 """Path segments of our own URLs. The URL of a provider with such a name would hide them."""
 
 
@@ -74,6 +75,7 @@ class Runtime:
     """None if `IMCALLBACK_SPOOL` is None."""
     recorder: Recorder
     counters: CallbackCounters
+    receiver: Receiver
     history: History
 
     @property
@@ -112,14 +114,17 @@ def build_runtime(
     if settings.spool is not None:
         spool = Spool(Path(app.instance_path, settings.spool))
         drain = Drain(spool, database.engine, app.app_context, partial(announce, app))
+    recorder = Recorder(database.engine, deadline=settings.deadline, drain=drain)
+    counters = CallbackCounters(database.engine)
     return Runtime(
         settings=settings,
         providers=_build_providers(providers, settings),
         history_decorators=tuple(history_decorators),
         database=database,
         drain=drain,
-        recorder=Recorder(database.engine, deadline=settings.deadline, drain=drain),
-        counters=CallbackCounters(database.engine),
+        recorder=recorder,
+        counters=counters,
+        receiver=Receiver(settings, recorder, counters),
         history=History(database.engine, _signing_keys(app), settings.deadline),
     )
 

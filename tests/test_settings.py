@@ -178,8 +178,8 @@ def test_an_app_without_a_provider_starts_with_a_warning(
     with caplog.at_level(logging.WARNING):
         ImCallback(app)
     assert [record.getMessage() for record in caplog.records] == [
-        "No provider is enabled, so every callback is refused: set IMCALLBACK_TENCENT_APPS for "
-        "Tencent, IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS for OpenIM"
+        "No provider is enabled, so every callback is answered with 404. Set one of: "
+        "IMCALLBACK_TENCENT_APPS, IMCALLBACK_SECRETS, IMCALLBACK_OPENIM_CREDENTIALS"
     ]
     response = app.test_client().post("/imcallback/openim/callbackX", json={})
     assert response.status_code == 404
@@ -213,7 +213,7 @@ def test_allowed_networks(ip_address: str, is_allowed: bool) -> None:
                 name,
                 f"a provider cannot have the name {name!r}: use up to 32 of the characters a to z, "
                 "0 to 9 and '_', but none of "
-                "account, deliveries, docs, health, history, page, removal",
+                "account, deliveries, health, history, page, removal",
             )
             for name in ("history", "health", "page", "Mine", "my/own", "", "x" * 33)
         ),

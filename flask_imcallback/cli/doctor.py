@@ -1,4 +1,4 @@
-"""Finds out why callbacks do not arrive, or would be lost."""
+"""Finds out why callbacks do not arrive, or get lost."""
 
 from __future__ import annotations
 
@@ -14,120 +14,130 @@ from typing import Any
 from sqlalchemy import func, select
 
 from ..errors import ImCallbackError, SendError
-from ..providers import Callback
+from ..providers import Callback, OutgoingCallback, Provider
 from ..runtime import Runtime
 from ..storage import delivery, id_at, is_at_head
-from . import sender
-from .sender import Answer, Outgoing, Sender
+from .sender import Answer, Sender
 
-PROBES = {"tencent": "flask-imcallback.Probe", "openim": "flaskImcallbackProbeCommand"}
-"""Commands that no server sends: a probe is a delivery that removes nobody, so that no history has
-it, and yet walks all the way of a real callback."""
-SLOW_SECONDS = 1.0
+SLOW_ANSWER_SECONDS = 1.0
+MAX_CLOCK_DIFFERENCE = timedelta(seconds=5)
+MAX_PROBE_AGE = timedelta(minutes=5)
+"""How far back the probe is searched in the database. Clocks may differ by this much."""
 
 
 @dataclass(frozen=True)
 class Finding:
-    """`level` is ok, warning or failure; `remedy` says what to change."""
+    """A result of the examination: what is wrong, why it matters, and what to do."""
 
     level: str
+    """`ok`, `warning` or `failure`. A failure loses callbacks."""
     title: str
     why: str = ""
     remedy: str = ""
 
 
 def ok(title: str) -> Finding:
+    """Return the finding that something is right."""
     return Finding("ok", title)
 
 
 def warning(title: str, why: str, remedy: str) -> Finding:
+    """Return the finding that something needs attention, but loses no callbacks."""
     return Finding("warning", title, why, remedy)
 
 
 def failure(title: str, why: str, remedy: str) -> Finding:
+    """Return the finding that something loses callbacks."""
     return Finding("failure", title, why, remedy)
 
 
 def examine(
     runtime: Runtime, url: str | None = None, idle_seconds: float = 60
 ) -> Iterator[Finding]:
-    """Look at one app's settings, database and clock, and with `url` at its live address.
+    """Check the settings, database and spool of an app, and with `url` also its live address.
 
     Needs an app context.
     """
-    yield from _settings(runtime)
-    yield from _database(runtime)
-    yield from _spool(runtime)
+    yield from _check_settings(runtime)
+    yield from _check_database(runtime)
+    yield from _check_spool(runtime)
     if url is None:
         return
-    providers = runtime.providers
-    on = [name for name in PROBES if name in providers and providers[name].is_enabled]
-    for name in on:
-        yield from _address(runtime, name, url)
-    if on:
-        yield from _idle(runtime, on[0], url, idle_seconds)
+    providers = [provider for provider in runtime.providers.values() if provider.is_enabled]
+    for provider in providers:
+        yield from _check_address(runtime, provider, url)
+    with_probe = [provider for provider in providers if _make_probe(provider, "")]
+    if with_probe:
+        yield from _check_idle_connection(with_probe[0], url, idle_seconds)
 
 
-def _settings(runtime: Runtime) -> Iterator[Finding]:
+def _check_settings(runtime: Runtime) -> Iterator[Finding]:
     settings = runtime.settings
-    if not any(provider.is_enabled for provider in runtime.providers.values()):
+    providers = runtime.providers.values()
+    if not any(provider.is_enabled for provider in providers):
+        keys = " or ".join(key for provider in providers for key in provider.settings_keys)
         yield failure(
             "No provider is on",
             "Every callback is answered with 404.",
-            "Set IMCALLBACK_TENCENT_APPS, IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS.",
+            f"Set {keys or 'what the providers need'}, and start the app again.",
         )
     if settings.allow_unauthenticated:
         yield warning(
             "IMCALLBACK_ALLOW_UNAUTHENTICATED is on",
             "Anybody can write into the history.",
-            "Set a token, a secret path segment or credentials, and take it away.",
+            "Set a token, a secret path segment or credentials, and remove this setting.",
         )
     if not settings.history_tokens and not runtime.history_decorators:
         yield warning(
             "The history is closed",
             "Nobody can read it over HTTP.",
-            "Set IMCALLBACK_HISTORY_TOKENS or pass history_decorators, if somebody should.",
+            "Set IMCALLBACK_HISTORY_TOKENS or pass history_decorators, if somebody should read it.",
         )
     yield ok("The settings are well formed")
 
 
-def _database(runtime: Runtime) -> Iterator[Finding]:
+def _check_database(runtime: Runtime) -> Iterator[Finding]:
     try:
         engine = runtime.engine()
         if not is_at_head(engine):
             yield failure(
                 "The tables are not at the newest migration",
-                "Callbacks wait in the spool; without one they are lost.",
+                "Callbacks wait in the spool. Without a spool they are lost.",
                 "Run flask db upgrade.",
             )
             return
         before = datetime.now(UTC)
         with engine.connect() as connection:
-            theirs = connection.scalar(select(func.current_timestamp()))
+            database_time = connection.scalar(select(func.current_timestamp()))
         after = datetime.now(UTC)
     except ImCallbackError as error:
         yield failure(
             "The database does not answer",
-            f"Callbacks wait in the spool; without one they are lost: {error}",
+            f"Callbacks wait in the spool. Without a spool they are lost. The error: {error}",
             "Check SQLALCHEMY_DATABASE_URI, IMCALLBACK_BIND_KEY, and the database itself.",
         )
         return
     yield ok(f"The database answers ({engine.dialect.name}), at the newest migration")
-    if isinstance(theirs, datetime) and theirs.tzinfo:
-        off = max(before - theirs, theirs - after, timedelta())
-        if off > timedelta(seconds=5):
-            yield failure(
-                f"Our clock and the database's are {off.total_seconds():.0f} seconds apart",
-                "Signatures are refused by a wrong clock, and the history has wrong times.",
-                "Set both by NTP.",
-            )
+    if isinstance(database_time, datetime) and database_time.tzinfo:
+        difference = max(before - database_time, database_time - after, timedelta())
+        if difference > MAX_CLOCK_DIFFERENCE:
+            yield _clock_failure("The clocks of this host and of the database are", difference)
 
 
-def _spool(runtime: Runtime) -> Iterator[Finding]:
+def _clock_failure(title: str, difference: timedelta) -> Finding:
+    return failure(
+        f"{title} {difference.total_seconds():.0f} seconds apart",
+        "With a wrong clock, signatures are refused and the history has wrong times.",
+        "Set both clocks by NTP.",
+    )
+
+
+def _check_spool(runtime: Runtime) -> Iterator[Finding]:
     if runtime.drain is None:
         yield warning(
             "There is no spool",
-            "While the database is away, callbacks are answered with 503 and are only in the log.",
+            "While the database is unavailable, callbacks are answered with 503, and only the log "
+            "keeps their packets.",
             "Set IMCALLBACK_SPOOL to a file on a disk that outlives the process.",
         )
         return
@@ -139,179 +149,189 @@ def _spool(runtime: Runtime) -> Iterator[Finding]:
     except (ImCallbackError, OSError) as error:
         yield failure(
             f"The spool {spool.path} cannot be written",
-            f"While the database is away, callbacks are only in the log: {error}",
+            "While the database is unavailable, only the log keeps the packets. "
+            f"The error: {error}",
             "Set IMCALLBACK_SPOOL to a file that the app may write.",
         )
         return
     yield ok(f"The spool {spool.path} can be written")
     if waiting.count:
         yield warning(
-            f"{waiting.count} callbacks wait in it, the oldest since {waiting.oldest}",
+            f"{waiting.count} callbacks wait in the spool, the oldest since {waiting.oldest}",
             "The history does not show them yet.",
-            "See why by flask imcallback spool --drain.",
+            "Run flask imcallback spool --drain. It stores them or prints the reason.",
         )
 
 
-def _probe(runtime: Runtime, name: str) -> tuple[str, Outgoing]:
+def _make_probe(provider: Provider, mark: str) -> list[OutgoingCallback]:
+    """Return an authentic callback that removes nobody. Its packet holds the mark.
+
+    The probe takes the whole way of a real callback, but no history shows it.
+    """
+    return provider.sample(provider.probe_command, mark, [mark])
+
+
+def _check_address(runtime: Runtime, provider: Provider, url: str) -> Iterator[Finding]:
+    """Send a probe through the live address, and look for it in the database."""
+    name = provider.name
     mark = secrets.token_hex(8)
-    if name == "tencent":
-        app_id = next(iter(runtime.settings.tencent_apps))
-        packet = {"CallbackCommand": PROBES[name], "Mark": mark}
-        return mark, sender.tencent(runtime.settings, packet, app_id)
-    packet = {"callbackCommand": PROBES[name], "mark": mark}
-    return mark, sender.openim(runtime.settings, packet, mark)
-
-
-def _address(runtime: Runtime, name: str, url: str) -> Iterator[Finding]:
-    """Send a probe through the live address, and read it back."""
-    mark, probe = _probe(runtime, name)
-    started = datetime.now(UTC) - timedelta(minutes=5)
+    probe = _make_probe(provider, mark)
+    if not probe:
+        yield warning(
+            f"{name}: no probe can be sent",
+            "Nobody knows whether its callbacks arrive.",
+            "Write the method sample of the provider.",
+        )
+        return
+    started = datetime.now(UTC)
     try:
         connection = Sender(url)
-        answer = connection.send(probe)
+        answer = connection.send(probe[0])
         connection.close()
     except SendError as error:
         yield failure(
             f"{name}: {error}",
             "The IM server cannot reach this address either.",
-            "Check the address, its DNS, port, firewall, and that its certificate is trusted.",
+            "Check the URL, its DNS name, the port, the firewall, and whether the certificate is "
+            "trusted.",
         )
         return
-    if problem := _answer_problem(runtime, name, answer):
+    if problem := _check_answer(provider, answer):
         yield problem
         return
-    yield ok(f"{name}: the probe is answered as the server wants it")
-    if answer.seconds > SLOW_SECONDS:
+    yield ok(f"{name}: the probe gets the answer that the IM server expects")
+    if answer.seconds > SLOW_ANSWER_SECONDS:
         yield warning(
             f"{name}: the answer took {answer.seconds:.1f} seconds",
-            "Tencent waits two seconds; OpenIM's queue drops events while it waits.",
-            "Look for what is slow: the proxy, the database, too few threads.",
+            provider.reactions.to_slow_answer,
+            "Find the slow part: the proxy, the database, or too few threads.",
         )
-    if not _is_stored(runtime, name, mark, started):
+    if not _is_stored(runtime, provider, mark, started - MAX_PROBE_AGE):
         yield failure(
             f"{name}: the probe was answered, but is not in this app's database",
-            "Another app answers at this address, or this command uses another database.",
+            "Another app answers at this URL, or this command uses another database.",
             "Compare SQLALCHEMY_DATABASE_URI and IMCALLBACK_BIND_KEY of both.",
         )
         return
     yield ok(f"{name}: the probe is stored")
     if date := answer.headers.get("date"):
-        off = abs(parsedate_to_datetime(date) - datetime.now(UTC))
-        if off > timedelta(seconds=max(5, runtime.settings.sign_window / 2)):
-            yield failure(
-                f"{name}: the server's clock is {off.total_seconds():.0f} seconds from this one's",
-                "Signatures are refused by a wrong clock, and the history has wrong times.",
-                "Set both by NTP.",
+        difference = abs(parsedate_to_datetime(date) - datetime.now(UTC))
+        sign_window = timedelta(seconds=runtime.settings.sign_window)
+        if difference > max(MAX_CLOCK_DIFFERENCE, sign_window / 2):
+            yield _clock_failure(
+                f"{name}: the clocks of the server and of this host are", difference
             )
 
 
 REFUSALS: dict[int, tuple[str, str]] = {
     400: (
-        "It was taken for something else, such as a form without a CSRF token.",
-        'With Flask-WTF: csrf.exempt(app.blueprints["imcallback_callbacks"]). Otherwise look for '
-        "what stands before the app.",
+        "The request was not taken for a callback, but for example for a form without a CSRF "
+        "token.",
+        'With Flask-WTF, call csrf.exempt(app.blueprints["imcallback_callbacks"]). Otherwise look '
+        "for a proxy or middleware in front of the app.",
     ),
     401: (
-        "Something before the app asks for a login that the IM server does not have.",
-        "Let the callbacks' addresses pass: they have guards of their own.",
+        "Something in front of the app requires a login, and the IM server has none.",
+        "Let the URLs of the callbacks pass. They have their own guards.",
     ),
     403: (
-        "The running app has other tokens, secrets or networks, or another clock; or a proxy drops "
-        "the Authorization header or the path.",
-        "Compare the settings of the running app with this command's; its log names the reason.",
+        "The running app has other tokens, secrets or networks, or another clock. Or a proxy drops "
+        "the Authorization header or changes the path.",
+        "Compare the settings of the running app and of this command. The app logs the reason.",
     ),
     404: (
         "The path does not lead to the extension, or the provider is off in the running app.",
-        "Check the prefix: the proxy's, and IMCALLBACK_URL_PREFIX.",
+        "Check the prefix of the proxy and IMCALLBACK_URL_PREFIX.",
     ),
     405: (
-        "The method was changed on the way, or this is another address.",
-        "Check the proxy and the address.",
+        "The proxy changed the method, or the URL belongs to something else.",
+        "Check the proxy and the URL.",
     ),
     413: (
-        "A limit of the proxy or IMCALLBACK_MAX_BODY is too small even for a probe.",
+        "The limit of the proxy or IMCALLBACK_MAX_BODY is too small even for a probe.",
         "Allow bodies of 1 MiB.",
     ),
     503: (
-        "The running app cannot store callbacks; no server sends them again.",
-        "Its log has the cause and the packets.",
+        "The running app cannot store callbacks, and no IM server sends them again.",
+        "Read the log of the running app. It has the cause and the packets.",
     ),
 }
+"""HTTP status -> why it matters and what to do."""
+OTHER_REFUSAL = (
+    "The IM server counts this as failed.",
+    "Read the log of the running app.",
+)
 
 
-def _answer_problem(runtime: Runtime, name: str, answer: Answer) -> Finding | None:
+def _check_answer(provider: Provider, answer: Answer) -> Finding | None:
+    """Return what is wrong with the answer to a probe."""
+    name = provider.name
     if 300 <= answer.status < 400:
         return failure(
-            f"{name}: the address redirects to {answer.headers.get('location', 'elsewhere')}",
-            "OpenIM repeats a redirected callback as GET or drops it, Tencent counts it as failed.",
-            "Give the IM server the address that it is redirected to, with https:// if need be.",
+            f"{name}: the URL redirects to {answer.headers.get('location', 'another one')}",
+            provider.reactions.to_redirect,
+            "Give the IM server the URL at the end of the redirect. Often it begins with https://.",
         )
     if answer.status != 200:
-        unknown = ("The IM server counts this as failed.", "Look into the log of the running app.")
         return failure(
-            f"{name}: the probe is answered {answer.status}", *REFUSALS.get(answer.status, unknown)
+            f"{name}: the probe is answered {answer.status}",
+            *REFUSALS.get(answer.status, OTHER_REFUSAL),
         )
-    expected = _expected(runtime, name)
-    try:
-        given: Any = json.loads(answer.body)
-    except ValueError:
-        given = None
-    if not isinstance(given, dict) or any(
-        type(given.get(member)) is not type(value) or given[member] != value
-        for member, value in expected.items()
-    ):
+    expected = provider.accept(Callback(command=provider.probe_command, removals=None, packet={}))
+    if not _has_members(answer.body, dict(expected.body)):
         return failure(
-            f"{name}: the answer is not the one that the server wants",
-            "Another body counts as failed, and OpenIM can stop its users for it.",
-            "Something else answers at this address, or a proxy rewrites the answer.",
+            f"{name}: the answer is not the one that the IM server expects",
+            provider.reactions.to_wrong_answer,
+            "Find out whether something else answers at this URL, or a proxy changes the answer.",
         )
     return None
 
 
-def _expected(runtime: Runtime, name: str) -> dict[str, Any]:
-    callback = Callback(command=PROBES[name], removals=None, packet={})
-    return dict(runtime.providers[name].accept(callback).body)
+def _has_members(body: bytes, expected: dict[str, Any]) -> bool:
+    """Return whether the body is a JSON object with these members, of the same types."""
+    try:
+        members: Any = json.loads(body)
+    except ValueError:
+        return False
+    return isinstance(members, dict) and all(
+        type(members.get(name)) is type(value) and members[name] == value
+        for name, value in expected.items()
+    )
 
 
-def _is_stored(runtime: Runtime, name: str, mark: str, started: datetime) -> bool:
+def _is_stored(runtime: Runtime, provider: Provider, mark: str, since: datetime) -> bool:
     column = delivery.c
     probes = select(column.body).where(
-        column.id >= id_at(started), column.provider == name, column.command == PROBES[name]
+        column.id >= id_at(since),
+        column.provider == provider.name,
+        column.command == provider.probe_command,
     )
     with runtime.engine().connect() as connection:
         return any(mark.encode() in body for body in connection.scalars(probes))
 
 
-def _idle(
-    runtime: Runtime,
-    name: str,
-    url: str,
-    seconds: float,
-) -> Iterator[Finding]:
-    """Whether a connection survives a gap between two events.
-
-    Measured with OpenIM's client and an event every two seconds: gunicorn's default keep-alive of
-    two seconds lost 23 of 160.
-    """
+def _check_idle_connection(provider: Provider, url: str, seconds: float) -> Iterator[Finding]:
+    """Check that a connection stays open between two callbacks."""
     try:
         connection = Sender(url)
-        connection.send(_probe(runtime, name)[1])
+        connection.send(_make_probe(provider, secrets.token_hex(8))[0])
     except SendError:
-        return  # told before
+        return  # `_check_address` reports it.
     if not connection.is_open:
-        yield ok("Connections are closed with the answer, so that none is lost idle")
+        yield ok("The server closes each connection with its answer, so none is lost idle")
         return
     time.sleep(seconds)
     try:
-        connection.send(_probe(runtime, name)[1])
+        connection.send(_make_probe(provider, secrets.token_hex(8))[0])
     except SendError as error:
         yield failure(
-            f"A connection idle for {seconds:g} seconds is closed by the server ({error})",
-            "OpenIM sends its next event on it, and loses it: nothing here ever sees it.",
-            "Keep idle connections longer (keepalive = 75 in gunicorn.conf.py, keepalive_timeout "
-            "in nginx), or close each with its answer.",
+            f"The server closes a connection that is idle for {seconds:g} seconds ({error})",
+            "The IM server may send its next callback on this connection and lose it. This app "
+            "never sees the lost callback.",
+            "Keep idle connections open longer (keepalive = 75 in gunicorn.conf.py, "
+            "keepalive_timeout in nginx), or close each one with its answer.",
         )
     else:
-        yield ok(f"A connection idle for {seconds:g} seconds is kept")
+        yield ok(f"The server keeps a connection that is idle for {seconds:g} seconds")
     finally:
         connection.close()

@@ -1,25 +1,56 @@
-"""The providers that come with flask-imcallback."""
+"""The IM server products: what each of them sends, and the answers that it expects."""
 
-from .base import Callback, CallbackRequest, Origin, Provider, Reply
+from .base import (
+    SECRET_STEP,
+    Callback,
+    CallbackRequest,
+    Description,
+    Origin,
+    OutgoingCallback,
+    Provider,
+    Reactions,
+    Reply,
+    SetupStep,
+)
+from .json_schemas import answer_schema, packet_schema
 from .openim import OpenIMProvider
-from .packets import AccountId, PacketSchema, is_one_of, load_object, read_packet, the_command
+from .packets import (
+    AccountId,
+    AccountPairs,
+    PacketSchema,
+    agree_on_command,
+    compact_json,
+    is_one_of,
+    load_object,
+    read_packet,
+)
 from .tencent import TencentProvider
 
 PROVIDERS = (TencentProvider, OpenIMProvider)
+"""The providers of an app that names none."""
 
 __all__ = [
     "PROVIDERS",
+    "SECRET_STEP",
     "AccountId",
+    "AccountPairs",
     "Callback",
     "CallbackRequest",
+    "Description",
     "OpenIMProvider",
     "Origin",
+    "OutgoingCallback",
     "PacketSchema",
     "Provider",
+    "Reactions",
     "Reply",
+    "SetupStep",
     "TencentProvider",
+    "agree_on_command",
+    "answer_schema",
+    "compact_json",
     "is_one_of",
     "load_object",
+    "packet_schema",
     "read_packet",
-    "the_command",
 ]

@@ -1,88 +1,176 @@
-"""What a provider is, and what the providers share. Nothing here knows Flask or SQLAlchemy."""
+"""The `Provider` class, and the plain values that a provider takes and returns.
+
+To add a provider, subclass `Provider`. `docs/providers.md` shows a complete example.
+This room knows neither Flask nor SQLAlchemy.
+"""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
 
-from ..removals import Removal
+from ..removals import Relation, Removal
 
 
 @dataclass(frozen=True, kw_only=True)
 class CallbackRequest:
-    """All of a callback but its body."""
+    """A received callback without its body."""
 
     segments: tuple[str, ...]
-    """The path behind the provider's name, without empty segments."""
+    """The path after the provider's name, split at slashes, without empty segments."""
     query: Mapping[str, tuple[str, ...]]
+    """All values of each query parameter."""
     headers: Mapping[str, str]
-    """By name in lower case."""
+    """The header names are in lower case."""
     remote_addr: str
+    """The address of the client that is connected to the app."""
     received_at: datetime
-    """Aware, UTC."""
+    """Aware, in UTC."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """What path, query and headers say of a callback; the body may not be readable."""
+    """The facts that path, query and headers tell, even if the body cannot be read."""
 
     command: str = ""
     app_id: str = ""
+    """At most 32 characters."""
     request_id: str = ""
     client_ip: str = ""
+    """The address of the user who removed somebody, as the IM server tells it."""
     platform: str = ""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Callback:
-    """A packet that could be read."""
+    """A callback whose packet could be read."""
 
     command: str
     removals: tuple[Removal, ...] | None
-    """In the packet's order; None if the command is not one that removes."""
+    """The removals in the order of the packet. None if the command does not remove anybody."""
     packet: Mapping[str, Any] = field(repr=False)
 
 
 @dataclass(frozen=True)
 class Reply:
-    """An answer in the provider's words."""
+    """The answer to a callback. The body is sent as JSON."""
 
     status: int
     body: Mapping[str, Any]
 
 
-class Provider(ABC):
-    """An IM server product that calls us.
+@dataclass(frozen=True, kw_only=True)
+class OutgoingCallback:
+    """A callback that is ready to be sent to an app, for example by `flask imcallback send`."""
 
-    You write the class attributes and the abstract methods. An instance belongs to one app and is
-    used by many threads at once: keep no state of a request in it.
+    path: str
+    """The path below `IMCALLBACK_URL_PREFIX`. It begins with a slash."""
+    query: str = ""
+    """The encoded query, without the question mark."""
+    headers: Mapping[str, str] = field(default_factory=dict)
+    body: bytes = field(repr=False)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Reactions:
+    """What an IM server does when its callback gets a bad answer. Each text is one sentence."""
+
+    to_slow_answer: str = "The IM server stops waiting and counts the callback as failed."
+    to_redirect: str = "The IM server does not follow redirects, and loses the callback."
+    to_wrong_answer: str = "The IM server counts the callback as failed."
+
+
+@dataclass(frozen=True, kw_only=True)
+class Description:
+    """How a provider's callbacks look, for the OpenAPI document.
+
+    All schemas are JSON Schemas as plain dictionaries.
+    """
+
+    paths: Sequence[str] = ("", "/{rest}")
+    """The paths after the provider's name, with path parameters in braces."""
+    path_parameters: Mapping[str, str] = field(
+        default_factory=lambda: {"rest": "The provider reads this part of the path."}
+    )
+    """Path parameter -> description."""
+    query_parameters: Mapping[str, str] = field(default_factory=dict)
+    """Query parameter -> description."""
+    required_parameters: Sequence[str] = ()
+    """The query parameters without which every callback is refused."""
+    packet: Mapping[str, Any] = field(default_factory=dict)
+    """The schema of the body. `{}` allows everything."""
+    accepted: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
+    """The schema of the answer to a callback that is stored."""
+    refused: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
+    """The schema of the answer to a callback that is not stored."""
+    security_schemes: Mapping[str, Mapping[str, Any]] = field(default_factory=dict)
+    """OpenAPI security schemes. Their names begin with the provider's name."""
+    needs_scheme: bool = False
+    """Whether every callback needs one of the schemes. A secret in the path is not a scheme."""
+
+
+@dataclass(frozen=True)
+class SetupStep:
+    """One step that connects the IM server to this app, shown on the page before any removal.
+
+    `text` is English and the key of its translation. It holds a place `%(name)s` for each of the
+    `values`, and a percent sign is written `%%`. The page shows the values as code.
+    """
+
+    text: str
+    values: Mapping[str, str] = field(default_factory=dict)
+
+
+SECRET_STEP = SetupStep("%(secret)s stands for one of IMCALLBACK_SECRETS.", {"secret": "<secret>"})
+"""The step that explains `<secret>` in the URL of another step."""
+
+
+class Provider(ABC):
+    """An IM server product that sends callbacks to this app.
+
+    A subclass must set `name` and write the abstract methods. Everything else has a default.
+    One instance serves one app in many threads, so it must not keep the state of a request.
     """
 
     name: ClassVar[str]
-    """In lower case: the segment of the address, and the column of a record."""
+    """At most 32 lower-case letters, digits and `_`. It is a path segment and a stored value."""
+    title: ClassVar[str] = ""
+    """The name of the product for people. Empty: `name` is shown."""
+    commands: ClassVar[Mapping[str, Relation]] = {}
+    """The commands that record removals, with the list that each one changes."""
+    probe_command: ClassVar[str] = "flask-imcallback.Probe"
+    """A command that no IM server sends. `flask imcallback doctor` sends it."""
+    settings_keys: ClassVar[tuple[str, ...]] = ()
+    """The configuration keys that enable this provider. One of them is enough."""
+    reactions: ClassVar[Reactions] = Reactions()
+    """What the IM server does after a bad answer."""
     repeats_callbacks: ClassVar[bool] = False
-    """Whether the same non-empty request id and body mean the same callback, sent again."""
+    """Whether the same non-empty request id with the same body means the same callback again."""
     kept_query: ClassVar[frozenset[str]] = frozenset()
-    """The query parameters that a delivery keeps: none that may hold a secret."""
+    """The query parameters that are stored, in lower case. None of them may hold a secret.
+
+    The receiver ignores the case of the received parameters.
+    """
 
     @property
     @abstractmethod
     def is_enabled(self) -> bool:
-        """Whether the settings switch this provider on."""
+        """Whether the settings enable this provider. A disabled provider answers 404."""
 
     @abstractmethod
     def verify(self, request: CallbackRequest) -> str:
-        """Say how the request was authenticated, such as "signature".
+        """Check that the request is authentic, and return how it was authenticated.
 
-        Raises `VerificationError` if it is not authentic.
+        The text, such as "signature", has at most 64 characters and is stored with the delivery.
+        Raises `VerificationError`.
         """
 
     @abstractmethod
     def origin(self, request: CallbackRequest) -> Origin:
-        """What the request says of itself outside its body. Raises nothing."""
+        """Read path, query and headers. Must not raise, because the packet would be lost."""
 
     @abstractmethod
     def parse(self, request: CallbackRequest, body: bytes) -> Callback:
@@ -90,8 +178,30 @@ class Provider(ABC):
 
     @abstractmethod
     def accept(self, callback: Callback) -> Reply:
-        """The answer to a callback that is stored."""
+        """Return the answer to a callback that is stored, is a duplicate, or removes nobody."""
 
     @abstractmethod
     def refuse(self, status: int, problem: str) -> Reply:
-        """The answer to a callback that is not: the HTTP status, and what is wrong."""
+        """Return the answer with this HTTP status to a callback that is not accepted.
+
+        Must not raise. `problem` says what is wrong.
+        """
+
+    def sample(
+        self, command: str, owner_id: str, target_ids: Sequence[str], *, app_id: str = ""
+    ) -> list[OutgoingCallback]:
+        """Make callbacks as the IM server sends them, authenticated with this app's settings.
+
+        `owner_id` loses all of `target_ids`. The command may be one that the provider does not
+        know. `app_id` chooses one of several apps. The default makes none: then `send` and
+        `doctor` cannot try this provider.
+        """
+        return []
+
+    def describe(self) -> Description:
+        """Describe the callbacks for the OpenAPI document. The default allows any JSON object."""
+        return Description()
+
+    def setup_steps(self, url: str) -> list[SetupStep]:
+        """List what to enter in the IM server, whose callbacks go to `url`. Shows no secrets."""
+        return [SetupStep("Send callbacks to %(url)s", {"url": url})]

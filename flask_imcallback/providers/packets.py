@@ -1,4 +1,8 @@
-"""Tools to read packets: JSON, commands, account ids, secrets."""
+"""Tools that read packets: JSON, commands and account ids, and the comparison of secrets.
+
+A provider builds its packet schemas from `PacketSchema` and `AccountId`, and calls
+`load_object`, `agree_on_command` and `read_packet` in this order. All of them raise `PacketError`.
+"""
 
 from __future__ import annotations
 
@@ -13,18 +17,18 @@ from ..errors import PacketError
 from ..text import MAX_TEXT_LENGTH, is_storable
 
 
-def is_one_of(given: str, accepted: Iterable[str]) -> bool:
-    """Compare with every secret, each in a time that does not tell where they differ."""
-    candidate = given.encode("utf-8", "surrogatepass")
-    matches = [hmac.compare_digest(candidate, secret.encode()) for secret in accepted]
+def is_one_of(text: str, secrets: Iterable[str]) -> bool:
+    """Return whether `text` equals one of the secrets, in constant time for each secret."""
+    candidate = text.encode("utf-8", "surrogatepass")
+    matches = [hmac.compare_digest(candidate, secret.encode()) for secret in secrets]
     return any(matches)
 
 
 def load_object(body: bytes) -> dict[str, Any]:
-    """The JSON object that the body holds, whatever its content type says.
+    """Return the JSON object in the body. The content type does not matter.
 
-    Raises `PacketError`. All numbers become floats: they are read by nobody, and Python refuses
-    to make an int of a number with thousands of digits.
+    All numbers become floats. No provider reads numbers, and Python refuses to convert a number
+    with thousands of digits to an int. Raises `PacketError`.
     """
     try:
         packet = json.loads(
@@ -45,31 +49,34 @@ def _refuse_constant(name: str) -> float:
     raise ValueError(f"{name} is not a JSON number")
 
 
-def the_command(named: Iterable[object]) -> str:
-    """The one command that path, query and body name; empty if none does.
+def agree_on_command(candidates: Iterable[object]) -> str:
+    """Return the one command that path, query and body name, or "" if none of them names one.
 
-    Raises `PacketError` if they name several, or something that cannot be a command.
+    None and "" among the candidates mean that this part of the request names no command.
+    Raises `PacketError` if they differ, or if one of them cannot be a command.
     """
-    names = [name for name in named if name is not None and name != ""]
-    for name in names:
-        if not isinstance(name, str) or not is_storable(name):
-            raise PacketError("the command is not a text of 255 characters or fewer")
-        if name != names[0]:
-            raise PacketError(f"different commands are named: {names[0]!r} and {name!r}")
-    return str(names[0]) if names else ""
+    commands = [command for command in candidates if command is not None and command != ""]
+    for command in commands:
+        if not isinstance(command, str) or not is_storable(command):
+            raise PacketError(f"the command is not a text of at most {MAX_TEXT_LENGTH} characters")
+        if command != commands[0]:
+            raise PacketError(
+                f"the request names different commands: {commands[0]!r} and {command!r}"
+            )
+    return str(commands[0]) if commands else ""
 
 
 class AccountId(fields.String):
-    """A string that names an account: kept as it is, never trimmed or folded.
+    """A field for the id of an account. The id is kept as it is, never trimmed or folded.
 
-    Our own limit is 255 code points. Tencent's is 32 bytes (error 7003), but longer ones were seen;
-    OpenIM has none, and does not check the account that is removed.
+    An id has 1 to 255 code points. Tencent's limit is 32 bytes (error 7003), but longer ids were
+    seen. OpenIM has no limit, and does not check the id of the removed account.
     """
 
     default_error_messages = {
-        "empty": "an account id is empty",
-        "length": "an account id is longer than 255 characters",
-        "character": "an account id holds U+0000 or a lone surrogate",
+        "empty": "the account id is empty",
+        "length": f"the account id is longer than {MAX_TEXT_LENGTH} characters",
+        "character": "the account id holds U+0000 or a lone surrogate",
     }
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> Any:
@@ -84,10 +91,10 @@ class AccountId(fields.String):
 
 
 class AccountPairs(fields.Nested):
-    """A list of objects that hold account ids and nothing that we read beside them.
+    """A field for a list of objects. The fields of their schema are all `AccountId`.
 
-    A list of a thousand that is right is taken at a glance; any doubt is left to `Nested`, whose
-    word counts.
+    A packet can hold two thousand pairs. Valid lists therefore take a fast path.
+    Any other list goes through `Nested`, which reports the error.
     """
 
     def __init__(self, schema: type[Schema], **kwargs: Any) -> None:
@@ -97,13 +104,13 @@ class AccountPairs(fields.Nested):
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, list):
             names = self._names
-            found = [
+            valid_pairs = [
                 {name: item[name] for name in names}
                 for item in value
                 if type(item) is dict and all(_is_account_id(item.get(name)) for name in names)
             ]
-            if len(found) == len(value):
-                return found
+            if len(valid_pairs) == len(value):
+                return valid_pairs
         return super()._deserialize(value, *args, **kwargs)
 
 
@@ -112,20 +119,25 @@ def _is_account_id(value: object) -> bool:
 
 
 class PacketSchema(Schema):
-    """Base of the packets' schemas: members that a provider adds are let through."""
+    """Base class of packet schemas. Unknown members are ignored, because products add some."""
 
     class Meta:
         unknown = EXCLUDE
 
 
 def read_packet(schema: Schema, packet: Mapping[str, Any]) -> dict[str, Any]:
-    """Load the packet, or raise a `PacketError` that names the first member that is wrong."""
+    """Load the packet. Raises `PacketError` with the name of the first wrong member."""
     try:
         return dict(schema.load(packet))
     except ValidationError as error:
-        where: list[str] = []
+        member: list[str] = []
         problem: Any = error.messages
         while isinstance(problem, dict):
             name, problem = next(iter(problem.items()))
-            where += [] if name == "_schema" else [str(name)]
-        raise PacketError(f"{'.'.join(where)}: {problem[0]}") from error
+            member += [] if name == "_schema" else [str(name)]
+        raise PacketError(f"{'.'.join(member)}: {problem[0]}") from error
+
+
+def compact_json(packet: Mapping[str, Any]) -> bytes:
+    """Encode a packet without blanks, as IM servers do."""
+    return json.dumps(packet, separators=(",", ":"), ensure_ascii=False).encode()

@@ -1,85 +1,113 @@
 """Tencent Cloud IM (Tencent RTC Chat).
 
 The protocol: https://cloud.tencent.com/document/product/269/1522, in English
-https://trtc.io/document/34354. Its server waits two seconds, and ignores what a callback about
-something that has already happened is answered.
+https://trtc.io/document/34354. Its server waits two seconds for an answer. It ignores the answer
+to a callback about something that has already happened.
 """
 
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Mapping
+import time
+from collections.abc import Mapping, Sequence
 from typing import Any
+from urllib.parse import urlencode
 
 from marshmallow import fields
 
 from ..errors import ConfigError, VerificationError
 from ..removals import Relation, Removal
 from ..settings import Settings
-from .base import Callback, CallbackRequest, Origin, Provider, Reply
+from .base import (
+    SECRET_STEP,
+    Callback,
+    CallbackRequest,
+    Description,
+    Origin,
+    OutgoingCallback,
+    Provider,
+    Reactions,
+    Reply,
+    SetupStep,
+)
+from .json_schemas import answer_schema, packet_schema
 from .packets import (
     AccountId,
     AccountPairs,
     PacketSchema,
+    agree_on_command,
+    compact_json,
     is_one_of,
     load_object,
     read_packet,
-    the_command,
 )
 
-RELATIONS = {
-    # "After a user is removed from blocklist": From_Account's blocklist lost To_Account.
-    # https://www.tencentcloud.com/document/product/1047/34362
-    "Sns.CallbackBlackListDelete": Relation.BLACKLIST,
-    # From_Account's friend list lost To_Account; a deletion from both lists is two pairs of one
-    # packet. The page describes both accounts in the same words, which is wrong of one of them.
-    # https://www.tencentcloud.com/document/product/1047/34360
-    "Sns.CallbackFriendDelete": Relation.FRIEND,
-}
-REQUEST_ID = ("RequestId", "RequestID")
-"""Both spellings were captured, in 2021 and 2022; no page has either."""
-ASKS_WHOM = {
-    # Sent before somebody is added, and answered for each account: 0 allows, 38000-39000 refuses.
+COMMANDS_WITH_ANSWERS = {
+    # Sent before somebody is added. The answer allows (0) or refuses (38000 to 39000) each account.
     # https://www.tencentcloud.com/document/product/1047/43468 and 43467
     "Sns.CallbackPrevFriendAdd": "FriendItem",
     "Sns.CallbackPrevFriendResponse": "ResponseFriendItem",
 }
+"""Command -> the packet member that lists the accounts. The answer must name each account."""
 
 
 class PairSchema(PacketSchema):
+    """`From_Account`'s list lost `To_Account`."""
+
     From_Account = AccountId(required=True)
     To_Account = AccountId(required=True)
 
 
 class RemovalSchema(PacketSchema):
+    """The packet of both commands that record removals."""
+
     CallbackCommand = fields.String(required=True)
     PairList = AccountPairs(PairSchema, required=True)
 
 
-class AskedSchema(PacketSchema):
+class AskedAccountSchema(PacketSchema):
+    """An account that the answer must allow or refuse."""
+
     To_Account = AccountId(required=True)
 
 
 REMOVAL = RemovalSchema()
-ASKED = {
+PACKETS_WITH_ANSWERS = {
     command: PacketSchema.from_dict(
-        {member: fields.Nested(AskedSchema, many=True, required=True)}
+        {member: fields.Nested(AskedAccountSchema, many=True, required=True)}
     )()
-    for command, member in ASKS_WHOM.items()
+    for command, member in COMMANDS_WITH_ANSWERS.items()
 }
 
 
 class TencentProvider(Provider):
     """Callbacks of the apps in `IMCALLBACK_TENCENT_APPS`.
 
-    Raises `ConfigError` for an app that nothing would guard.
+    Raises `ConfigError` for an app that has no guard.
     """
 
     name = "tencent"
-    repeats_callbacks = True  # The console has a switch to repeat a callback after a time-out.
-    # Sign and RequestTime are left out: together they are good for a minute.
+    title = "Tencent Cloud IM"
+    commands = {
+        # "After a user is removed from blocklist": From_Account's blocklist lost To_Account.
+        # https://www.tencentcloud.com/document/product/1047/34362
+        "Sns.CallbackBlackListDelete": Relation.BLACKLIST,
+        # From_Account's friend list lost To_Account. A deletion from both lists is one packet with
+        # two pairs. The page describes both accounts in the same words, which is wrong for one.
+        # https://www.tencentcloud.com/document/product/1047/34360
+        "Sns.CallbackFriendDelete": Relation.FRIEND,
+    }
+    settings_keys = ("IMCALLBACK_TENCENT_APPS",)
+    reactions = Reactions(
+        to_slow_answer="Tencent waits two seconds, then counts the callback as failed.",
+        to_redirect="Tencent counts a redirected callback as failed.",
+        to_wrong_answer="Tencent counts the callback as failed.",
+    )
+    # The console has a switch to repeat a callback after a timeout.
+    repeats_callbacks = True
+    # Sign and RequestTime are left out: together they are valid for a minute.
     kept_query = frozenset(
-        ["SdkAppid", "CallbackCommand", "contenttype", "ClientIP", "OptPlatform", *REQUEST_ID]
+        ["sdkappid", "callbackcommand", "contenttype", "clientip", "optplatform", "requestid"]
     )
 
     def __init__(self, settings: Settings) -> None:
@@ -90,7 +118,7 @@ class TencentProvider(Provider):
         unguarded = [app_id for app_id, tokens in self.apps.items() if not tokens]
         if unguarded and not self.secrets and not self.allow_unauthenticated:
             raise ConfigError(
-                f"IMCALLBACK_TENCENT_APPS gives app {unguarded[0]} no token, so that anybody could "
+                f"IMCALLBACK_TENCENT_APPS has no token for app {unguarded[0]}, so anybody could "
                 "send callbacks in its name: add the token of the Tencent console, or add a secret "
                 "path segment to IMCALLBACK_SECRETS, or (in development only) set "
                 "IMCALLBACK_ALLOW_UNAUTHENTICATED"
@@ -101,7 +129,7 @@ class TencentProvider(Provider):
         return bool(self.apps)
 
     def verify(self, request: CallbackRequest) -> str:
-        # The key is spelt SdkAppid in every capture, whatever the pages' prose says.
+        # Every captured request spells the key SdkAppid, although the prose of the pages differs.
         app_ids = request.query.get("SdkAppid", ())
         if len(app_ids) != 1:
             raise VerificationError("SdkAppid is missing or repeated")
@@ -121,61 +149,160 @@ class TencentProvider(Provider):
         return "+".join(guards) or "nothing"
 
     def _verify_signature(self, request: CallbackRequest, tokens: tuple[str, ...]) -> None:
-        """Sign is the SHA-256 of token and RequestTime, which is in seconds since 1970.
+        """Check Sign, the SHA-256 of token and RequestTime, which is in seconds since 1970.
 
         https://cloud.tencent.com/document/product/269/32431
         """
         signs, times = request.query.get("Sign", ()), request.query.get("RequestTime", ())
         if len(signs) != 1 or len(times) != 1:
             raise VerificationError("Sign or RequestTime is missing or repeated")
-        (sign,), (time,) = signs, times
-        if not (time.isascii() and time.isdecimal() and len(time) <= 12):
+        (sign,), (request_time,) = signs, times
+        is_number = request_time.isascii() and request_time.isdecimal()
+        if not is_number or len(request_time) > 12:
             raise VerificationError("RequestTime is not a number of seconds")
-        expected = [hashlib.sha256((token + time).encode()).hexdigest() for token in tokens]
-        if not is_one_of(sign, expected):
-            raise VerificationError("Sign fits none of the app's tokens")
-        away = abs(int(request.received_at.timestamp()) - int(time))
-        if away > self.sign_window:
+        if not is_one_of(sign, [_sign(token, request_time) for token in tokens]):
+            raise VerificationError("Sign matches none of the app's tokens")
+        difference = abs(int(request.received_at.timestamp()) - int(request_time))
+        if difference > self.sign_window:
             raise VerificationError(
-                "RequestTime is farther from our clock than IMCALLBACK_SIGN_WINDOW",
-                f"{away} seconds",
+                "RequestTime differs from our clock by more than IMCALLBACK_SIGN_WINDOW",
+                f"{difference} seconds",
             )
 
     def origin(self, request: CallbackRequest) -> Origin:
-        def first(*names: str) -> str:
-            return next((value for name in names for value in request.query.get(name, ())), "")
-
         return Origin(
-            command=first("CallbackCommand"),
-            app_id=first("SdkAppid"),
-            request_id=first(*REQUEST_ID),
-            client_ip=first("ClientIP"),
-            platform=first("OptPlatform"),
+            command=_first(request, "CallbackCommand"),
+            app_id=_first(request, "SdkAppid"),
+            request_id=_request_id(request),
+            client_ip=_first(request, "ClientIP"),
+            platform=_first(request, "OptPlatform"),
         )
 
     def parse(self, request: CallbackRequest, body: bytes) -> Callback:
         packet = load_object(body)
-        in_query = request.query.get("CallbackCommand", ())
-        command = the_command([*in_query, packet.get("CallbackCommand")])
+        query_commands = request.query.get("CallbackCommand", ())
+        command = agree_on_command([*query_commands, packet.get("CallbackCommand")])
         removals = None
-        if relation := RELATIONS.get(command):
+        if relation := self.commands.get(command):
             pairs = read_packet(REMOVAL, packet)["PairList"]
             removals = tuple(
                 Removal(relation, pair["From_Account"], pair["To_Account"]) for pair in pairs
             )
-        elif command in ASKED:
-            packet = read_packet(ASKED[command], packet)
+        elif command in PACKETS_WITH_ANSWERS:
+            packet = read_packet(PACKETS_WITH_ANSWERS[command], packet)
         return Callback(command=command, removals=removals, packet=packet)
 
     def accept(self, callback: Callback) -> Reply:
         body: dict[str, Any] = {"ActionStatus": "OK", "ErrorCode": 0, "ErrorInfo": ""}
-        if member := ASKS_WHOM.get(callback.command):
-            body["ResultItem"] = [_allow(item) for item in callback.packet[member]]
+        if member := COMMANDS_WITH_ANSWERS.get(callback.command):
+            body["ResultItem"] = [_allow(account) for account in callback.packet[member]]
         return Reply(200, body)
 
     def refuse(self, status: int, problem: str) -> Reply:
         return Reply(status, {"ActionStatus": "FAIL", "ErrorCode": 1, "ErrorInfo": problem})
 
+    def sample(
+        self, command: str, owner_id: str, target_ids: Sequence[str], *, app_id: str = ""
+    ) -> list[OutgoingCallback]:
+        """Make one callback with a pair for each target.
 
-def _allow(item: Mapping[str, Any]) -> dict[str, Any]:
-    return {"To_Account": item["To_Account"], "ResultCode": 0, "ResultInfo": ""}
+        The app's first token signs it. The path has a secret if the settings have one.
+        """
+        app_id = app_id or next(iter(self.apps), "")
+        query = {
+            "CallbackCommand": command,
+            "OptPlatform": "RESTAPI",
+            "SdkAppid": app_id,
+            "contenttype": "json",
+        }
+        if tokens := self.apps.get(app_id):
+            query["RequestTime"] = str(int(time.time()))
+            query["Sign"] = _sign(tokens[0], query["RequestTime"])
+        pairs = [{"From_Account": owner_id, "To_Account": target} for target in target_ids]
+        return [
+            OutgoingCallback(
+                path="/" + "/".join([self.name, *self.secrets[:1]]),
+                query=urlencode(query),
+                headers={"Content-Type": "application/json"},
+                body=compact_json({"CallbackCommand": command, "PairList": pairs}),
+            )
+        ]
+
+    def describe(self) -> Description:
+        allowed = {"To_Account": {"type": "string"}, "ResultCode": {"const": 0}}
+        accepted = answer_schema({"ActionStatus": "OK", "ErrorCode": 0, "ErrorInfo": ""})
+        accepted["properties"]["ResultItem"] = {
+            "description": "All accounts that the callback asks about. All are allowed.",
+            "type": "array",
+            "items": {
+                "type": "object",
+                "properties": {**allowed, "ResultInfo": {"const": ""}},
+                "required": [*allowed, "ResultInfo"],
+            },
+        }
+        scheme = {
+            **{"type": "apiKey", "in": "query", "name": "Sign"},
+            "description": "The SHA-256 of a token of the app and RequestTime, in hexadecimal.",
+        }
+        return Description(
+            paths=["", "/{secret}"],
+            path_parameters={"secret": "One of IMCALLBACK_SECRETS."},
+            query_parameters={
+                "SdkAppid": "An app of IMCALLBACK_TENCENT_APPS.",
+                "CallbackCommand": "The command, as in the body.",
+                "contenttype": "Always json.",
+                "ClientIP": "The address of the user.",
+                "OptPlatform": "The platform of the user, such as iOS.",
+                "RequestId": "The id of the callback. Any spelling in case is read.",
+                "RequestTime": "Seconds since 1970. Required for an app that has a token.",
+            },
+            required_parameters=["SdkAppid"],
+            packet=packet_schema(
+                "CallbackCommand",
+                {**dict.fromkeys(self.commands, REMOVAL), **PACKETS_WITH_ANSWERS},
+                "Any other command. It is acknowledged and stored without removals.",
+            ),
+            accepted=accepted,
+            refused=answer_schema(self.refuse(400, "").body, free_members=["ErrorInfo"]),
+            security_schemes={f"{self.name}_sign": scheme} if any(self.apps.values()) else {},
+            needs_scheme=all(self.apps.values()),
+        )
+
+    def setup_steps(self, url: str) -> list[SetupStep]:
+        steps = []
+        if any(self.apps.values()):
+            steps.append(
+                SetupStep(
+                    "In the console, callback configuration: the URL %(url)s and the token of "
+                    "IMCALLBACK_TENCENT_APPS.",
+                    {"url": url},
+                )
+            )
+        if not all(self.apps.values()):
+            secret_url = f"{url}/<secret>" if self.secrets else url
+            steps.append(SetupStep("For an app without a token: %(url)s", {"url": secret_url}))
+            steps += [SECRET_STEP] if self.secrets else []
+        commands = ", ".join(self.commands)
+        steps.append(SetupStep("Switch on these callbacks: %(commands)s", {"commands": commands}))
+        return steps
+
+
+def _sign(token: str, request_time: str) -> str:
+    return hashlib.sha256((token + request_time).encode()).hexdigest()
+
+
+def _first(request: CallbackRequest, name: str) -> str:
+    return next(iter(request.query.get(name, ())), "")
+
+
+def _request_id(request: CallbackRequest) -> str:
+    """Return the request id under any spelling in case.
+
+    `RequestId` was captured in 2021 and `RequestID` in 2022. No page of Tencent has either.
+    """
+    spellings = [name for name in request.query if name.lower() == "requestid"]
+    return next((_first(request, name) for name in spellings), "")
+
+
+def _allow(account: Mapping[str, Any]) -> dict[str, Any]:
+    return {"To_Account": account["To_Account"], "ResultCode": 0, "ResultInfo": ""}

@@ -12,7 +12,7 @@ from flask import Blueprint, Response, current_app, request
 
 from ..errors import BodyTooLargeError
 from ..providers import CallbackRequest, Reply
-from ..receiver import receive
+from ..receiver import Body
 from ..runtime import get_runtime
 
 logger = logging.getLogger("flask_imcallback")
@@ -53,14 +53,8 @@ def _callback(name: str, rest: str = "") -> Response:
         elif request.method != "POST":
             reply = provider.refuse(405, "callbacks must use POST")
         else:
-            reply = receive(
-                _callback_request(rest),
-                _read_body,
-                provider=provider,
-                settings=runtime.settings,
-                recorder=runtime.recorder,
-                counters=runtime.counters,
-                sender=app,
+            reply = runtime.receiver.receive(
+                provider, _callback_request(rest), _read_body, sender=app
             )
     except Exception:
         logger.exception("A callback of %s is lost after an unexpected error", name)
@@ -87,7 +81,7 @@ def _decode_header(value: str) -> str:
     return value.encode("latin-1", errors="replace").decode(errors="replace")
 
 
-def _read_body(maximum: int) -> tuple[bytes, str]:
+def _read_body(maximum: int) -> Body:
     """Return the body and what is wrong with it. Raises `BodyTooLargeError`.
 
     Reads the WSGI stream directly, because Werkzeug drops the received part of an incomplete body.
@@ -96,7 +90,7 @@ def _read_body(maximum: int) -> tuple[bytes, str]:
     if length is not None and length > maximum:
         raise BodyTooLargeError
     if length is None and not request.environ.get("wsgi.input_terminated"):
-        return b"", ""
+        return Body(content=b"")
     stream, body, problem = request.environ["wsgi.input"], bytearray(), ""
     bytes_to_read = maximum + 1 if length is None else length
     try:
@@ -108,9 +102,10 @@ def _read_body(maximum: int) -> tuple[bytes, str]:
         raise BodyTooLargeError
     if length is not None and len(body) < length:
         if not body and (read_by_host := request.get_data()):
-            return read_by_host, ""  # a before_request function of the host read the stream
+            # A before_request function of the host has read the stream.
+            return Body(content=read_by_host)
         problem = f"the body has {len(body)} bytes, but its Content-Length is {length}"
-    return bytes(body), problem
+    return Body(content=bytes(body), problem=problem)
 
 
 def _response(reply: Reply) -> Response:

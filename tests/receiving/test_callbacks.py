@@ -1,12 +1,14 @@
-"""Callbacks over HTTP: every packet, and what is stored of it on every database."""
+"""Callbacks over HTTP: how each packet is answered and stored on each database."""
 
 from __future__ import annotations
 
 import hashlib
 import time
 from base64 import b64encode
-from collections import defaultdict
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import dataclass, fields
 from functools import partial
 from typing import Any
 
@@ -15,64 +17,71 @@ import time_machine
 from flask import Flask, request
 from flask.testing import FlaskClient
 from sqlalchemy import URL
+from werkzeug.test import TestResponse
 
 from flask_imcallback import OpenIMProvider
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.settings import Settings
-from flask_imcallback.storage.tables import delivery, removal
-from support import samples
-from support.apps import MakeApp, rows, wait_for_counters
-from support.callbacks import BODY, SECRET, MineProvider
+from support import samples, servers
+from support.apps import DATABASES, MakeApp, rows, wait_for_counters
+from support.callbacks import BODY, SECRET, MineProvider, SharedApps, shared_apps
 
 SAMPLES = samples.samples("tencent") + samples.samples("openim")
 
 
-def clear(app: Flask) -> None:
-    with app.app_context(), get_runtime().engine().begin() as connection:
-        for table in (delivery, removal):
-            connection.execute(table.delete())
+@pytest.fixture(scope="module", params=DATABASES)
+def apps(
+    request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory
+) -> Iterator[SharedApps]:
+    """Apps on a database of each kind, shared by all packets."""
+    folder = tmp_path_factory.mktemp("packets")
+    with ExitStack() as stack:
+        if request.param == "sqlite":
+            url = URL.create("sqlite", database=str(folder / "test.db"))
+        else:
+            server = request.getfixturevalue("database_servers")[request.param]
+            url = stack.enter_context(servers.database(server))
+        yield stack.enter_context(shared_apps(url, folder))
 
 
-def send(client: FlaskClient, sample: samples.Sample, body: bytes) -> Any:
-    return client.open(
-        f"/imcallback{sample.path}",
-        method=sample.method,
-        query_string=sample.query,
-        headers=[h for h in sample.headers.items() if h[0] not in ("Host", "Content-Length")],
-        data=body,
-    )
+def send(client: FlaskClient, sample: samples.Sample, body: bytes) -> TestResponse:
+    """Send one request of a sample at the time of the sample."""
+    with time_machine.travel(sample.now or 1_700_000_000, tick=True):
+        return client.open(
+            f"/imcallback{sample.path}",
+            method=sample.method,
+            query_string=sample.query,
+            headers=[h for h in sample.headers.items() if h[0] not in ("Host", "Content-Length")],
+            data=body,
+        )
 
 
-def test_each_packet_is_answered_and_stored(database_url: URL, make_app: MakeApp) -> None:
-    """Answer, deliveries and removals are those that stand beside the packet."""
-    by_settings = defaultdict(list)
-    for sample in SAMPLES:
-        by_settings[repr(sample.settings)].append(sample)
-    for some in by_settings.values():
-        app = make_app(database_url, **some[0].settings)
-        client = app.test_client()
-        for sample in some:
-            clear(app)
-            for body in sample.bodies:
-                with time_machine.travel(sample.now or 1_700_000_000, tick=True):
-                    response = send(client, sample, body)
-                assert response.status_code == sample.http_status, sample.name
-                assert response.mimetype == "application/json", sample.name
-                assert sample.answer.items() <= response.get_json().items(), sample.name
-            deliveries, removals = rows(app)
-            stored = [{name: row[name] for name in ("status", "command")} for row in deliveries]
-            assert stored == sample.deliveries, sample.name
-            if deliveries:
-                assert [row["body"] for row in deliveries] == sample.bodies, sample.name
-            names = ("relation", "owner_id", "target_id")
-            pairs = [{name: row[name] for name in names} for row in removals]
-            assert pairs == sample.removals, sample.name
+@pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.provider}-{sample}")
+def test_a_packet_is_answered_and_stored(apps: SharedApps, sample: samples.Sample) -> None:
+    """Answer, delivery and removals are the expected ones of the packet."""
+    app = apps.empty_app(sample.settings)
+    client = app.test_client()
+    for body in sample.bodies:
+        response = send(client, sample, body)
+        assert response.status_code == sample.http_status
+        assert response.mimetype == "application/json"
+        assert sample.answer.items() <= response.get_json().items()
+    deliveries, removals = rows(app)
+    stored = [{name: row[name] for name in ("status", "command")} for row in deliveries]
+    assert stored == sample.deliveries
+    for row, body in zip(deliveries, sample.bodies, strict=bool(deliveries)):
+        assert row["body"] == body
+        assert row["authenticated_by"] == sample.authenticated_by
+        assert row["error"].startswith(sample.problem)
+        assert bool(row["error"]) == bool(sample.problem)
+    names = ("relation", "owner_id", "target_id")
+    assert [{name: row[name] for name in names} for row in removals] == sample.removals
 
 
 @pytest.mark.parametrize("method", ["GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"])
 @pytest.mark.parametrize("path", ["/openim/callbackX", "/openim", "/tencent", "/tencent/x"])
 def test_another_method_is_405(make_app: MakeApp, method: str, path: str) -> None:
-    """In the provider's words, because another body can stop OpenIM's users."""
+    """The answer has the provider's body, because another body can stop OpenIM's users."""
     app = make_app(
         migrate=False,
         IMCALLBACK_ALLOW_UNAUTHENTICATED=True,
@@ -81,11 +90,12 @@ def test_another_method_is_405(make_app: MakeApp, method: str, path: str) -> Non
     response = app.test_client().open(f"/imcallback{path}", method=method)
     assert response.status_code == 405
     assert response.headers["Allow"] == "POST"
-    words = "errCode" if "openim" in path else "ErrorCode"
-    assert method == "HEAD" or words in response.get_json()
+    member = "errCode" if "openim" in path else "ErrorCode"
+    assert method == "HEAD" or member in response.get_json()
 
 
 OTHER = "another-secret-of-enough-length"
+CONTINUE = {"actionCode": 0, "errCode": 0, "errMsg": "", "errDlt": "", "nextCode": 0}
 
 
 @pytest.mark.parametrize(
@@ -101,10 +111,10 @@ OTHER = "another-secret-of-enough-length"
         (f"/imcallback/tencent/{SECRET}/{SECRET}?SdkAppid=1400000000", {}),
     ],
 )
-def test_refusals_are_alike_and_tell_no_secret(
+def test_all_refusals_are_the_same_and_hold_no_secret(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, url: str, headers: dict[str, str]
 ) -> None:
-    """One text for every reason; the reason is in the log, but nothing that was presented."""
+    """The log has the reason, but nothing that the request presented."""
     app = make_app(
         IMCALLBACK_TENCENT_APPS={"1400000000": [OTHER]},
         IMCALLBACK_SECRETS=[SECRET],
@@ -113,8 +123,7 @@ def test_refusals_are_alike_and_tell_no_secret(
     response = app.test_client().post(url, json=BODY, headers=headers)
     assert response.status_code == 403
     tencent = {"ActionStatus": "FAIL", "ErrorCode": 1, "ErrorInfo": "not authentic"}
-    openim = {"actionCode": 0, "errCode": 0, "errMsg": "", "errDlt": "", "nextCode": 0}
-    assert response.get_json() == (tencent if "tencent" in url else openim)
+    assert response.get_json() == (tencent if "tencent" in url else CONTINUE)
     assert rows(app) == ([], [])
     assert "Refused a callback" in caplog.text
     assert SECRET not in caplog.text
@@ -124,7 +133,7 @@ def test_refusals_are_alike_and_tell_no_secret(
 def test_a_flood_of_refusals_costs_no_disk(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """One line a minute for each reason, which tells how many there were; all are counted."""
+    """The log gets one line a minute for each reason, with the number of refusals."""
     app = make_app(IMCALLBACK_SECRETS=[SECRET])
     with time_machine.travel(1_700_000_000, tick=False) as clock:
         client = app.test_client()
@@ -140,13 +149,13 @@ def test_a_flood_of_refusals_costs_no_disk(
     assert "499 more" in caplog.messages[1]
     with app.app_context():
         counts = get_runtime().counters.counts()
-    # The last one came less than ten seconds after the counters was saved.
+    # The last refusal came less than ten seconds after the counters were saved.
     assert [(count.outcome, count.count) for count in counts] == [("refused", 1001)]
     assert rows(app) == ([], [])
 
 
 def test_no_secret_is_stored(make_app: MakeApp) -> None:
-    """A delivery keeps what is known to be harmless of query and headers."""
+    """A delivery keeps only the parameters and headers that never hold a secret."""
     password = "Basic b3BlbmltOm15LXBhc3N3b3Jk"
     app = make_app(
         IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_OPENIM_CREDENTIALS={"openim": "my-password"}
@@ -166,8 +175,23 @@ def test_no_secret_is_stored(make_app: MakeApp) -> None:
         assert secret not in repr(delivery)
 
 
-def test_what_a_host_does_with_requests_harms_no_callback(make_app: MakeApp) -> None:
-    """A hook that reads every body, and a lower limit for the host's own uploads."""
+def test_a_delivery_keeps_the_known_parameters(make_app: MakeApp) -> None:
+    """The case of a name does not matter. Signature and unknown parameters are not kept."""
+    app = make_app(
+        IMCALLBACK_TENCENT_APPS={"1400000000": []}, IMCALLBACK_ALLOW_UNAUTHENTICATED=True
+    )
+    query = "SdkAppid=1400000000&REQUESTID=one&ClientIP=192.0.2.7"
+    response = app.test_client().post(
+        f"/imcallback/tencent?{query}&Sign={OTHER}&RequestTime=1&x=2", json={}
+    )
+    assert response.status_code == 200
+    (delivery,), _ = rows(app)
+    assert delivery["query"] == query
+    assert delivery["request_id"] == "one"
+
+
+def test_hooks_and_limits_of_the_host_lose_no_callback(make_app: MakeApp) -> None:
+    """The host may read every body first, and may limit its own uploads."""
     app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True, MAX_CONTENT_LENGTH=10_000)
 
     @app.before_request
@@ -182,7 +206,7 @@ def test_what_a_host_does_with_requests_harms_no_callback(make_app: MakeApp) -> 
 
 
 def test_another_prefix(make_app: MakeApp) -> None:
-    """All addresses move, those with doubled slashes too; the old ones are gone."""
+    """All URLs move, also with doubled slashes, and the old URLs are gone."""
     app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True, IMCALLBACK_URL_PREFIX="/a/b/")
     client = app.test_client()
     command = BODY["callbackCommand"]
@@ -191,8 +215,8 @@ def test_another_prefix(make_app: MakeApp) -> None:
     assert client.get("/a/b/history").status_code == 403
 
 
-def test_the_first_requests_may_come_at_once(make_app: MakeApp) -> None:
-    """The database of an app that has none is made by the first; the others wait until it is."""
+def test_the_first_requests_may_arrive_together(make_app: MakeApp) -> None:
+    """The first request makes the database of an app that has none, and the others wait."""
     app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True)
     url = "/imcallback/openim/callbackAfterRemoveBlackCommand"
     with ThreadPoolExecutor(8) as pool:
@@ -205,7 +229,7 @@ def test_the_first_requests_may_come_at_once(make_app: MakeApp) -> None:
 
 
 def test_networks_are_a_guard(make_app: MakeApp) -> None:
-    """An address outside is refused, whatever else it presents."""
+    """A client outside the allowed networks is refused."""
     app = make_app(
         IMCALLBACK_ALLOW_UNAUTHENTICATED=True, IMCALLBACK_ALLOWED_NETWORKS=["203.0.113.0/24"]
     )
@@ -219,118 +243,160 @@ def test_networks_are_a_guard(make_app: MakeApp) -> None:
 
 @pytest.mark.parametrize("as_object", [False, True])
 def test_a_host_adds_a_provider(make_app: MakeApp, *, as_object: bool) -> None:
-    """As a class that takes the settings, or as a ready object; its mistakes lose no packet."""
+    """The provider is a class or an object, and a mistake in it loses no packet."""
     config = {"IMCALLBACK_ALLOW_UNAUTHENTICATED": True}
     mine = MineProvider(Settings.from_config(config)) if as_object else MineProvider
     app = make_app(**config, providers=[OpenIMProvider, mine])
     client = app.test_client()
-    assert client.post("/imcallback/mine/callbackAfterRemoveBlackCommand", json=BODY).json
-    assert client.post("/imcallback/mine/callbackX", data=b'{"fail": 1}').status_code == 400
+    path = "/imcallback/mine/callbackAfterRemoveBlackCommand"
+    assert client.post(path, json=BODY).json == CONTINUE
+    response = client.post("/imcallback/mine/callbackX", data=b'{"fail": 1}')
+    assert (response.status_code, response.json) == (400, CONTINUE)
     deliveries, removals = rows(app)
-    assert [(row["provider"], row["status"]) for row in deliveries] == [
-        ("mine", "recorded"),
-        ("mine", "unreadable"),
+    assert [(row["provider"], row["status"], row["error"]) for row in deliveries] == [
+        ("mine", "recorded", ""),
+        ("mine", "unreadable", "the packet cannot be read"),
     ]
     assert [row["provider"] for row in removals] == ["mine"]
 
 
-TOKEN, OLD = "the-token", "the-old-token"
-GUARDS: dict[str, dict[str, Any]] = {
-    "tencent": {
-        "nothing": {"IMCALLBACK_ALLOW_UNAUTHENTICATED": True},
-        "token": {"IMCALLBACK_TENCENT_APPS": {"1400000000": [TOKEN, OLD]}},
-        "secret": {"IMCALLBACK_SECRETS": [SECRET, OTHER]},
-    },
-    "openim": {
-        "nothing": {"IMCALLBACK_ALLOW_UNAUTHENTICATED": True},
-        "password": {"IMCALLBACK_OPENIM_CREDENTIALS": {"new": TOKEN, "old": OLD}},
-        "secret": {"IMCALLBACK_SECRETS": [SECRET, OTHER]},
-    },
-}
-# settings, what is presented, and whether that is let in
-TENCENT = [
-    ("nothing", "", True),
-    ("nothing", "sign", True),  # no token, so that nobody can tell whether it is right
-    ("nothing", "secret", False),  # none is accepted
-    ("token", "", False),
-    ("token", "sign", True),
-    ("token", "old sign", True),
-    ("token", "wrong sign", False),
-    ("token", "late sign", False),
-    ("token", "sign secret", False),
-    ("token nothing", "", False),
-    ("token nothing", "sign", True),
-    ("secret", "", False),
-    ("secret", "secret", True),
-    ("secret", "other secret", True),
-    ("secret", "wrong secret", False),
-    ("secret", "sign", False),
-    ("token secret", "secret", False),  # an app with tokens must always sign
-    ("token secret", "sign", True),
-    ("token secret", "sign secret", True),
-    ("token secret", "sign wrong secret", False),
-    ("token secret", "wrong sign secret", False),
+TOKEN, OLD_TOKEN, WRONG_TOKEN = "the-token", "the-old-token", "a-wrong-token"
+WRONG_SECRET = "a-wrong-secret-of-enough-length"
+
+
+@dataclass(frozen=True, kw_only=True)
+class GuardCase:
+    """The guards of an app, the proofs in a request, and the guards that let it in."""
+
+    unauthenticated: bool = False
+    """Whether the app allows callbacks without a guard."""
+    token: bool = False
+    """Whether the app has Tencent tokens, or OpenIM credentials."""
+    secrets: bool = False
+    """Whether the app has secret path segments."""
+    presented_token: str = ""
+    """The token of the signature, or the password."""
+    presented_secret: str = ""
+    age_seconds: int = 0
+    """The age of the signature."""
+    authenticated_by: str = ""
+    """Empty: the callback is refused."""
+
+    def __str__(self) -> str:
+        changed = {f.name: getattr(self, f.name) for f in fields(self)}
+        return "-".join(k if v is True else f"{k}={v}" for k, v in changed.items() if v)
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Return the settings that both providers have in common."""
+        secrets = [SECRET, OTHER] if self.secrets else []
+        return {
+            "IMCALLBACK_ALLOW_UNAUTHENTICATED": self.unauthenticated,
+            "IMCALLBACK_SECRETS": secrets,
+        }
+
+
+TENCENT_CASES = [
+    GuardCase(unauthenticated=True, authenticated_by="nothing"),
+    # Nobody can check a signature if the app has no token.
+    GuardCase(unauthenticated=True, presented_token=TOKEN, authenticated_by="nothing"),
+    # No secret is accepted if the app has none.
+    GuardCase(unauthenticated=True, presented_secret=SECRET),
+    GuardCase(token=True),
+    GuardCase(token=True, presented_token=TOKEN, authenticated_by="signature"),
+    GuardCase(token=True, presented_token=OLD_TOKEN, authenticated_by="signature"),
+    GuardCase(token=True, presented_token=WRONG_TOKEN),
+    GuardCase(token=True, presented_token=TOKEN, age_seconds=100),
+    GuardCase(token=True, presented_token=TOKEN, presented_secret=SECRET),
+    GuardCase(token=True, unauthenticated=True),
+    GuardCase(
+        token=True, unauthenticated=True, presented_token=TOKEN, authenticated_by="signature"
+    ),
+    GuardCase(secrets=True),
+    GuardCase(secrets=True, presented_secret=SECRET, authenticated_by="secret"),
+    GuardCase(secrets=True, presented_secret=OTHER, authenticated_by="secret"),
+    GuardCase(secrets=True, presented_secret=WRONG_SECRET),
+    GuardCase(secrets=True, presented_token=TOKEN),
+    # An app with tokens must always sign.
+    GuardCase(token=True, secrets=True, presented_secret=SECRET),
+    GuardCase(token=True, secrets=True, presented_token=TOKEN, authenticated_by="signature"),
+    GuardCase(
+        token=True,
+        secrets=True,
+        presented_token=TOKEN,
+        presented_secret=SECRET,
+        authenticated_by="secret+signature",
+    ),
+    GuardCase(token=True, secrets=True, presented_token=TOKEN, presented_secret=WRONG_SECRET),
+    GuardCase(token=True, secrets=True, presented_token=WRONG_TOKEN, presented_secret=SECRET),
 ]
-OPENIM = [
-    ("nothing", "", True),
-    ("nothing", "password", True),  # there are none to compare it with
-    ("nothing", "secret", False),
-    ("password", "", False),
-    ("password", "password", True),
-    ("password", "old password", True),
-    ("password", "wrong password", False),
-    ("password", "password secret", False),
-    ("secret", "", False),
-    ("secret", "secret", True),
-    ("secret", "other secret", True),
-    ("secret", "wrong secret", False),
-    ("secret", "password", False),
-    ("password secret", "password", True),
-    ("password secret", "secret", True),
-    ("password secret", "password secret", True),
-    ("password secret", "wrong password secret", False),
-    ("password secret", "password wrong secret", False),
+OPENIM_CASES = [
+    GuardCase(unauthenticated=True, authenticated_by="nothing"),
+    # A password is not compared if the app has no credentials.
+    GuardCase(unauthenticated=True, presented_token=TOKEN, authenticated_by="nothing"),
+    GuardCase(unauthenticated=True, presented_secret=SECRET),
+    GuardCase(token=True),
+    GuardCase(token=True, presented_token=TOKEN, authenticated_by="password"),
+    GuardCase(token=True, presented_token=OLD_TOKEN, authenticated_by="password"),
+    GuardCase(token=True, presented_token=WRONG_TOKEN),
+    GuardCase(token=True, presented_token=TOKEN, presented_secret=SECRET),
+    GuardCase(secrets=True),
+    GuardCase(secrets=True, presented_secret=SECRET, authenticated_by="secret"),
+    GuardCase(secrets=True, presented_secret=OTHER, authenticated_by="secret"),
+    GuardCase(secrets=True, presented_secret=WRONG_SECRET),
+    GuardCase(secrets=True, presented_token=TOKEN),
+    GuardCase(token=True, secrets=True, presented_token=TOKEN, authenticated_by="password"),
+    GuardCase(token=True, secrets=True, presented_secret=SECRET, authenticated_by="secret"),
+    GuardCase(
+        token=True,
+        secrets=True,
+        presented_token=TOKEN,
+        presented_secret=SECRET,
+        authenticated_by="secret+password",
+    ),
+    GuardCase(token=True, secrets=True, presented_token=WRONG_TOKEN, presented_secret=SECRET),
+    GuardCase(token=True, secrets=True, presented_token=TOKEN, presented_secret=WRONG_SECRET),
 ]
 
 
-@pytest.mark.parametrize(
-    ("provider", "configured", "presented", "is_let_in"),
-    [("tencent", *row) for row in TENCENT] + [("openim", *row) for row in OPENIM],
-)
-def test_guards(
-    make_app: MakeApp, provider: str, configured: str, presented: str, is_let_in: bool
-) -> None:
-    """Settings and request give the answer; a row is stored for whom is let in."""
-    apps: dict[str, Any] = {"IMCALLBACK_TENCENT_APPS": {"1400000000": []}}
-    config = apps if provider == "tencent" else {}
-    for guard in configured.split():
-        config |= GUARDS[provider][guard]
-    app = make_app(**config)
-    now = int(time.time())
-    secrets = {"wrong secret": "x" * 20, "other secret": OTHER, "secret": SECRET}
-    secret = next((f"/{secrets[name]}" for name in secrets if name in presented), "")
-    headers, query = {}, ""
-    if "password" in presented:
-        user, password = ("old", OLD) if "old password" in presented else ("new", TOKEN)
-        password += "x" if "wrong password" in presented else ""
-        headers["Authorization"] = f"Basic {b64encode(f'{user}:{password}'.encode()).decode()}"
-    if "sign" in presented:
-        now -= 100 if "late" in presented else 0
-        token = OLD if "old sign" in presented else TOKEN
-        sign = hashlib.sha256(f"{token}{now}".encode()).hexdigest()
-        sign = sign[:-1] + "x" if "wrong sign" in presented else sign
-        query = f"&Sign={sign}&RequestTime={now}"
-    if provider == "tencent":
-        url = f"/imcallback/tencent{secret}?SdkAppid=1400000000&CallbackCommand=X.Y{query}"
-    else:
-        url = f"/imcallback/openim{secret}/callbackX"
+def check_guards(app: Flask, url: str, case: GuardCase, headers: dict[str, str]) -> None:
+    """Send a callback. A delivery is stored only if it is let in."""
     response = app.test_client().post(url, json={}, headers=headers)
-    assert response.status_code == (200 if is_let_in else 403)
-    assert len(rows(app)[0]) == int(is_let_in)
+    assert response.status_code == (200 if case.authenticated_by else 403)
+    stored = [row["authenticated_by"] for row in rows(app)[0]]
+    assert stored == ([case.authenticated_by] if case.authenticated_by else [])
 
 
-def test_of_duplicate_members_the_last_counts(make_app: MakeApp) -> None:
-    """As for the servers' own JSON readers; nothing is stored by halves."""
+@pytest.mark.parametrize("case", TENCENT_CASES, ids=str)
+def test_the_guards_of_tencent(make_app: MakeApp, case: GuardCase) -> None:
+    """Everything that is presented must be correct, and one guard is needed."""
+    tokens = [TOKEN, OLD_TOKEN] if case.token else []
+    app = make_app(**case.settings, IMCALLBACK_TENCENT_APPS={"1400000000": tokens})
+    secret = f"/{case.presented_secret}" if case.presented_secret else ""
+    url = f"/imcallback/tencent{secret}?SdkAppid=1400000000&CallbackCommand=X.Y"
+    if case.presented_token:
+        request_time = int(time.time()) - case.age_seconds
+        sign = hashlib.sha256(f"{case.presented_token}{request_time}".encode()).hexdigest()
+        url += f"&Sign={sign}&RequestTime={request_time}"
+    check_guards(app, url, case, {})
+
+
+@pytest.mark.parametrize("case", OPENIM_CASES, ids=str)
+def test_the_guards_of_openim(make_app: MakeApp, case: GuardCase) -> None:
+    """Everything that is presented must be correct, and one guard is needed."""
+    users = {"new": TOKEN, "old": OLD_TOKEN}
+    app = make_app(**case.settings, IMCALLBACK_OPENIM_CREDENTIALS=users if case.token else {})
+    secret = f"/{case.presented_secret}" if case.presented_secret else ""
+    headers = {}
+    if case.presented_token:
+        user = "old" if case.presented_token == OLD_TOKEN else "new"
+        credentials = b64encode(f"{user}:{case.presented_token}".encode()).decode()
+        headers["Authorization"] = f"Basic {credentials}"
+    check_guards(app, f"/imcallback/openim{secret}/callbackX", case, headers)
+
+
+def test_the_last_of_duplicate_members_counts(make_app: MakeApp) -> None:
+    """The JSON readers of the IM servers do the same."""
     app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True)
     command = BODY["callbackCommand"]
     body = (

@@ -1,6 +1,6 @@
-"""Whatever arrives at the callbacks' addresses, byte by byte.
+"""Random requests to the URLs of the callbacks.
 
-`make fuzz` tries 100,000 requests at each provider; IMCALLBACK_FUZZ_EXAMPLES tries as many.
+`make fuzz` sends 100,000 requests to each provider. `IMCALLBACK_FUZZ_EXAMPLES` sets another number.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ PACKETS = {
     },
 }
 
-# WSGI has bytes as Latin-1; servers let no control characters into a header.
+# WSGI passes bytes as Latin-1. Servers refuse control characters in a header.
 native = st.binary(max_size=40).map(lambda raw: raw.decode("latin-1"))
 header = native.map(lambda text: "".join(c for c in text if c.isprintable()))
 
@@ -65,7 +65,7 @@ def jsons(words: list[str]) -> st.SearchStrategy[bytes]:
 
 @st.composite
 def requests(draw: st.DrawFn, provider: str) -> tuple[dict[str, Any], bool]:
-    """An environment, and whether it presents a guard that is right."""
+    """Make a WSGI environment, and tell whether it presents a correct guard."""
     words = [*WORDS[provider], SECRET, APP_ID, "SdkAppid", "CallbackCommand", "command"]
     pieces = st.sampled_from(["/", "//", "%2F", "..", *words]) | native
     guarded = draw(st.booleans())
@@ -103,15 +103,16 @@ def requests(draw: st.DrawFn, provider: str) -> tuple[dict[str, Any], bool]:
     return environ, guarded
 
 
-def count(app: Flask) -> int:
+def count_rows(app: Flask) -> int:
+    """Return the number of deliveries and removals in the database."""
     with app.app_context(), get_runtime().engine().connect() as connection:
         tables = (delivery, removal)
         return sum(connection.scalar(select(func.count()).select_from(t)) or 0 for t in tables)
 
 
 @pytest.mark.parametrize("provider", ["tencent", "openim"])
-def test_anything_is_answered_in_the_providers_words(make_app: MakeApp, provider: str) -> None:
-    """Never a 500 or a redirect, and no row of a request that presents no guard."""
+def test_every_request_gets_an_answer_of_the_provider(make_app: MakeApp, provider: str) -> None:
+    """No request gets a 500 or a redirect, and a request without a guard stores nothing."""
     app = make_app(
         IMCALLBACK_TENCENT_APPS={APP_ID: []},
         IMCALLBACK_SECRETS=[SECRET],
@@ -126,24 +127,24 @@ def test_anything_is_answered_in_the_providers_words(make_app: MakeApp, provider
     @given(requests(provider))
     def check(request: tuple[dict[str, Any], bool]) -> None:
         environ, guarded = request
-        told: list[Any] = []
+        start_arguments: list[Any] = []
 
         def start(*arguments: Any) -> Any:
-            told.extend(arguments)
+            start_arguments.extend(arguments)
 
-        before = count(app)
+        rows_before = count_rows(app)
         answer = app.wsgi_app(environ, start)
         body = b"".join(answer)
-        status = int(told[0].split()[0])
+        status = int(start_arguments[0].split()[0])
         assert status in (200, 400, 403, 404, 405, 413), body
-        # Flask answers by itself where it finds no route: for a Host like "a..b", which no DNS has,
-        # and for a line end in the path.
+        # Flask answers itself if it finds no route: for an invalid Host such as "a..b", and for a
+        # line end in the path.
         if body.startswith(b"<!doctype"):
             assert status in (400, 404)
             assert environ["HTTP_HOST"] != "localhost" or "\n" in environ["PATH_INFO"]
         else:
             assert set(json.loads(body)) >= MEMBERS[provider]
-        presented = guarded or SECRET in environ["PATH_INFO"]
-        assert presented or count(app) == before
+        is_guarded = guarded or SECRET in environ["PATH_INFO"]
+        assert is_guarded or count_rows(app) == rows_before
 
     check()

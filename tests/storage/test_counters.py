@@ -55,7 +55,7 @@ def test_python_http_and_command_line_show_the_counts(database_url: URL, make_ap
         {
             "provider": "openim",
             "outcome": "refused",
-            "name": "neither a secret path segment nor a password is given",
+            "name": "the request has neither a secret path segment nor a password",
             "count": 2,
             "last_at": "2023-11-14T22:15:11.000000Z",
         },

@@ -1,12 +1,25 @@
-"""Callbacks to post."""
+"""Callbacks to post, and apps that receive them."""
 
 from __future__ import annotations
 
-from flask_imcallback import OpenIMProvider
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from click.testing import Result
+from flask import Flask
+from sqlalchemy import URL
+from werkzeug.serving import WSGIRequestHandler, make_server
+
+from flask_imcallback import ImCallback, OpenIMProvider, upgrade
 from flask_imcallback.providers import Callback, CallbackRequest
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.tables import delivery, removal
+from support.apps import join
 
 SECRET = "a-secret-of-16-characters"
-
 
 BODY = {
     "callbackCommand": "callbackAfterRemoveBlackCommand",
@@ -16,7 +29,7 @@ BODY = {
 
 
 class MineProvider(OpenIMProvider):
-    """A provider of the host's own, and one whose author made a mistake."""
+    """A provider of a host. Its author made a mistake."""
 
     name = "mine"
 
@@ -24,3 +37,79 @@ class MineProvider(OpenIMProvider):
         if body == b'{"fail": 1}':
             raise KeyError("on purpose")
         return super().parse(request, body)
+
+
+class SharedApps:
+    """Apps on one database: one app for all packets with the same settings."""
+
+    def __init__(self, url: URL, folder: Path) -> None:
+        self._url = url
+        self._folder = folder
+        self._apps: dict[str, Flask] = {}
+
+    def empty_app(self, settings: dict[str, Any]) -> Flask:
+        """Return the app with these settings. The tables are empty."""
+        app = self._apps.get(repr(settings)) or self._make(settings)
+        with app.app_context(), get_runtime().engine().begin() as connection:
+            for table in (delivery, removal):
+                connection.execute(table.delete())
+        return app
+
+    def _make(self, settings: dict[str, Any]) -> Flask:
+        app = Flask("host", instance_path=str(self._folder / "instance"))
+        app.config.update(settings, SQLALCHEMY_DATABASE_URI=self._url)
+        ImCallback(app)
+        with app.app_context():
+            upgrade()
+        self._apps[repr(settings)] = app
+        return app
+
+    def close(self) -> None:
+        """Close all connections to the database."""
+        join("imcallback-drain", "imcallback-counters")
+        for app in self._apps.values():
+            with app.app_context():
+                runtime = get_runtime()
+                engines = list(runtime.database.open().engines.values())
+                engines += [runtime.drain.spool.engine] if runtime.drain else []
+                for engine in engines:
+                    engine.dispose()
+
+
+@contextmanager
+def shared_apps(url: URL, folder: Path) -> Iterator[SharedApps]:
+    """Give apps that share a database, and close their connections at the end."""
+    apps = SharedApps(url, folder)
+    try:
+        yield apps
+    finally:
+        apps.close()
+
+
+Wsgi = Callable[[dict[str, Any], Any], Any]
+
+
+class QuietHandler(WSGIRequestHandler):
+    """A handler that closes each connection with its answer, and logs nothing."""
+
+    def log(self, type: str, message: str, *args: Any) -> None:
+        pass
+
+
+@contextmanager
+def served(app: Wsgi) -> Iterator[str]:
+    """Serve the app on a free port, and give the URL."""
+    server = make_server("127.0.0.1", 0, app, threaded=True, request_handler=QuietHandler)
+    thread = threading.Thread(target=server.serve_forever)
+    thread.start()
+    try:
+        yield f"http://127.0.0.1:{server.server_port}/imcallback"
+    finally:
+        server.shutdown()
+        thread.join()
+        server.server_close()
+
+
+def run_command(app: Flask, *arguments: str) -> Result:
+    """Run `flask imcallback` with these arguments."""
+    return app.test_cli_runner().invoke(args=["imcallback", *arguments])

@@ -1,7 +1,7 @@
-"""The packets in `tests/packets`: a callback in each file, and what must come of it.
+"""The packets in `tests/packets`: each file holds a callback and the expected result.
 
-`expected.http_status` and `expected.answer` hold for every request of a sample, `removals` and
-`deliveries` for all of them together, in the order in which they are stored.
+`expected.http_status` and `expected.answer` hold for every request of a sample. `removals` and
+`deliveries` hold for all requests together, in the order in which they are stored.
 """
 
 from __future__ import annotations
@@ -19,23 +19,29 @@ PACKETS = ROOT / "tests/packets"
 
 @dataclass(frozen=True, kw_only=True)
 class Sample:
+    """A callback, the settings of the app that receives it, and the expected result."""
+
     name: str
     provider: str
     method: str
     path: str
-    """Below the URL prefix."""
+    """The path below the URL prefix."""
     query: str
     headers: dict[str, str]
     body: bytes
     body_before: bytes | None
-    """Sent first, with everything else the same."""
+    """The body of a request that is sent first, and is otherwise the same."""
     settings: dict[str, Any]
     now: int | None = None
-    """Our clock in seconds since 1970, where it matters."""
+    """The time of the app's clock in seconds since 1970, where it matters."""
     send_times: int = 1
     http_status: int
     answer: dict[str, Any]
-    """The members that must be equal; Tencent's `ErrorInfo` is absent where its text is free."""
+    """The members that must be equal. Tencent's `ErrorInfo` is absent where its text is free."""
+    authenticated_by: str = ""
+    """The guards that let the callback in."""
+    problem: str = ""
+    """Why the callback is refused. The error text must begin with this text."""
     removals: list[dict[str, str]]
     deliveries: list[dict[str, str]]
 
@@ -44,18 +50,19 @@ class Sample:
 
     @property
     def bodies(self) -> list[bytes]:
-        """The body of each request, in the order of sending."""
+        """Return the body of each request, in the order of sending."""
         before = [] if self.body_before is None else [self.body_before]
         return before + [self.body] * self.send_times
 
 
 def samples(provider: str) -> list[Sample]:
+    """Return the samples of a provider, sorted by name."""
     paths = sorted((PACKETS / provider).glob("*.json"), key=lambda path: path.stem)
     return [_load(provider, path) for path in paths if path.name != "answers.json"]
 
 
 def answers() -> list[dict[str, Any]]:
-    """What each line of OpenIM's server makes of an answer: `expected`, by version."""
+    """Return answers with the reaction of each OpenIM version to them."""
     return list(json.loads((PACKETS / "openim" / "answers.json").read_text("utf-8")))
 
 
@@ -80,7 +87,7 @@ def _load(provider: str, path: Path) -> Sample:
 
 
 def _many_friends(generator: dict[str, Any]) -> tuple[bytes, list[dict[str, str]]]:
-    """Deletions of `count` friends, each from both lists."""
+    """Return a packet that deletes `count` friends from both lists, and its removals."""
     owner, count = generator["owner_id"], generator["count"]
     targets = [generator["target_id"] % number for number in range(count)]
     ids = [pair for target in targets for pair in ((owner, target), (target, owner))]

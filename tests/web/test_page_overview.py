@@ -83,7 +83,7 @@ def test_recent_callbacks_are_counted(make_app: MakeApp) -> None:
         html = read_page(app)
     assert "Last callback 5 minutes ago · last refusal 3 minutes ago" in html.words
     assert ["openim", "callbackX", "1", "2026-11-20 18:05:00"] in html.rows
-    reason = "neither a secret path segment nor a password is given"
+    reason = "the request has neither a secret path segment nor a password"
     assert ["openim", reason, "1", "2026-11-20 18:07:00"] in html.rows
 
 

@@ -15,6 +15,7 @@ from babel.messages.pofile import read_po
 from jinja2 import Environment
 from jinja2.ext import extract_from_ast
 
+from flask_imcallback import providers
 from flask_imcallback.web.page import text as page_text
 from flask_imcallback.web.page.text import LANGUAGES, TRANSLATIONS_FOLDER
 from support.apps import MakeApp
@@ -59,7 +60,11 @@ def messages() -> Iterator[tuple[str, ...]]:
     for template in PAGE_FOLDER.glob("templates/imcallback/*.html"):
         tree = Environment(autoescape=True).parse(template.read_text("utf-8"))
         for _, _, texts in extract_from_ast(tree, ("_", "ngettext"), babel_style=False):
-            yield tuple(text for text in texts or () if isinstance(text, str))
+            if message := tuple(text for text in texts or () if isinstance(text, str)):
+                yield message
+    for module in Path(providers.__file__).parent.glob("*.py"):
+        for _, step, *_ in extract("python", io.BytesIO(module.read_bytes()), {"SetupStep": (1,)}):
+            yield (str(step),)
     code = (PAGE_FOLDER / "text.py").read_bytes()
     for _, texts, *_ in extract("python", io.BytesIO(code), {"ngettext": (1, 2)}):
         yield tuple(str(text) for text in texts or ())

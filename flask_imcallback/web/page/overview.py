@@ -1,4 +1,4 @@
-"""What stands above the history: what came and what waits; before that, what to enter where."""
+"""The overview above the history: recent callbacks, the spool, and the setup of a new app."""
 
 from __future__ import annotations
 
@@ -11,42 +11,48 @@ from flask import url_for
 
 from ...errors import StorageError
 from ...history import Page, RemovalCount
-from ...providers import openim, tencent
 from ...runtime import Runtime
 from ...storage import ACCEPTED, REFUSED, CallbackCount, Waiting
 
 MONTH = timedelta(days=30)
-LEAST_SILENCE = timedelta(minutes=10)
+MIN_SILENCE = timedelta(minutes=10)
+SILENCE_GAPS = 10
+"""A silence is unusual if it is longer than this number of average gaps between two removals."""
+MIN_REMOVALS_PER_MONTH = 10
+"""An app with fewer removals is treated as if it had this number."""
 MAX_ROWS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """Commands and reasons are those of which one came last."""
+    """The state of the app for people."""
 
     accepted: Sequence[CallbackCount]
+    """The counts of accepted callbacks by command, the newest first."""
     refused: Sequence[CallbackCount]
+    """The counts of refused callbacks by reason, the newest first."""
     last: datetime | None
-    """When the last was accepted."""
+    """The time of the last accepted callback."""
     silence: timedelta | None
-    """Since then, if that is unusual."""
+    """The time since the last accepted callback, if it is unusually long."""
     waiting: Waiting | None
-    """In the spool, if there is one."""
+    """The callbacks in the spool, if there is a spool that can be read."""
     problem: str
-    """Why the spool cannot be read."""
+    """The reason why the spool cannot be read, or an empty text."""
 
 
-def look(
+def summarize(
     runtime: Runtime, now: datetime, page: Page | None = None, counts: Sequence[RemovalCount] = ()
 ) -> Overview:
-    """Of the newest page, and the counts of the last month, also whether it is too quiet.
+    """Summarize the recent callbacks and the spool.
 
-    Raises `StorageError`.
+    With `page`, the newest removals, and `counts`, the counts of the last month, also detect an
+    unusually long silence. Raises `StorageError`.
     """
     counters = sorted(runtime.counters.counts(), key=lambda count: count.last_at, reverse=True)
     accepted = [count for count in counters if count.outcome == ACCEPTED]
     moments = [count.last_at for count in accepted[:1]]
-    if page:  # whose first may not be in the counters yet
+    if page:  # The counters may not have the newest removal yet.
         moments += [record.received_at for record in page.data[:1]]
     last = max(moments, default=None)
     silence = now - last if page and last else None
@@ -66,25 +72,29 @@ def look(
 
 
 def _usual_silence(counts: Sequence[RemovalCount]) -> timedelta:
-    """Ten times the usual gap of a month; ten removals are the least that has one."""
-    gap = MONTH / max(10, sum(count.count for count in counts))
-    return max(10 * gap, LEAST_SILENCE)
+    """Return the longest silence that is still usual after this month."""
+    gap = MONTH / max(MIN_REMOVALS_PER_MONTH, sum(count.count for count in counts))
+    return max(SILENCE_GAPS * gap, MIN_SILENCE)
 
 
 def setup(runtime: Runtime) -> dict[str, Any]:
-    """The addresses of the providers that are on, and by what they are guarded; no secret."""
-    settings = runtime.settings
-    apps = settings.tencent_apps.values()
+    """Return what the page shows before the first removal: the steps of each enabled provider.
+
+    No secret is shown.
+    """
+    providers = runtime.providers.values()
     return {
-        "addresses": {
-            name: url_for(f"imcallback_callbacks.{name}", _external=True)
-            for name, provider in runtime.providers.items()
+        "steps": {
+            provider.title or provider.name: provider.setup_steps(
+                url_for(f"imcallback_callbacks.{provider.name}", _external=True)
+            )
+            for provider in providers
             if provider.is_enabled
         },
+        "settings_keys": {
+            provider.title or provider.name: provider.settings_keys
+            for provider in providers
+            if provider.settings_keys
+        },
         "page": url_for("imcallback_page.index", _external=True).rstrip("/"),
-        "commands": {"tencent": list(tencent.RELATIONS), "openim": list(openim.REMOVALS)},
-        "has_tokens": any(apps),
-        "has_apps_without_token": not all(apps),
-        "has_secrets": bool(settings.secrets),
-        "has_passwords": bool(settings.openim_credentials),
     }

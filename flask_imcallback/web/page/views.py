@@ -19,7 +19,7 @@ from ..access import add_reader_views, parameters, parse_id
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
 from .context import PageContext, Parameters, read_zone
 from .files import FILES, MEDIA_TYPES
-from .overview import look, setup
+from .overview import setup, summarize
 from .text import LANGUAGES, Translations, indent_json, show_invisible
 from .timeline import count_timeline
 
@@ -72,9 +72,9 @@ def _index() -> Response:
         timeline=timeline,
         export_filters=_export_filters(query),
         providers={name: name for name in runtime.providers},
-        overview=look(runtime, now, page, timeline.counts)
+        overview=summarize(runtime, now, page, timeline.counts)
         if has_no_filters
-        else look(runtime, now),
+        else summarize(runtime, now),
         setup=setup(runtime) if is_empty else None,
         now=now,
     )
