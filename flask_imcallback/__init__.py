@@ -9,9 +9,21 @@ from .errors import (
     VerificationError,
 )
 from .extension import ImCallback
-from .history import History, Page
+from .history import (
+    DeliveryDetail,
+    DeliveryFilters,
+    DeliveryPage,
+    DeliveryRecord,
+    History,
+    HistoryFilters,
+    Page,
+    RemovalCount,
+    RemovalDetail,
+    RemovalFilters,
+    StreamFilters,
+)
 from .providers import OpenIMProvider, Provider, TencentProvider
-from .removals import Record, Relation, Removal, removals_recorded
+from .removals import Record, Relation, Removal, Status, removals_recorded
 from .runtime import upgrade
 from .settings import Settings
 from .storage import CallbackCount
@@ -21,7 +33,12 @@ __version__ = "0.1.0"
 __all__ = [
     "CallbackCount",
     "ConfigError",
+    "DeliveryDetail",
+    "DeliveryFilters",
+    "DeliveryPage",
+    "DeliveryRecord",
     "History",
+    "HistoryFilters",
     "HistoryQueryError",
     "ImCallback",
     "ImCallbackError",
@@ -32,8 +49,13 @@ __all__ = [
     "Record",
     "Relation",
     "Removal",
+    "RemovalCount",
+    "RemovalDetail",
+    "RemovalFilters",
     "Settings",
+    "Status",
     "StorageError",
+    "StreamFilters",
     "TencentProvider",
     "VerificationError",
     "removals_recorded",

@@ -45,7 +45,7 @@ class HistoryQueryError(ImCallbackError, ValueError):
     """
 
     def __init__(self, parameter: str, message: str) -> None:
-        super().__init__(message)
+        super().__init__(f"{parameter} {message}")
         self.parameter = parameter
 
 

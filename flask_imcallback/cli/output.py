@@ -52,7 +52,8 @@ def _names_options(function: Callable[..., Any]) -> Callable[..., Any]:
         try:
             return function(**options)
         except HistoryQueryError as error:
-            raise click.BadParameter(str(error), param_hint=_flag(error.parameter)) from error
+            problem = str(error).removeprefix(f"{error.parameter} ")  # click names the option
+            raise click.BadParameter(problem, param_hint=_flag(error.parameter)) from error
 
     return wrapper
 

@@ -138,6 +138,6 @@ def _problem_of(error: Exception) -> ProblemError:
         return error
     if isinstance(error, HistoryQueryError):
         kind = TOO_WIDE if isinstance(error, TooWideError) else BAD_PARAMETER
-        return ProblemError(kind, f"{error.parameter} {error}", parameter=error.parameter)
+        return ProblemError(kind, str(error), parameter=error.parameter)
     logger.error("The history cannot be read: %s", error, exc_info=error)
     return ProblemError(UNAVAILABLE, str(error))

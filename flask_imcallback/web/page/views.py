@@ -17,7 +17,14 @@ from marshmallow import Schema, fields
 from marshmallow.validate import OneOf
 
 from ...errors import HistoryQueryError
-from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, RemovalCount, StatsQuery, read
+from ...history import (
+    DELIVERY,
+    HistoryQuery,
+    HistoryQuerySchema,
+    RemovalCount,
+    StatsQuery,
+    load_parameters,
+)
 from ...removals import Record
 from ...runtime import get_runtime
 from ...storage import moment_of
@@ -140,7 +147,7 @@ def _index() -> Response:
     timeline = replace(query, cursor=None, since=since, until=until)
     bucket = next((b for b in BUCKETS if until - since <= MAX_POINTS * BUCKETS[b]), "month")
     by_relation = StatsQuery(bucket=bucket, group_by="relation", tz=_zone_of(given).key)
-    counts = runtime.history.stats(timeline, by_relation)
+    counts = runtime.history.count(timeline, by_relation)
     is_all = query.digest == HistoryQuery().digest and query.cursor is None
     is_empty = is_all and not page.data and page.next_cursor is None
     return _render(
@@ -173,13 +180,13 @@ def _account() -> Response:
 
 def _removal(removal_id: str) -> Response:
     given = _given()
-    read(READER, given)
+    load_parameters(READER, given)
     _zone_of(given)
     history = get_runtime().history
     found = history.get(number_in(removal_id))
     if found is None:
         raise ProblemError(NOT_FOUND, "There is no such removal.")
-    record, delivery = found
+    record, delivery = found.removal, found.delivery
     its = HistoryQuery(delivery_id=(record.delivery_id,), order="asc", limit=LIMIT)
     facts = DELIVERY.dump(delivery)
     packet = indented(facts["body"] if facts["body"] is not None else facts["body_base64"])
@@ -270,8 +277,8 @@ def _read_query(given: Given) -> HistoryQuery:
         for name in ("since", "until")
         if name in given
     }
-    asked = read(PAGE_QUERY, {"limit": [str(LIMIT)], **given, **times})
-    return HistoryQuery.from_filters(**{n: v for n, v in asked.items() if n not in READER.fields})
+    asked = load_parameters(PAGE_QUERY, {"limit": [str(LIMIT)], **given, **times})
+    return HistoryQuery.from_filters({n: v for n, v in asked.items() if n not in READER.fields})
 
 
 def _with_offset(text: str, zone: ZoneInfo) -> str:
