@@ -113,9 +113,12 @@ class CursorCodec:
         if version != CURSOR_VERSION:
             problem = "is from another version of flask-imcallback. Start again without it"
             raise HistoryQueryError("cursor", problem)
-        its_digest, mark, steps = parts
-        if its_digest != digest:
-            problem = "belongs to other filters or another order. Repeat those, or start without it"
+        query_digest, mark, steps = parts
+        if query_digest != digest:
+            problem = (
+                "belongs to other filters or another order. "
+                "Repeat its filters and order, or start again without it"
+            )
             raise HistoryQueryError("cursor", problem)
         ends = [mark]
         for step in steps:
