@@ -19,7 +19,7 @@ from flask_imcallback.removals import Status
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.entries import Delivery
 from flask_imcallback.storage.ids import id_at
-from support.api import HISTORY, MEMBERS, TIMES, assert_problem, get, open_history
+from support.api import BAD_TIMES, HISTORY, MEMBERS, assert_problem, get, open_history
 from support.apps import MakeApp
 from support.deliveries import MICROSECOND, MOMENT, delivery_of, find, store, store_all
 
@@ -210,7 +210,7 @@ def test_a_cursor_belongs_to_its_filters(make_app: MakeApp) -> None:
 
 BAD: list[tuple[str, Any]] = [
     *(("status", status) for status in ("", "Recorded", "x" * 10_000, "\0", "é", ["ignored", "x"])),
-    *((name, moment) for name in ("since", "until") for moment in TIMES),
+    *((name, moment) for name in ("since", "until") for moment in BAD_TIMES),
     *((name, ["2026-11-20T18:05:00Z"] * 2) for name in ("since", "until")),
     *(("limit", number) for number in ("", "0", "1001", "-1", "x", "1" * 10_000, ["1", "1"])),
     *(("order", order) for order in ("", "ASC", "x" * 10_000, ["asc", "asc"])),

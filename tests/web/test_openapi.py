@@ -95,7 +95,7 @@ def test_what_stands_in_it(make_app: MakeApp) -> None:
         "in": "query",
         "name": "owner_id",
         "required": False,
-        "description": "whose list changed",
+        "description": "the account whose list changed",
         "style": "form",
         "explode": True,
         "schema": {
