@@ -1,7 +1,7 @@
 """Measure the history: pages, filters, exports, counts, and the cost of indexes.
 
-The benchmark first fills a new database with many removals, which takes some minutes for 10 million.
-Run it on a machine that does nothing else. Most goals are ratios of two figures of the same run.
+The benchmark first fills a new database. 10 million removals take some minutes.
+Run it on a machine that does nothing else. Most goals are ratios of two figures of one run.
 """
 
 from __future__ import annotations

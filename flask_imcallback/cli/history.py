@@ -26,6 +26,7 @@ from ..history import (
     load_export_query,
     load_history_query,
     load_stats_query,
+    removal_csv,
     removal_json,
     stats_json,
 )
@@ -48,7 +49,7 @@ def _history(format: str, **filters: Any) -> None:
         for line in json_lines(page.data):
             click.echo(line)
     elif format == "csv":
-        click.echo(csv_records([COLUMNS]) + csv_records(page.data), nl=False)
+        click.echo(csv_records([COLUMNS]) + removal_csv(page.data), nl=False)
     else:
         _echo_table([removal_json(record) for record in page.data], TABLE)
     if page.next_cursor:

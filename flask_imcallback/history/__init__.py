@@ -1,6 +1,6 @@
 """The only room that reads SQL for users: queries, plans, pages, counts and exports."""
 
-from .export import COLUMNS, FORMATS, csv_records, encode, json_lines, removal_json
+from .export import COLUMNS, FORMATS, csv_records, encode, json_lines, removal_csv, removal_json
 from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
 from .history import History
 from .queries import HistoryQuery, StatsQuery
@@ -59,6 +59,7 @@ __all__ = [
     "load_history_query",
     "load_parameters",
     "load_stats_query",
+    "removal_csv",
     "removal_json",
     "stats_json",
 ]

@@ -62,8 +62,7 @@ def removal_json(record: Record) -> dict[str, Any]:
 def json_lines(records: Sequence[Record]) -> list[str]:
     """Return the JSON of each removal, as `json.dumps(..., ensure_ascii=False)` writes it.
 
-    `json.dumps` takes four times as long. `_quote` is its own function for texts. An id is the time
-    of its delivery, and a time without a zone is formatted faster than `received_at`.
+    `json.dumps` takes four times as long. `_quote` is its own function for texts.
     """
     return [
         f'{{"id": {id}, "provider": {_quote(provider)}, "app_id": {_quote(app_id)}, '
@@ -71,8 +70,7 @@ def json_lines(records: Sequence[Record]) -> list[str]:
         f'"owner_id": {_quote(owner_id)}, "target_id": {_quote(target_id)}, '
         f'"position": {position}, "delivery_id": {delivery_id}, '
         f'"client_ip": {_quote(client_ip)}, "platform": {_quote(platform)}, '
-        f'"request_id": {_quote(request_id)}, "received_at": "'
-        f'{(EPOCH_WITHOUT_ZONE + delivery_id * MICROSECOND).isoformat("T", "microseconds")}Z"}}'
+        f'"request_id": {_quote(request_id)}, "received_at": "{received_at}"}}'
         for (
             id,
             provider,
@@ -87,24 +85,44 @@ def json_lines(records: Sequence[Record]) -> list[str]:
             platform,
             request_id,
             _,
-        ) in records
+        ), received_at in zip(records, _received_at_texts(records), strict=True)
     ]
 
 
-def csv_records(rows: Sequence[Sequence[Any]], *, keeps_formulas: bool = False) -> bytes:
-    """Return the rows as CSV records (RFC 4180). The cells of a column must have one type."""
-    columns = [_csv_cells(column, keeps_formulas) for column in zip(*rows, strict=True)]
+def removal_csv(records: Sequence[Record], *, keeps_formulas: bool = False) -> bytes:
+    """Return the removals as CSV records (RFC 4180)."""
+    if not records:
+        return b""
+    *columns, _ = zip(*records, strict=True)
+    return _csv_of_columns([*columns, _received_at_texts(records)], keeps_formulas)
+
+
+def csv_records(rows: Sequence[Sequence[Any]]) -> bytes:
+    """Return the rows as CSV records without formulas. The cells of a column have one type."""
+    return _csv_of_columns(list(zip(*rows, strict=True)), keeps_formulas=False)
+
+
+def _csv_of_columns(columns: Iterable[Sequence[Any]], keeps_formulas: bool) -> bytes:
+    if not keeps_formulas:
+        columns = map(_without_formulas, columns)
     text = io.StringIO(newline="")
     csv.writer(text).writerows(zip(*columns, strict=True))
     return text.getvalue().encode()
 
 
-def _csv_cells(column: Sequence[Any], keeps_formulas: bool) -> Sequence[Any]:
-    if isinstance(column[0], datetime):
-        return [utc_text(moment) for moment in column]
-    if keeps_formulas or not isinstance(column[0], str):
+def _without_formulas(column: Sequence[Any]) -> Sequence[Any]:
+    if not column or not isinstance(column[0], str):
         return column
     return [f"'{cell}" if cell[:1] in FORMULA_STARTS else cell for cell in column]
+
+
+def _received_at_texts(records: Iterable[Record]) -> list[str]:
+    """Return `utc_text(record.received_at)` of each removal, in half the time.
+
+    The id of a delivery is its time, and a time without a zone is formatted faster.
+    """
+    times = [EPOCH_WITHOUT_ZONE + record.delivery_id * MICROSECOND for record in records]
+    return [f"{time.isoformat('T', 'microseconds')}Z" for time in times]
 
 
 def _ndjson(chunks: Chunks, keeps_formulas: bool) -> Iterator[bytes]:
@@ -130,7 +148,7 @@ def _csv(chunks: Chunks, keeps_formulas: bool) -> Iterator[bytes]:
     head = csv_records([COLUMNS])
     for chunk in chunks:
         removals += len(chunk)
-        yield head + csv_records(chunk, keeps_formulas=keeps_formulas)
+        yield head + removal_csv(chunk, keeps_formulas=keeps_formulas)
         head = b""
     yield head + csv_records([("manifest", removals, *[""] * (len(COLUMNS) - 2))])
 
