@@ -37,7 +37,7 @@ FILTERS: dict[str, Filter] = {
     "owner_id": Filter(description="the account whose list changed"),
     "target_id": Filter(description="the account that left the list"),
     "account_id": Filter(description="the account on either side"),
-    "peer_id": Filter(description="the account on the other side; requires account_id"),
+    "peer_id": Filter(description="the account on the other side of account_id"),
     "platform": Filter(description="the client platform, such as iOS", may_be_empty=True),
     "client_ip": Filter(
         description="the IP address that the provider sent for the user", may_be_empty=True

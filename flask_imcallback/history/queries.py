@@ -57,7 +57,7 @@ class PagedQuery:
         check_choice("order", self.order, ORDERS)
         _check_number("limit", self.limit, MAX_LIMIT)
         if self.cursor is not None and not isinstance(self.cursor, str):
-            raise HistoryQueryError("cursor", f"must be a string, not {shown(self.cursor)}")
+            raise HistoryQueryError("cursor", f"must be a string, not {format_value(self.cursor)}")
 
     @property
     def is_descending(self) -> bool:
@@ -166,17 +166,17 @@ class StatsQuery:
         try:
             return ZoneInfo(self.tz)
         except (ZoneInfoNotFoundError, ValueError, OSError, TypeError, AttributeError) as error:
-            problem = f"must name a time zone, such as Asia/Shanghai, not {shown(self.tz)}"
+            problem = f"must name a time zone, such as Asia/Shanghai, not {format_value(self.tz)}"
             raise HistoryQueryError("tz", problem) from error
 
 
-def shown(value: object) -> str:
+def format_value(value: object) -> str:
     """Return the value for an error message, cut to a readable length."""
     text = repr(value)
     return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}…"
 
 
-def said(choices: Iterable[str]) -> str:
+def join_choices(choices: Iterable[str]) -> str:
     """Return the choices as a phrase: "a, b or c"."""
     *others, last = choices
     return f"{', '.join(others)} or {last}" if others else last
@@ -203,26 +203,26 @@ def _check_filter(name: str, value: object) -> None:
     elif row.choices:
         check_choice(name, value, row.choices)
     elif not isinstance(value, str):
-        raise HistoryQueryError(name, f"must be a string, not {shown(value)}")
+        raise HistoryQueryError(name, f"must be a string, not {format_value(value)}")
     elif not value and not row.may_be_empty:
         raise HistoryQueryError(name, "must not be empty")
     elif len(value) > MAX_TEXT_LENGTH:
         problem = f"must have at most {MAX_TEXT_LENGTH} characters, not {len(value)}"
         raise HistoryQueryError(name, problem)
     elif UNSTORABLE.search(value):
-        problem = f"must not contain U+0000 or a lone surrogate: {shown(value)}"
+        problem = f"must not contain U+0000 or a lone surrogate: {format_value(value)}"
         raise HistoryQueryError(name, problem)
 
 
 def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
     """Check that the value is one of the choices. Raises `HistoryQueryError`."""
     if value not in choices:
-        raise HistoryQueryError(name, f"must be {said(choices)}, not {shown(value)}")
+        raise HistoryQueryError(name, f"must be {join_choices(choices)}, not {format_value(value)}")
 
 
 def _check_number(name: str, value: object, maximum: int) -> None:
     if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
-        problem = f"must be a whole number from 1 to {maximum}, not {shown(value)}"
+        problem = f"must be a whole number from 1 to {maximum}, not {format_value(value)}"
         raise HistoryQueryError(name, problem)
 
 
@@ -230,7 +230,7 @@ def _check_time(name: str, value: object) -> None:
     if value is None:
         return
     if not isinstance(value, datetime) or value.utcoffset() is None:
-        problem = f"must be a datetime with a time zone, not {shown(value)}"
+        problem = f"must be a datetime with a time zone, not {format_value(value)}"
         raise HistoryQueryError(name, problem)
 
 

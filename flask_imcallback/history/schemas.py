@@ -27,14 +27,12 @@ from .queries import (
     HistoryQuery,
     StatsQuery,
     check_choice,
-    said,
-    shown,
+    join_choices,
+    format_value,
 )
 from .results import RemovalCount
 
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-
-
 FORMULAS = ("escape", "keep")
 
 
@@ -52,7 +50,7 @@ class Moment(fields.Field[datetime]):
         except (ValueError, OverflowError):
             pass
         raise ValidationError(
-            f"must be a time with its offset, such as 2026-11-20T18:05:00Z, not {shown(value)}. "
+            f"must be a time with its offset, such as 2026-11-20T18:05:00Z, not {format_value(value)}. "
             "Write %2B for a + in a URL"
         )
 
@@ -62,7 +60,7 @@ class WholeNumber(fields.Integer):
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
         if not re.fullmatch(r"\d{1,16}", value, re.ASCII):
-            raise ValidationError(f"must be a whole number, not {shown(value)}")
+            raise ValidationError(f"must be a whole number, not {format_value(value)}")
         return int(value)
 
 
@@ -122,15 +120,18 @@ class PagedSchema(OrderedSchema):
     cursor = fields.String(metadata={"description": "next_cursor of the page before"})
 
 
-FilterSchema = Schema.from_dict({name: _field_of(row) for name, row in FILTERS.items()})
-"""The parameters of `FILTERS`."""
+FIELDS = {name: _field_of(row) for name, row in FILTERS.items()}
 
 
-class HistoryQuerySchema(FilterSchema, PagedSchema):  # type: ignore[misc, valid-type]
+class FilterSchema(Schema.from_dict(FIELDS)):  # type: ignore[misc]
+    """The parameters of `FILTERS`."""
+
+
+class HistoryQuerySchema(FilterSchema, PagedSchema):
     """The parameters of the history."""
 
 
-class StatsQuerySchema(FilterSchema, PeriodSchema):  # type: ignore[misc, valid-type]
+class StatsQuerySchema(FilterSchema, PeriodSchema):
     """The parameters of the counts."""
 
     bucket = _choice("hour, day (the default), week (from Monday) or month", BUCKETS, default="day")
@@ -143,7 +144,7 @@ class StatsQuerySchema(FilterSchema, PeriodSchema):  # type: ignore[misc, valid-
     )
 
 
-class ExportQuerySchema(FilterSchema, OrderedSchema):  # type: ignore[misc, valid-type]
+class ExportQuerySchema(FilterSchema, OrderedSchema):
     """The parameters of an export."""
 
     format = _choice("ndjson (the default), csv or parquet", tuple(FORMATS), default="ndjson")
@@ -159,7 +160,7 @@ class DeliveryQuerySchema(PagedSchema):
 
     status = fields.List(
         fields.String(metadata={"enum": list(Status)}),
-        metadata={"description": said(Status)},
+        metadata={"description": join_choices(Status)},
     )
 
 

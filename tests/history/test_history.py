@@ -14,6 +14,7 @@ import pytest
 import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from itsdangerous import URLSafeSerializer
 from sqlalchemy import URL, Engine
 
 from flask_imcallback import HistoryFilters, HistoryQueryError, Page, Record, Relation, Status
@@ -458,6 +459,18 @@ def test_garbage_is_no_cursor(make_app: MakeApp, cursor: str) -> None:
         find(cursor=cursor)
     assert caught.value.parameter == "cursor"
     assert str(caught.value) == NO_CURSOR
+
+
+def test_a_cursor_of_another_version_is_refused(make_app: MakeApp) -> None:
+    """The error says that the reader must start again."""
+    app = make_app()
+    signer = URLSafeSerializer(app.config["SECRET_KEY"], salt="flask-imcallback-cursor")
+    cursor = str(signer.dumps([1, HistoryQuery().digest, 5, []]))
+    with app.app_context(), pytest.raises(HistoryQueryError) as caught:
+        find(cursor=cursor)
+    assert str(caught.value) == (
+        "cursor is from another version of flask-imcallback. Start again without it"
+    )
 
 
 def test_a_cursor_is_signed(make_app: MakeApp) -> None:
