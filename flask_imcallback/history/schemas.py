@@ -27,8 +27,8 @@ from .queries import (
     HistoryQuery,
     StatsQuery,
     check_choice,
-    join_choices,
     format_value,
+    join_choices,
 )
 from .results import RemovalCount
 
@@ -50,8 +50,8 @@ class Moment(fields.Field[datetime]):
         except (ValueError, OverflowError):
             pass
         raise ValidationError(
-            f"must be a time with its offset, such as 2026-11-20T18:05:00Z, not {format_value(value)}. "
-            "Write %2B for a + in a URL"
+            "must be a time with its offset, such as 2026-11-20T18:05:00Z, "
+            f"not {format_value(value)}. Write %2B for a + in a URL"
         )
 
 
