@@ -14,7 +14,7 @@ from .errors import ConfigError
 from .history import History
 from .providers import PROVIDERS, Provider
 from .runtime import EXTENSION, build_runtime, get_runtime
-from .storage import CallbackCount
+from .storage import CallbackCount, protect_tables
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -63,6 +63,7 @@ class ImCallback:
         web.install(app, runtime)
         cli.add_commands(app)
         cli.follow_host_migrations(app)
+        protect_tables()
         if not runtime.has_enabled_provider:
             keys = [
                 key for provider in runtime.providers.values() for key in provider.settings_keys

@@ -1,5 +1,6 @@
 """The only room that writes SQL: tables, ids, recorder, writer, spool, counters, migrations."""
 
+from .autogenerate import is_our_table, protect_tables
 from .counters import ACCEPTED, REFUSED, CallbackCount, CallbackCounters
 from .drain import Drain
 from .entries import Delivery
@@ -29,8 +30,10 @@ __all__ = [
     "delivery",
     "id_at",
     "is_at_head",
+    "is_our_table",
     "metadata",
     "moment_of",
+    "protect_tables",
     "removal",
     "run_alembic",
     "set_durable_pragmas",
