@@ -149,14 +149,17 @@ class Spool:
         return self._get_mark()
 
     def put(self, entry: Entry) -> None:
-        """Keep an entry. It is durable when this method returns. Raises `StorageError`."""
+        """Keep an entry. It is durable when this method returns.
+
+        Needs an app context at the first use of the database. Raises `StorageError`.
+        """
+        entry.database = self.mark  # the writer thread has no app context
         self._writer.write([entry], PUT_SECONDS)
         if entry.error:
             raise self._error("write", entry.error) from entry.error
 
     def _insert(self, connection: Connection, entries: Sequence[Entry]) -> None:
-        mark = self.mark
-        rows = [(mark, entry.row["id"], encode_entry(entry)) for entry in entries]
+        rows = [(entry.database, entry.row["id"], encode_entry(entry)) for entry in entries]
         with connection.begin():
             connection.exec_driver_sql(
                 "INSERT INTO imcallback_spool (database, delivery_id, entry) VALUES (?, ?, ?)", rows
