@@ -297,8 +297,7 @@ class Spool:
         try:
             if os.path.lexists(self.path):
                 _try_insert(self.path)
-            else:
-                _try_file(self.path.parent)
+            _try_file(self.path.parent)
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise self._error("write", error) from error
 
@@ -394,7 +393,9 @@ def _connect(path: Path, mode: str, milliseconds: int) -> sqlite3.Connection:
 
 
 def _try_insert(path: Path) -> None:
-    """Insert into the spool, and roll back."""
+    """Insert into the spool, and roll back. Nothing is written to the disk."""
+    if not path.is_file():
+        raise FileExistsError(f"{path} is not a regular file")
     with closing(_connect(path, "rw", LOOK_MILLISECONDS)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         if _has_tables(connection):
