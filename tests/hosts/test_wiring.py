@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sqlite3
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from itertools import permutations
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,7 @@ from sqlalchemy import (
     URL,
     Engine,
     MetaData,
+    NullPool,
     StaticPool,
     create_engine,
     inspect,
@@ -26,6 +28,7 @@ from sqlalchemy.orm import Session, scoped_session, sessionmaker
 
 from flask_imcallback import ConfigError, ImCallback, upgrade
 from flask_imcallback.runtime import EXTENSION
+from support import engines, servers
 from support.apps import close_connections, join
 from support.callbacks import BODY, SECRET
 
@@ -178,9 +181,9 @@ def plain_engine_of_one_app(app: Flask, url: URL) -> None:
 
 
 def engine_function(app: Flask, url: URL) -> None:
-    engines: list[Engine] = []
-    ImCallback(app, engine=lambda: engines[0])
-    engines.append(create_engine(url))
+    created: list[Engine] = []
+    ImCallback(app, engine=lambda: created[0])
+    created.append(create_engine(url))
 
 
 def engine_function_in_an_app_context(app: Flask, url: URL) -> None:
@@ -231,6 +234,81 @@ def test_our_tables_ignore_the_metadata_of_the_host(tmp_path: Path, make_host: M
     inspector = inspect(create_engine(url))
     name = inspector.get_pk_constraint("imcallback_removal")["name"]
     assert name == "pk_imcallback_removal"
+
+
+@pytest.fixture
+def url_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], URL]]:
+    """Return a function that returns the URL of an empty database of a kind."""
+    with ExitStack() as stack:
+
+        def url(kind: str) -> URL:
+            if kind == "sqlite":
+                return URL.create("sqlite", database=str(tmp_path / "test.db"))
+            database_servers = request.getfixturevalue("database_servers")
+            return stack.enter_context(servers.database(database_servers[kind]))
+
+        yield url
+
+
+@pytest.mark.parametrize(("name", "database"), engines.CASES)
+def test_an_engine_with_the_options_of_a_host(
+    name: str, database: str, url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """Pools, isolation levels and event listeners of the host do not matter."""
+    url = url_of(database)
+    engine = engines.HOSTS[name][0](url)
+    check(make_host(lambda app: ImCallback(app, engine=engine)), url)
+
+
+OPTIONS: dict[str, dict[str, Any]] = {
+    "pool_size": {"pool_size": 1, "max_overflow": 0},
+    "NullPool": {"poolclass": NullPool},
+    "AUTOCOMMIT": {"isolation_level": "AUTOCOMMIT"},
+    "pre_ping": {"pool_pre_ping": True, "pool_recycle": 60},
+    "insertmanyvalues": {"use_insertmanyvalues": False},
+}
+
+
+@pytest.mark.parametrize("options", OPTIONS.values(), ids=list(OPTIONS))
+def test_engine_options_of_flask_sqlalchemy(
+    options: dict[str, Any], database_url: URL, make_host: MakeHost
+) -> None:
+    """The options in `SQLALCHEMY_ENGINE_OPTIONS` do not matter."""
+    config = {"SQLALCHEMY_ENGINE_OPTIONS": options}
+    app = make_host(lambda app: object_of_the_app(app, database_url), **config)
+    check(app, database_url)
+
+
+@pytest.mark.parametrize(
+    ("database", "driver"),
+    [(database, driver) for database, drivers in engines.DRIVERS.items() for driver in drivers],
+)
+@pytest.mark.parametrize("wire", [object_of_the_app, lite_object_of_the_app, plain_engine])
+def test_each_driver(
+    wire: Wiring, database: str, driver: str, url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """The host chooses the driver."""
+    if module := engines.OPTIONAL_DRIVERS.get(driver):
+        pytest.importorskip(module)
+    url = url_of(database)
+    check(make_host(lambda app: wire(app, url.set(drivername=driver))), url)
+
+
+@pytest.mark.parametrize("query", [{"charset": "utf8"}, {"charset": "latin1"}, {}], ids=str)
+@pytest.mark.parametrize("driver", engines.DRIVERS["mariadb"])
+def test_a_character_set_in_the_url(
+    driver: str, query: dict[str, str], url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """Many tutorials have `?charset=utf8`, which has no emoji and no rare Han characters."""
+    if module := engines.OPTIONAL_DRIVERS.get(driver):
+        pytest.importorskip(module)
+    if query and driver == "mariadb+mariadbconnector":
+        pytest.skip("the connector has no option charset")
+    url = url_of("mariadb").set(drivername=driver).update_query_dict(query)
+    app = make_host(lambda app: object_of_the_app(app, url))
+    migrate(app)
+    assert post(app, "\U00020bb7\U0001f600") == 200
+    assert find_owners(app) == ["\U00020bb7\U0001f600"]
 
 
 def test_a_creator_of_connections(tmp_path: Path, make_host: MakeHost) -> None:
