@@ -35,10 +35,13 @@ def new_app(tmp_path: Path, **config: Any) -> Flask:
 ENGINE = create_engine("sqlite://")
 
 WRONG: dict[str, tuple[dict[str, Any], str]] = {
-    "db=engine": ({"db": ENGINE}, "pass the SQLAlchemy object of Flask-SQLAlchemy, pass it as"),
+    "db=engine": ({"db": ENGINE}, "^db is an object of the type Engine: pass it as engine$"),
     "db=Session": ({"db": Session(ENGINE)}, "or pass an engine as engine$"),
     "db=sessionmaker": ({"db": sessionmaker(ENGINE)}, "or pass an engine as engine$"),
-    "engine=url": ({"engine": "sqlite://"}, r"^engine is 'sqlite://': pass a SQLAlchemy Engine"),
+    "engine=url": (
+        {"engine": "sqlite://"},
+        "^engine is an object of the type str: pass a SQLAlchemy Engine",
+    ),
     "both": ({"db": ENGINE, "engine": ENGINE}, "has both db and engine: pass only one of them"),
 }
 
@@ -47,7 +50,7 @@ WRONG: dict[str, tuple[dict[str, Any], str]] = {
 def test_a_wrong_database_stops_the_start(
     arguments: dict[str, Any], message: str, tmp_path: Path
 ) -> None:
-    """The message shows the wrong object and says what to pass."""
+    """The message shows the type of the wrong object and says what to pass."""
     with pytest.raises(ConfigError, match=message):
         build(new_app(tmp_path), **arguments)
 
