@@ -9,7 +9,7 @@ from typing import Any
 from alembic import context
 from alembic.util import CommandError
 from flask import current_app
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, text
 
 from flask_imcallback.runtime import EXTENSION
 from flask_imcallback.storage.engines import WRITES
@@ -54,33 +54,27 @@ def _migrate(connection: Connection, **options: Any) -> None:
         context.run_migrations()
 
 
-def _migrate_in_one_transaction(connection: Connection) -> None:
-    """Migrate a database whose transactions include DDL: all revisions, or none."""
+def _migrate_postgresql(connection: Connection) -> None:
+    """Migrate in one transaction, with a lock that keeps other processes out."""
     with connection.begin():
-        if connection.dialect.name == "postgresql":
-            # This lock ends with the transaction, so it also works behind PgBouncer.
-            connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK_KEY})"))
+        # This lock ends with the transaction, so it also works behind PgBouncer.
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK_KEY})"))
         _migrate(connection, transactional_ddl=True)
 
 
-@contextmanager
-def _sqlite_transactions(connection: Connection) -> Iterator[None]:
-    """Begin each transaction with the write lock, which keeps other processes out.
+def _migrate_sqlite(connection: Connection) -> None:
+    """Migrate in one transaction that begins with the write lock.
 
-    Left alone, the sqlite3 driver commits before each DDL statement.
+    Left alone, the sqlite3 driver begins no transaction and commits before each DDL statement.
     """
     driver: Any = connection.connection.driver_connection
     level, driver.isolation_level = driver.isolation_level, None
-
-    @event.listens_for(connection, "begin")
-    def begin(connection: Connection) -> None:
-        if not driver.in_transaction:  # the engine has such a listener, too
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
     try:
-        yield
+        with connection.begin():
+            if not driver.in_transaction:  # the engine may have begun it
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            _migrate(connection, transactional_ddl=True)
     finally:
-        event.remove(connection, "begin", begin)
         driver.isolation_level = level
 
 
@@ -119,10 +113,9 @@ def _run() -> None:
         return
     with engine.connect().execution_options(**{WRITES: True}) as connection:
         if connection.dialect.name == "sqlite":
-            with _sqlite_transactions(connection):
-                _migrate_in_one_transaction(connection)
+            _migrate_sqlite(connection)
         elif connection.dialect.name == "postgresql":
-            _migrate_in_one_transaction(connection)
+            _migrate_postgresql(connection)
         else:
             with _mysql_lock(connection):
                 _migrate(connection, transaction_per_migration=True)
