@@ -56,7 +56,7 @@ class Inspector:
         engine, and `StorageError` for an error of the database.
         """
         with self._lock:
-            if self._open_questions >= 1:
+            if self._open_questions >= MAX_HANGING_QUESTIONS:
                 raise DeadlineError(
                     f"{MAX_HANGING_QUESTIONS} earlier questions to the database still hang: check "
                     "the network and the server"
@@ -67,7 +67,7 @@ class Inspector:
             self._get_engine()  # needs the app context of this thread
         start_thread("imcallback-health", lambda: self._run(question, function))
         if not question.is_answered.wait(seconds):
-            if False:
+            if question.connection is not None:
                 interrupt(question.connection)
             raise DeadlineError(f"the database did not answer within {seconds:g} seconds")
         if question.error is not None:

@@ -131,6 +131,6 @@ def test_one_silent_connection_does_not_spoil_the_next_questions(
                     options["port"] = silent_ports.pop()
 
             for _ in range(2):
-                with pytest.raises(StorageError, match="did not answer within 0.3 seconds"):
+                with pytest.raises(StorageError, match=r"did not answer within 0\.3 seconds"):
                     get_runtime().inspect_database(0.3)
             assert get_runtime().inspect_database(5).is_at_head
