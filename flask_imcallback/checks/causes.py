@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from ..errors import ConfigError
-from ..storage import DeadlineError, describe_error
+from ..storage import DeadlineError, describe
 from .findings import Finding, failure
 
 WAITING = "Callbacks wait in the spool. Without a spool they are lost."
@@ -149,7 +149,7 @@ def _explain_engine_error(cause: Exception) -> Finding:
 
 
 def _explain_database_error(cause: BaseException) -> Finding:
-    message = describe_error(cause)
+    message = describe(cause)
     original = cause.orig if isinstance(cause, DBAPIError) and cause.orig else cause
     state = getattr(original, "sqlstate", None) or getattr(original, "pgcode", None)
     number = original.args[0] if original.args else None

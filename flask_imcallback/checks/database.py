@@ -11,11 +11,11 @@ from flask import Flask
 from sqlalchemy import Connection, Engine, func, select
 
 from ..runtime import Runtime
-from ..storage import DatabaseState, check_write, inspect_database, is_in_memory, sqlite_path
+from ..storage import DatabaseState, sqlite_path
 from .causes import WAITING, explain
 from .findings import Finding, failure, note, ok, warning
 
-ASK_SECONDS = 5.0
+ASK_SECONDS = 8.0
 """Time that `doctor` gives the database for each answer."""
 
 MAX_CLOCK_DIFFERENCE = timedelta(seconds=5)
@@ -30,38 +30,30 @@ def check_database(app: Flask, runtime: Runtime) -> Iterator[Finding]:
         if problem := find_engine_problem(engine):
             yield problem
             return
-        state = runtime.inspector.ask(inspect_database, ASK_SECONDS)
+        state = runtime.inspect_database(ASK_SECONDS)
     except Exception as error:
         yield explain(error)
         return
-    problems = list(judge(state))
-    yield from problems
+    yield from judge(state)
     if not state.is_at_head:
         return
-    try:
-        runtime.inspector.ask(check_write, ASK_SECONDS)
-    except Exception as error:
-        yield explain(error)
-        return
     yield ok(f"The database stores callbacks ({state.server})")
-    yield from _check_isolation_level(engine)
+    yield from _check_isolation_level(runtime.process.get().engines.host())
     yield from _check_clock(runtime)
 
 
-def find_database_problem(runtime: Runtime, seconds: float) -> Finding | None:
-    """Return why the database would not store a callback now, or None. Needs an app context."""
+def find_database_problem(runtime: Runtime) -> Finding | None:
+    """Return why the database would not store a callback now, or None.
 
-    def ask(connection: Connection) -> Finding | None:
-        problems = judge(inspect_database(connection))
-        problem = next((finding for finding in problems if finding.level == "failure"), None)
-        if problem is None:
-            check_write(connection)
-        return problem
-
+    Waits at most `IMCALLBACK_DEADLINE`. Needs an app context.
+    """
     try:
-        return find_engine_problem(runtime.engine()) or runtime.inspector.ask(ask, seconds)
+        if problem := find_engine_problem(runtime.engine()):
+            return problem
+        findings = judge(runtime.inspect_database())
     except Exception as error:
         return explain(error)
+    return next((finding for finding in findings if finding.level == "failure"), None)
 
 
 def find_engine_problem(engine: Engine) -> Finding | None:
@@ -116,7 +108,7 @@ def judge(state: DatabaseState) -> Iterator[Finding]:
 
 
 def _describe(app: Flask, runtime: Runtime, engine: Engine) -> Finding:
-    if is_in_memory(engine):
+    if engine.dialect.name == "sqlite" and sqlite_path(engine) is None:
         return failure(
             "The database is in memory",
             "All removals are lost when the process ends, and each process has its own history.",

@@ -1,98 +1,157 @@
-"""The health check for load balancers and monitors: can callbacks be recorded?"""
+"""The health check for load balancers and monitors: can callbacks be stored?"""
 
 from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections.abc import Callable
-from contextvars import copy_context
-from typing import Any, TypeVar
+import time
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, current_app, request
 
-from ..errors import ImCallbackError, StorageError
+from ..checks import (
+    Finding,
+    check_log,
+    check_server,
+    find_database_problem,
+    find_spool_problem,
+    judge_waiting,
+)
+from ..errors import ImCallbackError
 from ..history import CALLBACK_COUNT, WAITING
 from ..runtime import Runtime, get_runtime
-from ..storage import is_at_head
+from ..storage import PerProcess
 from .access import TokenCheck, check_token
 
 logger = logging.getLogger("flask_imcallback")
-T = TypeVar("T")
+
+MIN_INTERVAL_SECONDS = 0.2
+"""Minimum time between two checks of a process. Requests between them get the same answer, so that
+a stranger who asks often costs little."""
+
+LOG_INTERVAL_SECONDS = 60
+"""Minimum time between two log lines of a process."""
+
+
+@dataclass(frozen=True)
+class Health:
+    """The result of a check."""
+
+    database_problem: Finding | None
+    spool_problem: Finding | None
+    spool: dict[str, Any] | None
+    """What waits in the spool. None if there is no spool, or if the spool cannot be read."""
+
+    @property
+    def status(self) -> str:
+        if self.database_problem:
+            return "unavailable"
+        return "degraded" if self.spool_problem else "ok"
+
+    @property
+    def problem(self) -> Finding | None:
+        return self.database_problem or self.spool_problem
+
+
+class HealthCheck:
+    """The checks of one process, and the newest result."""
+
+    def __init__(self) -> None:
+        self._health: Health | None = None
+        self._started_at = 0.0
+        self._is_running = False
+        self._logged_at: float | None = None
+
+    def run(self, runtime: Runtime) -> Health:
+        """Return the result of a check. While another request checks, return the last result.
+
+        Takes little longer than `IMCALLBACK_DEADLINE`, even if the database hangs.
+        """
+        now = time.monotonic()
+        is_recent = self._is_running or now - self._started_at < MIN_INTERVAL_SECONDS
+        if self._health and is_recent:
+            return self._health
+        self._started_at, self._is_running = now, True
+        try:
+            self._health = _check(runtime)
+        finally:
+            self._is_running = False
+        self._log(self._health)
+        return self._health
+
+    def _log(self, health: Health) -> None:
+        now, problem = time.monotonic(), health.problem
+        if problem is None:
+            return
+        if self._logged_at is not None and now - self._logged_at < LOG_INTERVAL_SECONDS:
+            return
+        self._logged_at = now
+        logger.error(
+            "The health check finds a problem. %s. %s %s",
+            problem.title,
+            problem.why,
+            problem.remedy,
+        )
 
 
 def make_blueprint() -> Blueprint:
     """Return the blueprint of the health check. It is open to everybody."""
     blueprint = Blueprint("imcallback_health", __name__)
-    lock = threading.Lock()
-    blueprint.add_url_rule("/health", view_func=lambda: _health(lock), endpoint="health")
+    check = PerProcess(HealthCheck)
+    blueprint.add_url_rule("/health", view_func=lambda: _health(check.get()), endpoint="health")
     return blueprint
 
 
-def _health(lock: threading.Lock) -> Response:
-    """Return 200 if the database answers and is at the newest migration, otherwise 503.
+def _health(check: HealthCheck) -> Response:
+    """Return 503 if the database cannot store a callback now, otherwise 200.
 
-    The body says how much waits in the spool. For readers, it also has the counts of callbacks.
+    A problem of the spool alone is 200, because callbacks are stored without the spool. Readers
+    also see the counts of callbacks, the database, and what is wrong with this process.
     """
     runtime = get_runtime()
-    body: dict[str, Any] = {}
-    is_reader = check_token() is TokenCheck.VALID
-    try:
-        body |= _run_in_thread(
-            lambda: _check_database(runtime, is_reader), lock, runtime.settings.deadline
-        )
-        problem = body.pop("problem")
-    except ImCallbackError as error:
-        logger.error("The database does not answer: %s", error, exc_info=error)
-        problem = "the database does not answer"
-    if runtime.drain:
-        try:
-            body["spool"] = WAITING.dump(runtime.drain.spool.waiting())
-        except StorageError as error:
-            logger.error("The spool cannot be read: %s", error, exc_info=error)
-            problem = problem or "the spool cannot be read"
-    body = {"status": "unavailable" if problem else "ok", "problem": problem, **body}
-    response = Response(json.dumps(body), 503 if problem else 200, mimetype="application/json")
+    health = check.run(runtime)
+    problem = health.problem.title if health.problem else ""
+    body: dict[str, Any] = {
+        "status": health.status,
+        "problem": problem[:1].lower() + problem[1:],
+    }
+    if health.spool is not None:
+        body["spool"] = health.spool
+    if check_token() is TokenCheck.VALID:
+        body |= _describe_process(runtime, health)
+    response = Response(
+        json.dumps(body), 503 if health.database_problem else 200, mimetype="application/json"
+    )
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
-def _check_database(runtime: Runtime, is_reader: bool) -> dict[str, Any]:
-    if not is_at_head(runtime.engine()):
-        return {"problem": "the tables need flask db upgrade"}
-    if not is_reader:
-        return {"problem": ""}
-    return {
-        "problem": "",
-        "callbacks": [CALLBACK_COUNT.dump(count) for count in runtime.counters.counts()],
+def _check(runtime: Runtime) -> Health:
+    database_problem = find_database_problem(runtime)
+    if runtime.drain is None:
+        return Health(database_problem, None, None)
+    spool = runtime.drain.spool
+    spool_problem = find_spool_problem(spool)
+    try:
+        waiting = spool.waiting()
+    except (ImCallbackError, OSError):
+        return Health(database_problem, spool_problem, None)
+    failures = (finding for finding in judge_waiting(waiting) if finding.level == "failure")
+    return Health(database_problem, spool_problem or next(failures, None), WAITING.dump(waiting))
+
+
+def _describe_process(runtime: Runtime, health: Health) -> dict[str, Any]:
+    """Return what only readers see."""
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    findings = [*check_log(), *check_server(app, runtime, request)]
+    body: dict[str, Any] = {
+        "findings": [asdict(finding) for finding in findings if finding.level != "ok"]
     }
-
-
-def _run_in_thread(function: Callable[[], T], lock: threading.Lock, seconds: float) -> T:
-    """Return the result of a function that runs in another thread, one function at a time.
-
-    A hanging database blocks this thread only, however often monitors call. Raises the errors of
-    the function, and `StorageError` if there is no result in time.
-    """
-    results: list[T] = []
-    errors: list[Exception] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except Exception as error:
-            errors.append(error)
-        finally:
-            lock.release()
-            done.set()
-
-    if lock.acquire(timeout=seconds):
-        threading.Thread(
-            target=copy_context().run, args=(run,), name="imcallback-health", daemon=True
-        ).start()
-        if done.wait(seconds):
-            if errors:
-                raise errors[0]
-            return results[0]
-    raise StorageError(f"the health check timed out after {seconds:g} seconds")
+    try:
+        body["database"] = runtime.describe_database()
+        if health.database_problem is None:
+            body["callbacks"] = [CALLBACK_COUNT.dump(count) for count in runtime.counters.counts()]
+    except ImCallbackError:
+        body.setdefault("database", "")  # the problem says what is wrong
+    return body
