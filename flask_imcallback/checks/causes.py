@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from sqlalchemy.exc import ArgumentError, DBAPIError, NoSuchModuleError
 
 from ..errors import ConfigError
-from ..storage import DeadlineError, describe
+from ..storage import DeadlineError, Fault, classify, describe
 from .findings import Finding, failure
 
 WAITING = "Callbacks wait in the spool. Without a spool they are lost."
@@ -93,6 +93,14 @@ CAUSES = [
         ('" does not exist',),
     ),
     Cause(
+        "A table or a column of the extension is missing",
+        "Restore the tables from a backup. If there is none, run flask imcallback downgrade base "
+        "and flask imcallback upgrade, which delete what is left of the history.",
+        frozenset({"42P01", "42703"}),
+        frozenset({1054, 1146}),
+        ("no such table", "no such column", "has no column named"),
+    ),
+    Cause(
         "The database has no connection left",
         "Raise max_connections of the server, or make the pools of the apps smaller.",
         frozenset({"53300"}),
@@ -160,6 +168,12 @@ def _explain_database_error(cause: BaseException) -> Finding:
             or any(text in message.lower() for text in known.texts)
         ):
             return failure(known.title, f"{WAITING} The error: {message}", known.remedy)
+    if isinstance(cause, DBAPIError) and classify(cause) is not Fault.DISCONNECTED:
+        return failure(
+            "The database refuses to store anything",
+            f"{WAITING} The error: {message}",
+            "Read the error. Perhaps somebody has added a trigger or a constraint to the tables.",
+        )
     return failure("The database does not answer", f"{WAITING} The error: {message}", CHECK_SERVER)
 
 

@@ -11,8 +11,9 @@ from flask import Flask
 from sqlalchemy import Connection, Engine, func, select
 
 from ..runtime import Runtime
-from ..storage import DatabaseState, sqlite_path
+from ..storage import DatabaseState, is_of_newer_release, sqlite_path
 from .causes import WAITING, explain
+from .disks import is_disk_full
 from .findings import Finding, failure, note, ok, warning
 
 ASK_SECONDS = 8.0
@@ -26,16 +27,17 @@ def check_database(app: Flask, runtime: Runtime) -> Iterator[Finding]:
     """Check the database of an app. Leaves nothing in it, and creates no file."""
     try:
         engine = runtime.engine()
-        yield _describe(app, runtime, engine)
-        if problem := find_engine_problem(engine):
+        yield note_database(app, runtime, engine)
+        if problem := _find_memory_problem(engine) or find_file_problem(engine):
             yield problem
             return
         state = runtime.inspect_database(ASK_SECONDS)
     except Exception as error:
         yield explain(error)
         return
-    yield from judge(state)
-    if not state.is_at_head:
+    findings = list(judge(state))
+    yield from findings
+    if any(finding.level == "failure" for finding in findings):
         return
     yield ok(f"The database stores callbacks ({state.server})")
     yield from _check_isolation_level(runtime.process.get().engines.host())
@@ -48,33 +50,58 @@ def find_database_problem(runtime: Runtime) -> Finding | None:
     Waits at most `IMCALLBACK_DEADLINE`. Needs an app context.
     """
     try:
-        if problem := find_engine_problem(runtime.engine()):
+        if problem := find_file_problem(runtime.engine()):
             return problem
         findings = judge(runtime.inspect_database())
     except Exception as error:
         return explain(error)
-    return next((finding for finding in findings if finding.level == "failure"), None)
+    problem = next((finding for finding in findings if finding.level == "failure"), None)
+    if problem is None and runtime.drain and runtime.drain.database_is_down:
+        return failure(
+            "The database does not store callbacks",
+            f"It refused the last one. {WAITING}",
+            "Read the log of the app. It has the error of the database.",
+        )
+    return problem
 
 
-def find_engine_problem(engine: Engine) -> Finding | None:
+def find_file_problem(engine: Engine) -> Finding | None:
     """Return the problem of a SQLite database that can be seen without opening it.
 
     To open a missing file would create it.
     """
     path = sqlite_path(engine)
-    if path is None or os.path.lexists(path):
+    if path is None:
         return None
-    if not Path(path).parent.is_dir():
+    if not os.path.isdir(os.path.dirname(path)):
         return failure(
             "The folder of the database file does not exist",
             f"{WAITING} The database file is {path}.",
             "Create the folder, or name another file in SQLALCHEMY_DATABASE_URI.",
         )
+    if not os.path.lexists(path):
+        return failure(
+            "The database file does not exist",
+            f"{WAITING} The database file is {path}.",
+            "Run flask db upgrade, which creates the file. If the file exists elsewhere, correct "
+            "SQLALCHEMY_DATABASE_URI.",
+        )
+    if is_disk_full(path):
+        return failure(
+            "The disk of the database is full",
+            f"{WAITING} The database file is {path}.",
+            "Free space on the disk of the database.",
+        )
+    return None
+
+
+def _find_memory_problem(engine: Engine) -> Finding | None:
+    if engine.dialect.name != "sqlite" or sqlite_path(engine) is not None:
+        return None
     return failure(
-        "The database file does not exist",
-        f"{WAITING} The database file is {path}.",
-        "Run flask db upgrade, which creates the file. If the file exists elsewhere, correct "
-        "SQLALCHEMY_DATABASE_URI.",
+        "The database is in memory",
+        "All removals are lost when the process ends, and each process has its own history.",
+        "Set SQLALCHEMY_DATABASE_URI to a file or a server.",
     )
 
 
@@ -83,8 +110,8 @@ def judge(state: DatabaseState) -> Iterator[Finding]:
     if state.encoding_problem:
         yield failure(
             "The database cannot store every account id",
-            f"The encoding is {state.encoding}: {state.encoding_problem}.",
-            "Use a database with the encoding UTF8 (PostgreSQL) or utf8mb4 (MariaDB, MySQL).",
+            f"The encoding is {state.encoding}. {WAITING}",
+            f"The problem: {state.encoding_problem}.",
         )
     if not state.is_at_head:
         yield failure(
@@ -93,7 +120,7 @@ def judge(state: DatabaseState) -> Iterator[Finding]:
             "Run flask db upgrade, or flask imcallback upgrade for the tables of this extension "
             "alone.",
         )
-    elif state.is_newer:
+    elif is_of_newer_release(state.revision):
         yield warning(
             "The tables belong to a newer release of flask-imcallback",
             f"Their revision is {state.revision}. This release works with it during an upgrade.",
@@ -107,13 +134,8 @@ def judge(state: DatabaseState) -> Iterator[Finding]:
         )
 
 
-def _describe(app: Flask, runtime: Runtime, engine: Engine) -> Finding:
-    if engine.dialect.name == "sqlite" and sqlite_path(engine) is None:
-        return failure(
-            "The database is in memory",
-            "All removals are lost when the process ends, and each process has its own history.",
-            "Set SQLALCHEMY_DATABASE_URI to a file or a server.",
-        )
+def note_database(app: Flask, runtime: Runtime, engine: Engine) -> Finding:
+    """Return which database is used, without its password."""
     description = f"The database is {runtime.describe_database()}"
     if sqlite_path(engine) == os.path.realpath(Path(app.instance_path, DEFAULT_FILE)):
         return note(

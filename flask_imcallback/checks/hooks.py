@@ -11,7 +11,6 @@ from typing import Any
 from flask import Flask, Request, Response, request
 from werkzeug.exceptions import HTTPException
 
-from ..providers import OutgoingCallback
 from ..runtime import Runtime
 from .findings import Finding, failure, note, ok, warning
 
@@ -100,7 +99,7 @@ def _is_body_readable(request: Request) -> bool:
         return bool(copy == PACKET)
     stream = request.environ["wsgi.input"]
     position = stream.tell()
-    is_whole = stream.read() == PACKET
+    is_whole: bool = stream.read() == PACKET
     stream.seek(position)
     return is_whole
 
@@ -162,8 +161,8 @@ def _check_watchers(app: Flask) -> Iterator[Finding]:
                 f'Pass group_by="endpoint" or excluded_paths=["{prefix}/"] to PrometheusMetrics.',
             )
             break
-    for hook in app.before_request_funcs.get(None, ()):
-        if hook.__module__.startswith("opentelemetry.") and _traces_callbacks(hook):
+    for tracer in app.before_request_funcs.get(None, ()):
+        if tracer.__module__.startswith("opentelemetry.") and _traces_callbacks(tracer):
             yield warning(
                 "OpenTelemetry writes the URLs of callbacks into its spans",
                 "The URLs may hold a secret path segment, and they hold the Sign of Tencent.",

@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 from ..errors import ImCallbackError
 from ..runtime import Runtime
-from ..storage import Waiting
+from ..storage import Spool, Waiting
+from .disks import is_disk_full
 from .findings import Finding, failure, ok, warning
 
 WHY_UNUSABLE = "While the database is unavailable, callbacks get 503, and only the log keeps them."
@@ -34,7 +34,7 @@ def check_spool(runtime: Runtime) -> Iterator[Finding]:
     yield from judge_waiting(waiting)
 
 
-def find_spool_problem(spool: Any) -> Finding | None:
+def find_spool_problem(spool: Spool) -> Finding | None:
     """Return why the spool could not keep a callback now, or None. Creates no file."""
     try:
         spool.check_writable()
@@ -44,6 +44,12 @@ def find_spool_problem(spool: Any) -> Finding | None:
             f"{WHY_UNUSABLE} The error: {error}.",
             "Let the user of the app write the file and its folder, or set IMCALLBACK_SPOOL to "
             "another file.",
+        )
+    if is_disk_full(str(spool.path)):
+        return failure(
+            "The disk of the spool is full",
+            f"{WHY_UNUSABLE} The spool is {spool.path}.",
+            "Free space on the disk, or set IMCALLBACK_SPOOL to a file on another disk.",
         )
     return None
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
 from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
@@ -50,8 +52,22 @@ def examine(
 ) -> Iterator[Finding]:
     """Check an app, and with `url` also its live address. Needs an app context.
 
-    Every check is tried, whatever the others find. Without `url`, nothing is stored.
+    Every check is tried, whatever the others find. Without `url`, nothing is stored. Nothing is
+    left behind: if root runs this command, its files could lock the app out.
     """
+    had_folder = os.path.isdir(app.instance_path)
+    try:
+        yield from _examine(app, runtime, url, idle_seconds)
+    finally:
+        runtime.process.get().engines.dispose()
+        if not had_folder:  # Flask-SQLAlchemy has created it
+            with suppress(OSError):
+                os.rmdir(app.instance_path)
+
+
+def _examine(
+    app: Flask, runtime: Runtime, url: str | None, idle_seconds: float
+) -> Iterator[Finding]:
     yield from guard("the settings", lambda: check_settings(app, runtime))
     yield from guard("the log", check_log)
     yield from guard("the database", lambda: check_database(app, runtime))
@@ -168,7 +184,9 @@ def _check_address(runtime: Runtime, provider: Provider, url: str) -> Iterator[F
         difference = abs(parsedate_to_datetime(date) - datetime.now(UTC))
         sign_window = timedelta(seconds=runtime.settings.sign_window)
         if difference > max(MAX_CLOCK_DIFFERENCE, sign_window / 2):
-            yield explain_clock(f"{name}: the clocks of the server and of this host are", difference)
+            yield explain_clock(
+                f"{name}: the clocks of the server and of this host are", difference
+            )
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,9 @@ from .access import TokenCheck, check_token
 
 logger = logging.getLogger("flask_imcallback")
 
-MIN_INTERVAL_SECONDS = 0.2
-"""Minimum time between two checks of a process. Requests between them get the same answer, so that
-a stranger who asks often costs little."""
+MAX_CHECKS_AT_ONCE, CHECKS_PER_SECOND = 20, 5
+"""Checks of a process that may follow each other at once, and checks per second after them. Further
+requests get the last answer, so that a stranger who asks often costs little."""
 
 LOG_INTERVAL_SECONDS = 60
 """Minimum time between two log lines of a process."""
@@ -59,20 +59,23 @@ class HealthCheck:
 
     def __init__(self) -> None:
         self._health: Health | None = None
-        self._started_at = 0.0
+        self._asked_at = time.monotonic()
+        self._budget = float(MAX_CHECKS_AT_ONCE)
+        """The number of checks that may start at once."""
         self._is_running = False
         self._logged_at: float | None = None
 
     def run(self, runtime: Runtime) -> Health:
-        """Return the result of a check. While another request checks, return the last result.
+        """Return the result of a check, or the last result if there are too many checks.
 
         Takes little longer than `IMCALLBACK_DEADLINE`, even if the database hangs.
         """
         now = time.monotonic()
-        is_recent = self._is_running or now - self._started_at < MIN_INTERVAL_SECONDS
-        if self._health and is_recent:
+        refill = (now - self._asked_at) * CHECKS_PER_SECOND
+        self._asked_at, self._budget = now, min(MAX_CHECKS_AT_ONCE, self._budget + refill)
+        if self._health and (self._is_running or self._budget < 1):
             return self._health
-        self._started_at, self._is_running = now, True
+        self._budget, self._is_running = self._budget - 1, True
         try:
             self._health = _check(runtime)
         finally:
