@@ -114,6 +114,17 @@ CAUSES = [
 def explain(error: BaseException) -> Finding:
     """Return the finding for an error of the database, of its driver or of its settings."""
     cause = error.__cause__ or error
+    if isinstance(cause, DeadlineError):
+        return failure(
+            "The database does not answer in time",
+            f"{WAITING} The error: {cause}",
+            "Check the load and the locks of the server, the network and the firewall.",
+        )
+    return _explain_settings_error(cause) or _explain_database_error(cause)
+
+
+def _explain_settings_error(cause: BaseException) -> Finding | None:
+    """Return the finding for an error that happens before a connection is made, if it is one."""
     if isinstance(cause, ConfigError):
         return failure("The database is configured wrongly", WAITING, f"The error: {cause}.")
     if isinstance(cause, ModuleNotFoundError):
@@ -130,18 +141,20 @@ def explain(error: BaseException) -> Finding:
             "Begin the URL with postgresql:// or mysql+pymysql:// or sqlite:///. SQLAlchemy does "
             "not know postgres://.",
         )
-    if isinstance(cause, ArgumentError | TypeError):
-        return _explain_engine_error(cause)
-    if isinstance(cause, DeadlineError):
+    if isinstance(cause, TypeError) and "bytes-like" in str(cause):
+        # psycopg returns bytes instead of text, and SQLAlchemy fails at the first connection.
         return failure(
-            "The database does not answer in time",
-            f"{WAITING} The error: {cause}",
-            "Check the load and the locks of the server, the network and the firewall.",
+            "The database cannot store every account id",
+            f"The encoding is SQL_ASCII. {WAITING}",
+            "Create a database with the encoding UTF8 (CREATE DATABASE name ENCODING 'UTF8' "
+            "TEMPLATE template0), and set its URL.",
         )
-    return _explain_database_error(cause)
+    if isinstance(cause, ArgumentError) or "create_engine()" in str(cause):
+        return _explain_engine_error(cause)
+    return None
 
 
-def _explain_engine_error(cause: Exception) -> Finding:
+def _explain_engine_error(cause: BaseException) -> Finding:
     if "URL" in str(cause):  # some releases of SQLAlchemy show the URL with its password
         return failure(
             "SQLALCHEMY_DATABASE_URI is not a database URL",

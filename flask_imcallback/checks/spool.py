@@ -36,6 +36,12 @@ def check_spool(runtime: Runtime) -> Iterator[Finding]:
 
 def find_spool_problem(spool: Spool) -> Finding | None:
     """Return why the spool could not keep a callback now, or None. Creates no file."""
+    if is_disk_full(str(spool.path)):
+        return failure(
+            "The disk of the spool is full",
+            f"{WHY_UNUSABLE} The spool is {spool.path}.",
+            "Free space on the disk, or set IMCALLBACK_SPOOL to a file on another disk.",
+        )
     try:
         spool.check_writable()
     except (ImCallbackError, OSError) as error:
@@ -44,12 +50,6 @@ def find_spool_problem(spool: Spool) -> Finding | None:
             f"{WHY_UNUSABLE} The error: {error}.",
             "Let the user of the app write the file and its folder, or set IMCALLBACK_SPOOL to "
             "another file.",
-        )
-    if is_disk_full(str(spool.path)):
-        return failure(
-            "The disk of the spool is full",
-            f"{WHY_UNUSABLE} The spool is {spool.path}.",
-            "Free space on the disk, or set IMCALLBACK_SPOOL to a file on another disk.",
         )
     return None
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import re
 import time
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -117,7 +118,7 @@ def _health(check: HealthCheck) -> Response:
     problem = health.problem.title if health.problem else ""
     body: dict[str, Any] = {
         "status": health.status,
-        "problem": problem[:1].lower() + problem[1:],
+        "problem": re.sub(r"^[A-Z](?=[a-z ])", lambda first: first[0].lower(), problem),
     }
     if health.spool is not None:
         body["spool"] = health.spool

@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sqlite3
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -17,7 +18,7 @@ import time_machine
 from sqlalchemy import URL, NullPool, create_engine, text
 
 from flask_imcallback.checks import database as database_checks
-from support import faults, servers
+from support import ROOT, faults, servers
 from support.apps import MakeApp
 from support.doctor import diagnose, files_in, has_finding, without_root
 
@@ -274,42 +275,35 @@ def test_doctor_names_the_fault_of_a_sqlite_file(
     assert result.exit_code == 1
 
 
-@contextmanager
-def small_disk(folder: Path) -> Iterator[Path]:
-    """Give a path to a disk of one megabyte."""
-    command = [*faults.small_disk(folder, 4), "sleep", "1000"]
-    with subprocess.Popen(command) as process:
-        try:
-            disk = faults.seen_by(process.pid, folder)
-            deadline = time.monotonic() + 10
-            while os.statvfs(disk).f_blocks > 4096:
-                assert time.monotonic() < deadline
-                time.sleep(0.01)
-            yield disk
-        finally:
-            process.kill()
+FILL_THE_DISK = """
+flask imcallback upgrade && flask imcallback doctor || exit 2
+cat /dev/zero > "$0/filling"
+flask imcallback doctor
+"""
 
 
-def test_doctor_names_a_full_disk(make_app: MakeApp, folder: Path) -> None:
-    """The disk of the database and the disk of the spool are named."""
-    disk_folder = folder / "disk"
-    disk_folder.mkdir()
-    with small_disk(disk_folder) as disk:
-        app = make_app(
-            sqlite_url(disk / "test.db"), IMCALLBACK_SPOOL=str(disk / "spool.db"), **GUARDS
-        )
-        assert diagnose(app).exit_code == 0
-        with faults.full(disk):
-            result = diagnose(app)
-    assert result.exit_code == 1
-    path = os.path.realpath(disk / "test.db")
-    assert has_finding(
-        result,
-        "FAILURE",
-        "The disk of the database is full",
-        f"{WAITING} The database file is {path}.",
-        "Free space on the disk of the database.",
-    ), result.output
+def test_doctor_names_a_full_disk(folder: Path) -> None:
+    """SQLite would notice it only at the next commit."""
+    env = os.environ | {
+        "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",
+        "FLASK_APP": "hosts.bare",
+        "PYTHONPATH": str(ROOT / "tests"),
+        "FLASK_SQLALCHEMY_DATABASE_URI": f"sqlite:///{folder}/test.db",
+        "FLASK_IMCALLBACK_SPOOL": f"{folder}/spool.db",
+        "FLASK_IMCALLBACK_SECRETS": '["a-secret-of-16-characters"]',
+    }
+    command = [*faults.small_disk(folder, 4), "sh", "-c", FILL_THE_DISK, str(folder)]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    assert done.returncode == 1, done.stdout + done.stderr
+    output = done.stdout.rpartition("The settings are well formed")[2]
+    for lines in (
+        f"The disk of the database is full\n        {WAITING} The database file is "
+        f"{folder}/test.db.\n        Free space on the disk of the database.\n",
+        "The disk of the spool is full\n        While the database is unavailable, callbacks get "
+        f"503, and only the log keeps them. The spool is {folder}/spool.db.\n        Free space "
+        "on the disk, or set IMCALLBACK_SPOOL to a file on another disk.\n",
+    ):
+        assert f"FAILURE {lines}" in output, output
 
 
 def test_doctor_warns_of_tables_of_a_newer_release(make_app: MakeApp, tmp_path: Path) -> None:
@@ -469,9 +463,18 @@ def test_doctor_names_a_standby(make_app: MakeApp, database_servers: dict[str, S
     assert result.exit_code == 1
 
 
-@pytest.mark.parametrize("encoding", ["SQL_ASCII", "LATIN1"])
+WRONG_ENCODINGS = {
+    "SQL_ASCII": "Create a database with the encoding UTF8 (CREATE DATABASE name ENCODING 'UTF8' "
+    "TEMPLATE template0), and set its URL.",
+    "LATIN1": "The problem: the database has the encoding LATIN1, which cannot store every account "
+    "id: create a database with the encoding UTF8 (on PostgreSQL: CREATE DATABASE name ENCODING "
+    "'UTF8' TEMPLATE template0) and set its URL.",
+}
+
+
+@pytest.mark.parametrize(("encoding", "remedy"), WRONG_ENCODINGS.items(), ids=WRONG_ENCODINGS)
 def test_doctor_names_a_wrong_encoding(
-    make_app: MakeApp, database_servers: dict[str, Server], encoding: str
+    make_app: MakeApp, database_servers: dict[str, Server], encoding: str, remedy: str
 ) -> None:
     """PostgreSQL cannot store every account id in another encoding than UTF8."""
     administrator = database_servers["postgresql"].url
@@ -494,9 +497,7 @@ def test_doctor_names_a_wrong_encoding(
         "FAILURE",
         "The database cannot store every account id",
         f"The encoding is {encoding}. {WAITING}",
-        f"The problem: the database has the encoding {encoding}, which cannot store every account "
-        "id: create a database with the encoding UTF8 (on PostgreSQL: CREATE DATABASE name "
-        "ENCODING 'UTF8' TEMPLATE template0) and set its URL.",
+        remedy,
     ), result.output
     assert result.exit_code == 1
 

@@ -24,10 +24,10 @@ def diagnose(app: Flask, *arguments: str) -> Result:
     return result
 
 
-def has_finding(result: Result, level: str, *lines: str) -> bool:
+def has_finding(result: Result | str, level: str, *lines: str) -> bool:
     """Return whether doctor printed a finding with exactly these lines."""
     block = f"{level:<7} " + "\n        ".join(lines) + "\n"
-    return block in result.output
+    return block in (result if isinstance(result, str) else result.output)
 
 
 @contextmanager
