@@ -7,6 +7,7 @@ from .database import (
     explain_clock,
     find_database_problem,
 )
+from .exemptions import exempt_views
 from .findings import Finding, Level, failure, guard, note, ok, warning
 from .hooks import EXEMPTION, GATE_REMEDY, check_hooks
 from .log import check_log
@@ -27,6 +28,7 @@ __all__ = [
     "check_settings",
     "check_spool",
     "count_callbacks",
+    "exempt_views",
     "explain",
     "explain_clock",
     "failure",

@@ -22,9 +22,9 @@ def check_log() -> Iterator[Finding]:
             "upgrade.",
         )
     elif not logger.isEnabledFor(logging.WARNING):
+        level = max(logger.getEffectiveLevel(), logger.manager.disable)
         yield warning(
-            f"The logger {LOGGER_NAME} is off below "
-            f"{logging.getLevelName(max(logger.getEffectiveLevel(), logger.manager.disable + 1))}",
+            f"The logger {LOGGER_NAME} has the level {logging.getLevelName(level)}",
             INVISIBLE,
             f'Call logging.getLogger("{LOGGER_NAME}").setLevel("WARNING"), and do not call '
             "logging.disable().",

@@ -122,10 +122,9 @@ def _ask_running_app(runtime: Runtime, url: str) -> Iterator[Finding]:
         )
     database = runtime.describe_database()
     if health["database"] != database:
-        yield failure(
-            "The running app uses another database than this command",
-            f"The running app uses {health['database']}, and this command uses {database}.",
-            "Run this command with the settings of the running app, and in its folder.",
+        yield note(
+            f"The running app names its database {health['database']}",
+            f"This command names it {database}. Both may be the same database.",
         )
     for finding in health["findings"]:
         yield Finding(
@@ -169,7 +168,7 @@ def _check_address(runtime: Runtime, provider: Provider, url: str) -> Iterator[F
             "trusted.",
         )
         return
-    if problem := _check_answer(provider, answer, url, probe[0]):
+    if problem := _check_answer(runtime, provider, answer, url, probe[0]):
         yield problem
         return
     yield ok(f"{name}: the probe gets the answer that the IM server expects")
@@ -201,8 +200,7 @@ LOST = "No callback reaches the extension, and the IM server sends none again."
 OUR_REFUSALS = {
     400: Refusal(
         "The extension got the request without its body, or with another one.",
-        "Find the proxy or the function of the app that reads or changes the body. Run doctor "
-        "without --url on the host of the app: it names such a function.",
+        "Find the proxy or the function of the app that reads or changes the body.",
     ),
     403: Refusal(
         "The running app has other tokens, secrets or networks, or another clock. Or a proxy drops "
@@ -237,13 +235,13 @@ OTHER_REFUSALS = {
     ),
     401: Refusal(
         f"Something in front of the extension requires a login. {LOST}",
-        f"If it is a before_request function of the app: {GATE_REMEDY[0].lower()}{GATE_REMEDY[1:]} "
+        f"If it is a before_request function of the app, {GATE_REMEDY} "
         "If it is the proxy, let the URLs of the callbacks pass.",
     ),
     403: Refusal(
         f"Something in front of the extension refuses the request. {LOST}",
         "Look for a firewall of the proxy, and for a before_request function of the app. In the "
-        f"function: {GATE_REMEDY[0].lower()}{GATE_REMEDY[1:]}",
+        f"function, {GATE_REMEDY}",
     ),
     404: Refusal(
         "The path does not lead to the extension.",
@@ -282,17 +280,19 @@ OTHER_REFUSALS = {
 """HTTP status -> what it means if something else answered."""
 UNKNOWN_REFUSAL = Refusal(
     "The IM server counts this as failed.",
-    "Find out whether the proxy or the app answers, and read the log of it.",
+    "Find out whether the proxy or the app answers, and read its log.",
 )
 
 
 def _check_answer(
-    provider: Provider, answer: Answer, url: str, probe: OutgoingCallback
+    runtime: Runtime, provider: Provider, answer: Answer, url: str, probe: OutgoingCallback
 ) -> Finding | None:
     """Return what is wrong with the answer to a probe."""
     name = provider.name
     if 300 <= answer.status < 400:
-        return _explain_redirect(provider, answer, url, probe)
+        location = answer.headers.get("location", "")
+        is_same_page = _segments(location) == _segments(url) + _segments(probe.path)
+        return _explain_redirect(provider, _show_location(runtime, location), is_same_page)
     if answer.status != 200:
         is_ours = _has_members(answer.body, _keys_of(provider.refuse(answer.status, "").body))
         refusals = OUR_REFUSALS if is_ours else OTHER_REFUSALS
@@ -310,35 +310,34 @@ def _check_answer(
     return None
 
 
-def _explain_redirect(
-    provider: Provider, answer: Answer, url: str, probe: OutgoingCallback
-) -> Finding:
+def _explain_redirect(provider: Provider, location: str, is_same_page: bool) -> Finding:
     """Tell a redirect to the same page elsewhere from a redirect to a login page."""
-    location = answer.headers.get("location", "")
-    path = urlsplit(url).path.rstrip("/") + probe.path
-    if _normalize(urlsplit(location).path) == _normalize(path):
+    if is_same_page:
         return failure(
-            f"{provider.name}: the URL redirects to {_hide_path(location)}",
+            f"{provider.name}: the URL redirects to {location}",
             provider.reactions.to_redirect,
             "Give the IM server the URL at the end of the redirect. Often it begins with https://. "
             "Behind a proxy with HTTPS, use ProxyFix of Werkzeug with x_proto=1.",
         )
     return failure(
-        f"{provider.name}: the probe is sent to another page ({_hide_path(location) or 'unknown'})",
+        f"{provider.name}: the probe is sent to another page: {location or 'the page has no URL'}",
         f"Something in front of the extension probably requires a login. {LOST}",
-        f"If it is a before_request function of the app: {GATE_REMEDY[0].lower()}{GATE_REMEDY[1:]} "
-        "If it is the proxy, let the URLs of the callbacks pass.",
+        f"If it is a before_request function of the app, {GATE_REMEDY} If it is the proxy, let the "
+        "URLs of the callbacks pass.",
     )
 
 
-def _normalize(path: str) -> str:
-    return "/".join(part for part in path.split("/") if part)
+def _segments(url: str) -> list[str]:
+    """Return the path of a URL without empty segments."""
+    return [segment for segment in urlsplit(url).path.split("/") if segment]
 
 
-def _hide_path(location: str) -> str:
-    """Return the URL without query, because a login page gets the secret path as a parameter."""
-    parts = urlsplit(location)
-    return parts._replace(query="", fragment="").geturl()
+def _show_location(runtime: Runtime, location: str) -> str:
+    """Return a URL without its secrets. Login pages get the old URL as a parameter."""
+    text = urlsplit(location)._replace(query="", fragment="").geturl()
+    for secret in runtime.settings.secrets:
+        text = text.replace(secret, "<secret>")
+    return text
 
 
 def _keys_of(body: Mapping[str, Any]) -> dict[str, Any]:

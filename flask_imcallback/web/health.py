@@ -6,6 +6,7 @@ import json
 import logging
 import re
 import time
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -17,6 +18,7 @@ from ..checks import (
     check_server,
     find_database_problem,
     find_spool_problem,
+    guard,
     judge_waiting,
 )
 from ..errors import ImCallbackError
@@ -148,14 +150,16 @@ def _check(runtime: Runtime) -> Health:
 def _describe_process(runtime: Runtime, health: Health) -> dict[str, Any]:
     """Return what only readers see."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]
-    findings = [*check_log(), *check_server(app, runtime, request)]
+    findings = [
+        *guard("the log", check_log),
+        *guard("the server", lambda: check_server(app, runtime, request)),
+    ]
     body: dict[str, Any] = {
-        "findings": [asdict(finding) for finding in findings if finding.level != "ok"]
+        "findings": [asdict(finding) for finding in findings if finding.level != "ok"],
+        "database": "",
     }
-    try:
+    with suppress(Exception):  # the problem says what is wrong
         body["database"] = runtime.describe_database()
         if health.database_problem is None:
             body["callbacks"] = [CALLBACK_COUNT.dump(count) for count in runtime.counters.counts()]
-    except ImCallbackError:
-        body.setdefault("database", "")  # the problem says what is wrong
     return body
