@@ -102,7 +102,7 @@ UNUSABLE: dict[str, tuple[Callable[[Path], Any], str]] = {
     ),
     "the spool is a folder": (
         spool_is_a_folder,
-        "OperationalError: unable to open database file",
+        "FileExistsError: {folder}/spool.db is not a regular file",
     ),
     "not a database": (garbage, "DatabaseError: file is not a database"),
     "read-only folder": (
