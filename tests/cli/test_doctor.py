@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Callable
 from io import BytesIO
@@ -9,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from click.testing import Result
 from sqlalchemy import URL
 from werkzeug.http import http_date
 from werkzeug.wrappers import Response
@@ -17,7 +19,7 @@ from flask_imcallback.storage.tables import removal
 from support.apps import MakeApp, rows
 from support.callbacks import Wsgi, run_command, served
 from support.doctor import diagnose, has_finding
-from support.serving import SECRET, serving
+from support.serving import SECRET, Running, serving
 
 pytestmark = pytest.mark.slow
 
@@ -382,26 +384,57 @@ def test_an_unguarded_app_is_a_warning(make_app: MakeApp) -> None:
     assert result.exit_code == 0
 
 
+HISTORY_TOKENS = json.dumps(SETTINGS["IMCALLBACK_HISTORY_TOKENS"])
+
+
+def diagnose_server(make_app: MakeApp, server: Running, *arguments: str) -> Result:
+    """Run doctor with the settings of a running server, and against its URL."""
+    app = make_app(
+        server.url,
+        IMCALLBACK_SECRETS=[SECRET],
+        IMCALLBACK_HISTORY_TOKENS=SETTINGS["IMCALLBACK_HISTORY_TOKENS"],
+        IMCALLBACK_SPOOL=str(server.spool),
+    )
+    return diagnose(app, "--url", f"http://127.0.0.1:{server.port}/imcallback", *arguments)
+
+
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        ([], "The server keeps a connection that is idle for 4 seconds"),
-        (["--keep-alive", "1"], "The server closes a connection that is idle for 4 seconds"),
+        ([], "ok      The server keeps a connection that is idle for 4 seconds\n"),
+        (
+            ["--keep-alive", "1"],
+            "FAILURE The server closes a connection that is idle for 4 seconds (no answer: ",
+        ),
     ],
+    ids=["kept", "closed"],
 )
 def test_doctor_checks_idle_connections(
     make_app: MakeApp, tmp_path: Path, options: list[str], text: str
 ) -> None:
-    """The shipped gunicorn settings keep an idle connection open."""
-    with serving(tmp_path, *options) as server:
-        database = URL.create("sqlite", database=str(tmp_path / "test.db"))
-        app = make_app(database, IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_HISTORY_TOKENS=["token"])
-        url = f"http://127.0.0.1:{server.port}/imcallback"
-        result = diagnose(app, "--url", url, "--idle", "4")
+    """The shipped gunicorn settings keep an idle connection open, and are right altogether."""
+    with serving(tmp_path, *options, FLASK_IMCALLBACK_HISTORY_TOKENS=HISTORY_TOKENS) as server:
+        result = diagnose_server(make_app, server, "--idle", "4")
         assert text in result.output
         assert "WARNING" not in result.output
         assert result.exit_code == len(options) // 2
         assert server.rows(removal) == []
+
+
+def test_doctor_warns_of_an_access_log(make_app: MakeApp, tmp_path: Path) -> None:
+    """The running app knows its log, and tells doctor."""
+    with serving(
+        tmp_path, "--access-logfile", "-", FLASK_IMCALLBACK_HISTORY_TOKENS=HISTORY_TOKENS
+    ) as server:
+        result = diagnose_server(make_app, server, "--idle", "0")
+    assert has_finding(
+        result,
+        "WARNING",
+        "The running app: gunicorn.access writes the paths of callbacks into a log",
+        "The paths may hold a secret path segment, and the query holds the Sign of Tencent.",
+        "Switch the access log off, or leave the path out of it.",
+    ), result.output
+    assert result.exit_code == 0
 
 
 @pytest.mark.parametrize(
