@@ -253,6 +253,7 @@ def test_no_byte_comes_before_the_first_chunk(format: str) -> None:
         next(encode(format, failing()))
 
 
+@pytest.mark.slow
 @EVERY_FORMAT
 def test_memory_is_flat(format: str) -> None:
     """Five times the removals take no more memory, in Python and in Arrow."""

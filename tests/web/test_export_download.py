@@ -265,6 +265,7 @@ def is_whole(format: str, file: bytes) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_over_a_socket(many: URL, tmp_path: Path) -> None:
     """The file is sent while it is made. If it is cut off, the reader gets an error."""
     tokens = {"FLASK_IMCALLBACK_HISTORY_TOKENS": '["a-token"]'}
@@ -416,6 +417,7 @@ def test_missing_tables(make_app: MakeApp, tmp_path: Path) -> None:
     assert not list(tmp_path.glob("removals*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_a_progress_bar_on_a_terminal(many: URL, tmp_path: Path, order: str) -> None:
     """The bar grows to 100 %, and the file is the same as without a bar."""
@@ -462,6 +464,7 @@ def test_a_progress_bar_without_removals(many: URL, tmp_path: Path) -> None:
     assert rows_of("csv", file.read_bytes()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["ndjson", "csv"])
 def test_memory_is_flat(many: URL, format: str) -> None:
     """Ten times the removals take no more memory."""

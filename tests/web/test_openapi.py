@@ -468,6 +468,7 @@ def explore(app: Flask, *, guarded: bool, checks: list[str] = CHECKS, **phases: 
     return statuses
 
 
+@pytest.mark.slow
 def test_schemathesis_finds_no_undocumented_answer(make_app: MakeApp) -> None:
     """Readers and IM servers send values at the bounds, beyond the bounds, and at random."""
     app = make_app(**GUARDS, IMCALLBACK_ALLOW_UNAUTHENTICATED=True, IMCALLBACK_MAX_BODY=2000)
@@ -481,6 +482,7 @@ def test_schemathesis_finds_no_undocumented_answer(make_app: MakeApp) -> None:
     assert found["POST /tencent/{secret}"] >= {200, 400, 405}
 
 
+@pytest.mark.slow
 def test_schemathesis_without_a_guard(make_app: MakeApp) -> None:
     """A request without a token or secret gets the documented refusal."""
     app = make_app(**GUARDS)
@@ -490,6 +492,7 @@ def test_schemathesis_without_a_guard(make_app: MakeApp) -> None:
         assert statuses == {expected}, operation
 
 
+@pytest.mark.slow
 def test_schemathesis_without_tables(make_app: MakeApp) -> None:
     """If nothing can be read or stored, the answer is 503."""
     app = make_app(
