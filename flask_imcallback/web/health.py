@@ -24,7 +24,7 @@ from ..checks import (
 from ..errors import ImCallbackError
 from ..history import CALLBACK_COUNT, WAITING
 from ..runtime import Runtime, get_runtime
-from ..storage import PerProcess
+from ..storage import PerProcess, Waiting
 from .access import TokenCheck, check_token
 
 logger = logging.getLogger("flask_imcallback")
@@ -38,37 +38,25 @@ LOG_INTERVAL_SECONDS = 60
 
 
 @dataclass(frozen=True)
-class Health:
-    """The result of a check."""
+class Problems:
+    """What a check has found."""
 
-    database_problem: Finding | None
-    spool_problem: Finding | None
-    spool: dict[str, Any] | None
-    """What waits in the spool. None if there is no spool, or if the spool cannot be read."""
-
-    @property
-    def status(self) -> str:
-        if self.database_problem:
-            return "unavailable"
-        return "degraded" if self.spool_problem else "ok"
-
-    @property
-    def problem(self) -> Finding | None:
-        return self.database_problem or self.spool_problem
+    database: Finding | None
+    spool: Finding | None
 
 
 class HealthCheck:
     """The checks of one process, and the newest result."""
 
     def __init__(self) -> None:
-        self._health: Health | None = None
+        self._problems: Problems | None = None
         self._asked_at = time.monotonic()
         self._budget = float(MAX_CHECKS_AT_ONCE)
         """The number of checks that may start at once."""
         self._is_running = False
         self._logged_at: float | None = None
 
-    def run(self, runtime: Runtime) -> Health:
+    def run(self, runtime: Runtime) -> Problems:
         """Return the result of a check, or the last result if there are too many checks.
 
         Takes little longer than `IMCALLBACK_DEADLINE`, even if the database hangs.
@@ -76,18 +64,21 @@ class HealthCheck:
         now = time.monotonic()
         refill = (now - self._asked_at) * CHECKS_PER_SECOND
         self._asked_at, self._budget = now, min(MAX_CHECKS_AT_ONCE, self._budget + refill)
-        if self._health and (self._is_running or self._budget < 1):
-            return self._health
+        if self._problems and (self._is_running or self._budget < 1):
+            return self._problems
         self._budget, self._is_running = self._budget - 1, True
         try:
-            self._health = _check(runtime)
+            drain = runtime.drain
+            self._problems = Problems(
+                find_database_problem(runtime), find_spool_problem(drain.spool) if drain else None
+            )
         finally:
             self._is_running = False
-        self._log(self._health)
-        return self._health
+        self._log(self._problems.database or self._problems.spool)
+        return self._problems
 
-    def _log(self, health: Health) -> None:
-        now, problem = time.monotonic(), health.problem
+    def _log(self, problem: Finding | None) -> None:
+        now = time.monotonic()
         if problem is None:
             return
         if self._logged_at is not None and now - self._logged_at < LOG_INTERVAL_SECONDS:
@@ -116,38 +107,38 @@ def _health(check: HealthCheck) -> Response:
     also see the counts of callbacks, the database, and what is wrong with this process.
     """
     runtime = get_runtime()
-    health = check.run(runtime)
-    problem = health.problem.title if health.problem else ""
+    problems, waiting = check.run(runtime), _look_into_spool(runtime)
+    problem = problems.database or problems.spool or _find_waiting_problem(waiting)
+    title = problem.title if problem else ""
     body: dict[str, Any] = {
-        "status": health.status,
-        "problem": re.sub(r"^[A-Z](?=[a-z ])", lambda first: first[0].lower(), problem),
+        "status": "unavailable" if problems.database else "degraded" if problem else "ok",
+        "problem": re.sub(r"^[A-Z](?=[a-z ])", lambda first: first[0].lower(), title),
     }
-    if health.spool is not None:
-        body["spool"] = health.spool
+    if waiting is not None:
+        body["spool"] = WAITING.dump(waiting)
     if check_token() is TokenCheck.VALID:
-        body |= _describe_process(runtime, health)
+        body |= _describe_process(runtime, problems)
     response = Response(
-        json.dumps(body), 503 if health.database_problem else 200, mimetype="application/json"
+        json.dumps(body), 503 if problems.database else 200, mimetype="application/json"
     )
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
-def _check(runtime: Runtime) -> Health:
-    database_problem = find_database_problem(runtime)
-    if runtime.drain is None:
-        return Health(database_problem, None, None)
-    spool = runtime.drain.spool
-    spool_problem = find_spool_problem(spool)
+def _look_into_spool(runtime: Runtime) -> Waiting | None:
+    """Return what waits, or None if there is no spool, or if it cannot be read."""
     try:
-        waiting = spool.waiting()
+        return runtime.drain.spool.waiting() if runtime.drain else None
     except (ImCallbackError, OSError):
-        return Health(database_problem, spool_problem, None)
-    failures = (finding for finding in judge_waiting(waiting) if finding.level == "failure")
-    return Health(database_problem, spool_problem or next(failures, None), WAITING.dump(waiting))
+        return None  # the check of the spool says why
 
 
-def _describe_process(runtime: Runtime, health: Health) -> dict[str, Any]:
+def _find_waiting_problem(waiting: Waiting | None) -> Finding | None:
+    findings = judge_waiting(waiting) if waiting else ()
+    return next((finding for finding in findings if finding.level == "failure"), None)
+
+
+def _describe_process(runtime: Runtime, problems: Problems) -> dict[str, Any]:
     """Return what only readers see."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     findings = [
@@ -160,6 +151,6 @@ def _describe_process(runtime: Runtime, health: Health) -> dict[str, Any]:
     }
     with suppress(Exception):  # the problem says what is wrong
         body["database"] = runtime.describe_database()
-        if health.database_problem is None:
+        if problems.database is None:
             body["callbacks"] = [CALLBACK_COUNT.dump(count) for count in runtime.counters.counts()]
     return body

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import logging
+import os
+import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from types import ModuleType
+from types import ModuleType, SimpleNamespace
 from typing import Any
 
 import flask
@@ -19,6 +21,7 @@ from flask_wtf import CSRFProtect
 from opentelemetry.instrumentation.wsgi import OpenTelemetryMiddleware
 from prometheus_flask_exporter import PrometheusMetrics
 
+from support import ROOT
 from support.apps import MakeApp
 from support.callbacks import served
 from support.doctor import diagnose, has_finding
@@ -416,6 +419,71 @@ def test_a_running_app_in_debug_mode_says_so(make_app: MakeApp) -> None:
     app = make_app(**GUARDS)
     app.debug = True
     assert [finding["title"] for finding in running_findings(app)] == ["Debug mode is on"]
+
+
+THREADS = (
+    "uWSGI runs without threads",
+    "The threads that write callbacks and empty the spool do not run.",
+    "Start uWSGI with --enable-threads.",
+)
+LOG = (
+    "uWSGI writes the paths of callbacks into a log",
+    "The paths may hold a secret path segment, and the query holds the Sign of Tencent.",
+    "Start uWSGI with --disable-logging.",
+)
+
+
+@pytest.mark.parametrize(
+    ("options", "expected"),
+    [
+        ({"http": b":8000"}, [THREADS, LOG]),
+        ({"enable-threads": True}, [LOG]),
+        ({b"threads": b"4", b"disable-logging": True}, []),
+    ],
+    ids=["neither", "threads", "threads and no log"],
+)
+def test_a_running_app_names_wrong_options_of_uwsgi(
+    make_app: MakeApp,
+    monkeypatch: pytest.MonkeyPatch,
+    options: dict[Any, Any],
+    expected: list[tuple[str, str, str]],
+) -> None:
+    """uWSGI gives its options to the app in a module."""
+    monkeypatch.setitem(sys.modules, "uwsgi", SimpleNamespace(opt=options))
+    findings = running_findings(make_app(**GUARDS))
+    assert [(f["title"], f["why"], f["remedy"]) for f in findings] == expected
+
+
+GEVENT = f"""
+import gevent
+from hosts.bare import app
+
+def ask():
+    client = app.test_client()
+    return client.get("/imcallback/health", headers={{"Authorization": "Bearer {TOKEN}"}}).json
+
+for finding in gevent.spawn(ask).get()["findings"]:
+    print(finding["title"], finding["why"], finding["remedy"], sep="\\n")
+"""
+
+
+def test_a_running_app_names_gevent_without_patches(tmp_path: Path) -> None:
+    """The driver of the database then blocks all requests of the process."""
+    env = os.environ | {
+        "PYTHONPATH": str(ROOT / "tests"),
+        "FLASK_SQLALCHEMY_DATABASE_URI": f"sqlite:///{tmp_path}/test.db",
+        "FLASK_IMCALLBACK_HISTORY_TOKENS": f'["{TOKEN}"]',
+        "FLASK_IMCALLBACK_SPOOL": str(tmp_path / "spool.db"),
+    }
+    command = [sys.executable, "-c", GEVENT]
+    done = subprocess.run(command, env=env, capture_output=True, text=True, check=False)
+    lines = (
+        "gevent runs the app, but has not patched Python's modules",
+        "A slow query of the history stops all requests of the process.",
+        "Call gevent.monkey.patch_all() before everything else, or start uWSGI with "
+        "--gevent-monkey-patch.",
+    )
+    assert "\n".join(lines) in done.stdout, done.stdout + done.stderr
 
 
 def test_doctor_shows_what_the_running_app_says(make_app: MakeApp, tmp_path: Path) -> None:
