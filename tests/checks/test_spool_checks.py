@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
+import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -16,10 +19,11 @@ from flask import Flask
 from sqlalchemy import URL
 
 from flask_imcallback.runtime import get_runtime
+from support import ROOT
 from support.apps import MakeApp, rows
 from support.callbacks import run_command
 from support.deliveries import DELIVERY, entry_of
-from support.doctor import diagnose, files_in, has_finding, without_root
+from support.doctor import NOBODY, diagnose, files_in, has_finding, without_root
 
 WHY_UNUSABLE = "While the database is unavailable, callbacks get 503, and only the log keeps them."
 REMEDY = "check the disk, the permissions and IMCALLBACK_SPOOL"
@@ -175,6 +179,28 @@ def test_doctor_creates_no_spool(make_app: MakeApp, tmp_path: Path) -> None:
         assert run_command(app, command).exit_code == 0
     assert app.test_client().get("/imcallback/health").status_code == 200
     assert files_in(tmp_path) == before
+
+
+def test_commands_of_root_leave_no_file_of_root(tmp_path: Path) -> None:
+    """The app runs as another user, and could not write such a file."""
+    env = os.environ | {
+        "FLASK_APP": str(tmp_path / "bare.py"),
+        "FLASK_IMCALLBACK_SECRETS": '["a-secret-of-16-characters"]',
+    }
+    shutil.copy(ROOT / "tests/hosts/bare.py", tmp_path)
+
+    def run(*command: str) -> None:
+        flask = [sys.executable, "-m", "flask", "imcallback", *command]
+        subprocess.run(flask, cwd=tmp_path, env=env, check=True, capture_output=True)
+
+    run("upgrade")
+    if os.geteuid() == 0:
+        for path in (tmp_path / "instance", *(tmp_path / "instance").iterdir()):
+            os.chown(path, NOBODY, NOBODY)
+    before = files_in(tmp_path / "instance")
+    for command in ("doctor", "status", "spool"):
+        run(command)
+        assert files_in(tmp_path / "instance") == before
 
 
 def test_an_app_without_a_spool_is_a_warning(make_app: MakeApp) -> None:
