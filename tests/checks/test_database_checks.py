@@ -49,19 +49,19 @@ def sqlite_url(path: Path) -> URL:
 
 WRONG_SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
     "no such file": (
-        {"url": "sqlite:////tmp/imcallback-no-such-file.db"},
+        {"url": "sqlite:///{folder}/no-such-file.db"},
         (
             "The database file does not exist",
-            f"{WAITING} The database file is /tmp/imcallback-no-such-file.db.",
+            WAITING + " The database file is {folder}/no-such-file.db.",
             "Run flask db upgrade, which creates the file. If the file exists elsewhere, correct "
             "SQLALCHEMY_DATABASE_URI.",
         ),
     ),
     "no such folder": (
-        {"url": "sqlite:////tmp/imcallback-no-such-folder/test.db"},
+        {"url": "sqlite:///{folder}/no-such-folder/test.db"},
         (
             "The folder of the database file does not exist",
-            f"{WAITING} The database file is /tmp/imcallback-no-such-folder/test.db.",
+            WAITING + " The database file is {folder}/no-such-folder/test.db.",
             "Create the folder, or name another file in SQLALCHEMY_DATABASE_URI.",
         ),
     ),
@@ -136,9 +136,12 @@ def test_doctor_names_a_wrong_setting_of_the_database(
     make_app: MakeApp, tmp_path: Path, settings: dict[str, Any], lines: tuple[str, ...]
 ) -> None:
     """It goes on with the other checks, shows no password, and creates no file."""
+    if "url" in settings:
+        settings = {**settings, "url": settings["url"].replace("{folder}", str(tmp_path))}
     app = make_app(migrate=False, **GUARDS, **settings)
     before = files_in(tmp_path)
     result = diagnose(app)
+    lines = tuple(line.replace("{folder}", str(tmp_path.resolve())) for line in lines)
     assert has_finding(result, "FAILURE", *lines), result.output
     assert "The spool" in result.output
     assert "pass-word" not in result.output

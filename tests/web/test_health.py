@@ -107,7 +107,7 @@ WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
     ),
     "unknown bind": ({"IMCALLBACK_BIND_KEY": "x"}, "the database is configured wrongly"),
     "no file": (
-        {"url": "sqlite:////tmp/imcallback-missing.db"},
+        {"url": "sqlite:///missing.db"},
         "the database file does not exist",
     ),
 }
@@ -115,7 +115,7 @@ WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
 
 @pytest.mark.parametrize(("settings", "problem"), WRONG_SETTINGS.values(), ids=WRONG_SETTINGS)
 def test_a_wrong_database_is_503_and_not_500(
-    make_app: MakeApp, settings: dict[str, Any], problem: str
+    make_app: MakeApp, tmp_path: Path, settings: dict[str, Any], problem: str
 ) -> None:
     """The problem is one plain sentence, also for readers."""
     app = make_app(migrate=False, IMCALLBACK_HISTORY_TOKENS=[TOKEN], **settings)
