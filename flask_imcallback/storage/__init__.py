@@ -1,5 +1,6 @@
 """The only room that writes SQL: tables, ids, recorder, writer, spool, counters, migrations."""
 
+from .autogenerate import is_our_table, protect_tables
 from .counters import ACCEPTED, REFUSED, CallbackCount, CallbackCounters
 from .database_errors import DeadlineError, Fault, classify, describe
 from .drain import Drain
@@ -55,10 +56,12 @@ __all__ = [
     "is_at_head",
     "is_log_visible",
     "is_of_newer_release",
+    "is_our_table",
     "log_lost_callback",
     "metadata",
     "moment_of",
     "new_lock",
+    "protect_tables",
     "removal",
     "run_alembic",
     "source",

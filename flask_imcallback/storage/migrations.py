@@ -91,7 +91,7 @@ def _storage_errors() -> Iterator[None]:
     except SQLAlchemyError as error:
         raise StorageError(
             f"cannot access the database ({describe(error)}): check the server, "
-            "SQLALCHEMY_DATABASE_URI and the permissions of the database user"
+            "the URL of the database and the permissions of the database user"
         ) from error
 
 
