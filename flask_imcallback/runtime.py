@@ -85,6 +85,7 @@ class Database:
         self._engine = engine
         self._bind_key = bind_key
         self._lock = PerProcess(new_lock)
+        self._error: Exception | None = None
 
     def engine(self) -> Engine:
         """Return the engine of the host. Needs an app context. Raises `ConfigError`."""
@@ -124,10 +125,19 @@ class Database:
         """
         if self._db is None:
             with self._lock.get():
-                self._db = self._db or current_app.extensions.get("sqlalchemy")
-                with _config_errors("cannot create an engine ({}): check SQLALCHEMY_DATABASE_URI"):
-                    self._db = self._db or _create_db()
+                self._db = self._db or self._find_or_create_db()
         return self._db
+
+    def _find_or_create_db(self) -> Any:
+        if self._error is not None:
+            # Flask-SQLAlchemy has left a half-made object in the app.
+            raise self._error.with_traceback(None)
+        try:
+            with _config_errors("cannot create an engine ({}): check SQLALCHEMY_DATABASE_URI"):
+                return current_app.extensions.get("sqlalchemy") or _create_db()
+        except Exception as error:
+            self._error = error
+            raise
 
 
 def _describe_type(value: object) -> str:

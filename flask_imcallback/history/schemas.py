@@ -278,10 +278,12 @@ class CallbackCountSchema(Schema):
 
 
 class WaitingSchema(Schema):
-    """The deliveries that wait in the spool."""
+    """The deliveries in the spool."""
 
     waiting = fields.Integer(attribute="count")
     oldest = Moment(allow_none=True)
+    set_aside = fields.Integer()
+    foreign = fields.Integer(attribute="foreign_count")
 
 
 def _utf8(body: bytes) -> str | None:
