@@ -58,7 +58,9 @@ def make_host(tmp_path: Path) -> Iterator[MakeHost]:
         return app
 
     yield make
-    join("imcallback-health", "imcallback-counters")
+    for file in tmp_path.rglob("spool.db"):
+        file.unlink()  # ends the thread that empties it
+    join("imcallback-drain", "imcallback-health", "imcallback-counters")
     for app in apps:
         if EXTENSION in app.extensions:
             close_connections(app)
