@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
 from urllib.parse import parse_qs
@@ -20,6 +21,8 @@ logger = logging.getLogger("flask_imcallback")
 METHODS = ["POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 """Every method gets the answer of the provider. At another body, OpenIM may stop its users."""
 CHUNK_BYTES = 64 * 1024
+CHUNK_TIMEOUT_SECONDS = 5
+"""Time that uWSGI waits for the next chunk. The IM servers give up a callback earlier."""
 
 
 def make_blueprint(providers: Iterable[str]) -> Blueprint:
@@ -90,7 +93,7 @@ def _read_body(maximum: int) -> Body:
     if length is not None and length > maximum:
         raise BodyTooLargeError
     if length is None and not request.environ.get("wsgi.input_terminated"):
-        return Body(content=b"")
+        return _read_chunks(maximum) if _is_chunked() else Body(content=b"")
     stream, body, problem = request.environ["wsgi.input"], bytearray(), ""
     bytes_to_read = maximum + 1 if length is None else length
     try:
@@ -106,6 +109,37 @@ def _read_body(maximum: int) -> Body:
             return Body(content=read_by_host)
         problem = f"the body has {len(body)} bytes, but its Content-Length is {length}"
     return Body(content=bytes(body), problem=problem)
+
+
+def _is_chunked() -> bool:
+    return "chunked" in request.headers.get("Transfer-Encoding", "").lower()
+
+
+def _read_chunks(maximum: int) -> Body:
+    """Return a body without a length from a server that does not hand it over as a stream.
+
+    Only uWSGI has a function for these bodies. Raises `BodyTooLargeError`.
+    """
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return _undelivered_body("let the proxy send a Content-Length")
+    body = bytearray()
+    try:
+        while chunk := uwsgi.chunked_read(CHUNK_TIMEOUT_SECONDS):
+            body += chunk
+            if len(body) > maximum:
+                raise BodyTooLargeError
+    except OSError:
+        if not body and request.environ.get("UWSGI_ROUTER") == "http":
+            return _undelivered_body("start uWSGI with http-chunked-input = true")
+        return Body(content=bytes(body), problem="the body was cut off: a chunk is missing")
+    return Body(content=bytes(body))
+
+
+def _undelivered_body(remedy: str) -> Body:
+    problem = f"this server does not hand over chunked bodies: {remedy}"
+    logger.error("The body of a callback is lost, because %s", problem)
+    return Body(content=b"", problem=problem)
 
 
 def _response(reply: Reply) -> Response:
