@@ -1,7 +1,7 @@
-"""Measures how fast the history answers: pages, filters, exports, counts, and what indexes cost.
+"""Measure the history: pages, filters, exports, counts, and the cost of indexes.
 
-Fills a database of its own with many removals first (10 million take some minutes), then asks. Run
-it where nothing else runs. Each goal is a ratio of two things measured in this run.
+The benchmark first fills a new database. 10 million removals take some minutes.
+Run it on a machine that does nothing else. Most goals are ratios of two figures of one run.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ from sqlalchemy import URL, make_url, text  # noqa: E402
 
 import seed  # noqa: E402
 from flask_imcallback import ImCallback, upgrade  # noqa: E402
-from flask_imcallback.history.cursors import _packed, _Place  # noqa: E402
+from flask_imcallback.history.cursors import CursorCodec, Position  # noqa: E402
 from flask_imcallback.history.export import COLUMNS, encode  # noqa: E402
-from flask_imcallback.history.history import _resolve  # noqa: E402
-from flask_imcallback.history.queries import HistoryQuery, StatsQuery  # noqa: E402
-from flask_imcallback.history.statements import Finder, Found  # noqa: E402
+from flask_imcallback.history.queries import HistoryQuery  # noqa: E402
+from flask_imcallback.history.resolve import NO_MATCH, resolve  # noqa: E402
+from flask_imcallback.history.statements import Finder, PageSpec  # noqa: E402
 from flask_imcallback.runtime import get_runtime  # noqa: E402
 from flask_imcallback.storage.ids import id_at, moment_of  # noqa: E402
 from flask_imcallback.storage.tables import removal  # noqa: E402
@@ -54,14 +54,22 @@ JOINED = (
     "FROM imcallback_removal r JOIN imcallback_source s ON s.id = r.source_id"
 )
 NEWEST = f"{JOINED} ORDER BY r.id DESC LIMIT 100"
-SINGLE = ("provider", "app_id", "command", "relation", "platform")
-"""Filters by what a source says."""
-ASKED = (*SINGLE, "owner_id", "target_id", "account_id", "client_ip", "request_id", "delivery_id")
+SOURCE_FILTERS = ("provider", "app_id", "command", "relation", "platform")
+"""Filters by values of the source table."""
+FILTER_NAMES = (
+    *SOURCE_FILTERS,
+    "owner_id",
+    "target_id",
+    "account_id",
+    "client_ip",
+    "request_id",
+    "delivery_id",
+)
 
 
 @dataclass
 class Goal:
-    """What was wanted, and what was measured."""
+    """A goal, and the measured figure."""
 
     text: str
     value: float
@@ -75,7 +83,7 @@ class Goal:
 
 @dataclass
 class Report:
-    """Of one database."""
+    """The goals and the tables of one database."""
 
     title: str
     goals: list[Goal] = field(default_factory=list)
@@ -87,7 +95,7 @@ class Report:
 
 
 class Bench:
-    """A database that is filled, and an app on it."""
+    """A filled database, an app that uses it, and the measurements."""
 
     def __init__(self, app: Flask, url: URL, removals: int, repetitions: int) -> None:
         self.app, self.url, self.removals, self.repetitions = app, url, removals, repetitions
@@ -107,30 +115,29 @@ class Bench:
         with get_runtime().engine().connect() as connection:
             return connection.scalar(text(sql), values)
 
-    def ask(self, **filters: Any) -> Callable[[], Any]:
-        query = HistoryQuery.from_filters(**filters)
-        return lambda: self.history.values_page(query)
+    def question(self, **filters: Any) -> Callable[[], Any]:
+        """Return a function that reads a page."""
+        return lambda: self.history.find(**filters)
 
     def cursor(self, removal_id: int, **filters: Any) -> str:
-        """As a page gives it that ends there."""
-        query = HistoryQuery.from_filters(**filters)
-        return str(self.history._cursors.dumps(_packed(_Place(removal_id), query.digest)))
+        """Return the cursor of a page that ends at this id."""
+        query = HistoryQuery.from_filters(filters)
+        codec = CursorCodec([])  # as the history's own: this app has no SECRET_KEY
+        return codec.encode(Position(removal_id), query.digest)
 
-    def medians(self, asked: dict[str, Callable[[], Any]]) -> dict[str, float]:
-        """Milliseconds, of many rounds in turn."""
-        taken: dict[str, list[float]] = {name: [] for name in asked}
+    def medians(self, questions: dict[str, Callable[[], Any]]) -> dict[str, float]:
+        """Return the median milliseconds of each question. The questions take turns."""
+        taken: dict[str, list[float]] = {name: [] for name in questions}
         for number in range(self.repetitions + 3):
-            for name, ask in asked.items():
+            for name, read in questions.items():
                 start = time.perf_counter()
-                ask()
+                read()
                 if number >= 3:
                     taken[name].append(time.perf_counter() - start)
         return {name: statistics.median(times) * 1000 for name, times in taken.items()}
 
-    # What is measured
-
     def pages(self) -> None:
-        """Wherever the page is."""
+        """Measure pages at the start, in the middle and at the end of results."""
         middle = self.scalar(
             "SELECT id FROM imcallback_removal ORDER BY id LIMIT 1 OFFSET :n", n=self.removals // 2
         )
@@ -145,23 +152,23 @@ class Bench:
             "SELECT target_id FROM imcallback_removal WHERE owner_id = :o LIMIT 1 OFFSET 500", o=hot
         )
         bare = self.bare()
-        asked = {
-            "newest": self.ask(),
-            "oldest": self.ask(order="asc"),
-            f"at depth {self.removals // 2:,}": self.ask(cursor=self.cursor(middle)),
-            "an account as owner, newest": self.ask(owner_id=hot),
-            "an account as owner, half way": self.ask(
+        questions = {
+            "newest": self.question(),
+            "oldest": self.question(order="asc"),
+            f"at depth {self.removals // 2:,}": self.question(cursor=self.cursor(middle)),
+            "an account as owner, newest": self.question(owner_id=hot),
+            "an account as owner, half way": self.question(
                 owner_id=hot, cursor=self.cursor(mark, owner_id=hot)
             ),
-            "an account as target": self.ask(target_id=hot),
-            "an account on either side": self.ask(account_id=hot),
-            "either side, half way": self.ask(
+            "an account as target": self.question(target_id=hot),
+            "an account on either side": self.question(account_id=hot),
+            "either side, half way": self.question(
                 account_id=hot, cursor=self.cursor(mark, account_id=hot)
             ),
-            "between two accounts": self.ask(account_id=hot, peer_id=target),
+            "between two accounts": self.question(account_id=hot, peer_id=target),
             "bare SQL of the newest, and json.dumps": bare,
         }
-        took = self.medians(asked)
+        took = self.medians(questions)
         newest = took["newest"]
         self.report.lines += ["### Pages of 100, by `History` in Python", ""]
         self.report.table(
@@ -178,16 +185,17 @@ class Bench:
         self.http(bare)
 
     def bare(self) -> Callable[[], Any]:
+        """Return a function that reads the newest page with the driver and `json.dumps`."""
         driver = self.driver()
 
-        def ask() -> str:
+        def question() -> str:
             cursor = driver.execute(NEWEST)
             text = json.dumps([dict(zip(COLUMNS, row, strict=True)) for row in cursor.fetchall()])
             if not self.is_sqlite:
                 driver.rollback()
             return text
 
-        return ask
+        return question
 
     def driver(self) -> Any:
         if self.is_sqlite:
@@ -196,7 +204,7 @@ class Bench:
         return psycopg.connect(**login, dbname=self.url.database)  # type: ignore[arg-type]
 
     def http(self, bare: Callable[[], Any]) -> None:
-        """Over a socket, from gunicorn."""
+        """Measure the newest page over a socket, served by gunicorn."""
         with (
             tempfile.TemporaryDirectory() as folder,
             serving("ours", self.url, Path(folder), ROOT) as running,
@@ -204,13 +212,13 @@ class Bench:
             connection = http.client.HTTPConnection("127.0.0.1", running.port)
             headers = {"Authorization": f"Bearer {SECRET}"}
 
-            def ask() -> None:
+            def question() -> None:
                 connection.request("GET", "/imcallback/history", headers=headers)
                 response = connection.getresponse()
                 body = response.read()
                 assert response.status == 200, body
 
-            took = self.medians({"HTTP": ask, "bare": bare})
+            took = self.medians({"HTTP": question, "bare": bare})
             connection.close()
         self.report.lines += [
             f"The newest page by HTTP: {took['HTTP']:.2f} ms; the bare SQL of it in the driver, "
@@ -222,7 +230,7 @@ class Bench:
         )
 
     def hot(self, name: str, rank: int = 0) -> Any:
-        """A value that is among the most frequent, of the newest removals."""
+        """Return one of the most frequent values of the newest removals."""
         with get_runtime().engine().connect() as connection:
             sql = (
                 f"SELECT {name} FROM (SELECT {name} FROM imcallback_removal WHERE {name} <> '' "
@@ -237,17 +245,17 @@ class Bench:
         )
 
     def combinations(self) -> None:
-        """Every one of up to three filters, with values that fit together and that do not."""
+        """Measure all sets of up to three filters, with values that match together or do not."""
         rows = self.samples()
         hot = {
             name: [self.hot(name, rank) for rank in (0, 1, 7)]
             for name in ("owner_id", "target_id", "client_ip")
         }
         hot["account_id"] = hot["owner_id"]
-        newest = statistics.median(self.times(self.ask(), 30))
+        newest = statistics.median(self.times(self.question(), 30))
         found: list[tuple[float, dict[str, Any], int]] = []
         partial = 0
-        names = [*ASKED, "peer_id", "period"]
+        names = [*FILTER_NAMES, "peer_id", "period"]
         sets = [c for size in (1, 2, 3) for c in itertools.combinations(names, size)]
         for chosen in sets:
             if "peer_id" in chosen and "account_id" not in chosen:
@@ -255,10 +263,10 @@ class Bench:
             for kind in ("of one removal", "of several", "frequent"):
                 filters = self.filters(chosen, kind, rows, hot)
                 for order in ("desc", "asc"):
-                    ask = self.ask(**filters, order=order)
-                    ask()
-                    took = min(self.times(ask, 3))
-                    page = ask()
+                    read = self.question(**filters, order=order)
+                    read()
+                    took = min(self.times(read, 3))
+                    page = read()
                     partial += page.next_cursor is not None and len(page.data) < 100
                     found.append((took, {**filters, "order": order}, len(page.data)))
         times = [took for took, _, _ in found]
@@ -308,28 +316,27 @@ class Bench:
         return filters
 
     def samples(self) -> list[dict[str, Any]]:
-        """Removals of all times, among them the rare ones."""
+        """Return removals of all times, including rare ones, as dictionaries."""
         first, last = (
             self.scalar(f"SELECT {what}(id) FROM imcallback_removal") for what in ("MIN", "MAX")
         )
         rows: list[dict[str, Any]] = []
         while len(rows) < 300:
             moment = moment_of(self.draw.randrange(first, last))
-            page = self.history.values_page(HistoryQuery(until=moment, limit=1))
-            rows += [dict(zip(COLUMNS, values, strict=True)) for values in page.data]
-        rare = self.history.values_page(HistoryQuery.from_filters(platform="Mini", limit=50))
-        return rows + [dict(zip(COLUMNS, values, strict=True)) for values in rare.data]
+            rows += [record._asdict() for record in self.history.find(until=moment, limit=1).data]
+        rare = self.history.find(platform="Mini", limit=50).data
+        return rows + [record._asdict() for record in rare]
 
-    def times(self, ask: Callable[[], Any], count: int) -> list[float]:
+    def times(self, read: Callable[[], Any], count: int) -> list[float]:
         taken = []
         for _ in range(count):
             start = time.perf_counter()
-            ask()
+            read()
             taken.append((time.perf_counter() - start) * 1000)
         return taken
 
     def exports(self) -> None:
-        """NDJSON next to the least that makes it; and the memory of it."""
+        """Measure exports next to a bare cursor with `json.dumps`, and their memory."""
         count = min(self.removals, 1_000_000)
         until = moment_of(
             self.scalar(
@@ -359,8 +366,8 @@ class Bench:
 
     def ours(self, query: HistoryQuery, name: str) -> int:
         form, lines = "csv" if name == "csv" else "ndjson", 0
-        for some in encode(form, self.history.stream(query)):
-            lines += some.count(b"\n")
+        for part in encode(form, self.history.chunks(query)):
+            lines += part.count(b"\n")
         return lines - 1
 
     def raw(self, until: int) -> int:
@@ -379,7 +386,7 @@ class Bench:
         return lines
 
     def memory(self) -> None:
-        """The peak of `flask imcallback export`, of few removals and of all."""
+        """Measure the peak memory of `flask imcallback export` for few removals and for all."""
         peaks = []
         for count in (10_000, self.removals):
             since = self.scalar(
@@ -432,7 +439,7 @@ class Bench:
         }
 
     def stats(self) -> None:
-        """Per day, over 30 days."""
+        """Measure counts over 30 days next to a bare GROUP BY."""
         last = self.scalar("SELECT MAX(delivery_id) FROM imcallback_removal")
         day = 86_400_000_000
         until = (last // day) * day
@@ -448,23 +455,19 @@ class Bench:
             if not self.is_sqlite:
                 driver.rollback()
 
-        period = {"since": moment_of(since), "until": moment_of(until)}
-        query = HistoryQuery.from_filters(**period)
-        own = HistoryQuery.from_filters(**period, account_id=self.hot("owner_id"))
-        asked = {
+        period: dict[str, Any] = {"since": moment_of(since), "until": moment_of(until)}
+        account = period | {"account_id": self.hot("owner_id")}
+        count = self.history.stats
+        questions: dict[str, Callable[[], Any]] = {
             "bare GROUP BY": bare,
-            "per day": lambda: self.history.stats(query, StatsQuery()),
-            "per day and relation": lambda: self.history.stats(
-                query, StatsQuery(group_by="relation")
-            ),
-            "per day in Asia/Kolkata": lambda: self.history.stats(
-                query, StatsQuery(tz="Asia/Kolkata")
-            ),
-            "per hour": lambda: self.history.stats(query, StatsQuery(bucket="hour")),
-            "per day, of the most frequent account": lambda: self.history.stats(own, StatsQuery()),
+            "per day": lambda: count(**period),
+            "per day and relation": lambda: count(group_by="relation", **period),
+            "per day in Asia/Kolkata": lambda: count(tz="Asia/Kolkata", **period),
+            "per hour": lambda: count(bucket="hour", **period),
+            "per day, of the most frequent account": lambda: count(**account),
         }
         repetitions, self.repetitions = self.repetitions, 7
-        took = self.medians(asked)
+        took = self.medians(questions)
         self.repetitions = repetitions
         self.report.lines += ["### Counts over 30 days", ""]
         self.report.table(
@@ -474,22 +477,21 @@ class Bench:
         self.goal("counts per day / bare GROUP BY", took["per day"] / took["bare GROUP BY"], 1.2)
 
     def screen(self) -> None:
-        """The first view of the page for people, without a socket."""
+        """Measure the first HTML page, without a socket."""
         client, headers = self.app.test_client(), {"Authorization": f"Bearer {SECRET}"}
-        month = HistoryQuery(since=datetime.now(UTC) - timedelta(days=30))
+        month = datetime.now(UTC) - timedelta(days=30)
 
         def view() -> None:
             response = client.get("/imcallback/", headers=headers)
             assert response.status_code == 200, response.text
 
-        by_relation = StatsQuery(group_by="relation")
-        asked = {
+        questions = {
             "the page": view,
-            "the newest removals": self.ask(limit=50),
-            "30 days by relation": lambda: self.history.stats(month, by_relation),
+            "the newest removals": self.question(limit=50),
+            "30 days by relation": lambda: self.history.stats(since=month, group_by="relation"),
         }
         repetitions, self.repetitions = self.repetitions, 7
-        took = self.medians(asked)
+        took = self.medians(questions)
         self.repetitions = repetitions
         self.report.lines += ["### The page for people", ""]
         self.report.table(["", "ms"], [[name, f"{ms:.1f}"] for name, ms in took.items()])
@@ -497,7 +499,7 @@ class Bench:
         self.goal("the page / newest removals and 30 days", took["the page"] / both, 5)
 
     def indexes(self) -> None:
-        """Bytes of each, and what it adds to storing a thousand removals."""
+        """Measure the size of each index, and the time it adds to inserts."""
         names = ["imcallback_removal", *sorted(str(index.name) for index in removal.indexes)]
         if self.is_sqlite:
             sizes = {
@@ -572,10 +574,10 @@ class Bench:
         return costs
 
     def plans(self) -> None:
-        """How the database finds what is asked."""
+        """Report the query plans of the database."""
         hot, other = self.hot("owner_id"), self.hot("owner_id", 1)
         address = self.hot("client_ip", 7)
-        asked: dict[str, dict[str, Any]] = {
+        questions: dict[str, dict[str, Any]] = {
             "an account as owner": {"owner_id": hot},
             "an account on either side": {"account_id": hot},
             "between two frequent accounts": {"account_id": hot, "peer_id": other},
@@ -598,19 +600,19 @@ class Bench:
             if self.is_sqlite
             else "EXPLAIN (ANALYZE, COSTS OFF, TIMING OFF, SUMMARY OFF, BUFFERS OFF)"
         )
-        for name, filters in asked.items():
-            query = HistoryQuery.from_filters(**filters)
+        for name, filters in questions.items():
+            query = HistoryQuery.from_filters(filters)
             with engine.connect() as connection:
                 finder = Finder(connection)
-                search = _resolve(connection, query)
-                found = finder.find(search, is_desc=True, limit=101) if search else Found([])
+                resolved = resolve(connection, query)
+                found = finder.find(resolved, PageSpec(is_descending=True, limit=101))
                 self.report.lines += [
                     f"{name}, `{_said(filters)}`: {len(found.rows)} found",
                     "",
                     "```",
                 ]
-                if search is None:
-                    self.report.lines.append("(the few sources tell that there is none)")
+                if resolved is NO_MATCH:
+                    self.report.lines.append("(no statement: no source matches)")
                 for sql, values in finder.statements:
                     for row in connection.exec_driver_sql(f"{explain} {sql}", values):
                         self.report.lines.append(str(row[-1])[:160])

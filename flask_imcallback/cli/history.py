@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -20,15 +20,17 @@ from ..history import (
     HISTORY_QUERY,
     STATS_QUERY,
     HistoryQuery,
-    Values,
     csv_records,
     encode,
     json_lines,
-    read_export,
-    read_query,
-    read_stats,
+    load_export_query,
+    load_history_query,
+    load_stats_query,
+    removal_csv,
+    removal_json,
     stats_json,
 )
+from ..removals import Record
 from ..runtime import get_runtime
 from .output import (
     FORMAT_OPTION,
@@ -42,22 +44,21 @@ from .output import (
 
 @report_wrong_options
 def _history(format: str, **filters: Any) -> None:
-    page = get_runtime().history.values_page(read_query(query_parameters(filters)))
+    page = get_runtime().history.page(load_history_query(query_parameters(filters)))
     if format == "ndjson":
         for line in json_lines(page.data):
             click.echo(line)
     elif format == "csv":
-        click.echo(csv_records([COLUMNS]) + csv_records(page.data), nl=False)
+        click.echo(csv_records([COLUMNS]) + removal_csv(page.data), nl=False)
     else:
-        rows = [dict(zip(COLUMNS, values, strict=True)) for values in page.data]
-        echo_table(rows, TABLE)
+        echo_table([removal_json(record) for record in page.data], TABLE)
     if page.next_cursor:
         click.echo(f"There are more: --cursor {page.next_cursor}", err=True)
 
 
 @report_wrong_options
 def _stats(format: str, **parameters: Any) -> None:
-    rows = stats_json(get_runtime().history.stats(*read_stats(query_parameters(parameters))))
+    rows = stats_json(get_runtime().history.count(*load_stats_query(query_parameters(parameters))))
     columns = ("bucket", "group", "count")
     if format == "ndjson":
         for row in rows:
@@ -74,44 +75,53 @@ def _export(file: str, **parameters: Any) -> None:
     suffix = Path(file).suffix[1:].lower()
     if parameters["format"] is None and suffix in FORMATS:
         parameters["format"] = suffix
-    query, format, keeps_formulas = read_export(query_parameters(parameters))
-    parts = get_runtime().history.stream(query)
+    query, format, keeps_formulas = load_export_query(query_parameters(parameters))
+    chunks = get_runtime().history.chunks(query)
     if sys.stderr.isatty():
-        parts = _shown(parts, query)
-    made = encode(format, parts, keeps_formulas=keeps_formulas)
+        chunks = _with_progress_bar(chunks, query)
+    parts = encode(format, chunks, keeps_formulas=keeps_formulas)
     if file == "-":
-        for some in made:
-            click.echo(some, nl=False)
-        return
-    # Under its name it is whole.
+        for part in parts:
+            click.echo(part, nl=False)
+    else:
+        _write_file(file, parts)
+
+
+def _write_file(file: str, parts: Iterable[bytes]) -> None:
+    """Write the parts to a file. Until the last part is written, its name ends in `.part`."""
     unfinished = f"{file}.part"
     try:
-        with open(unfinished, "wb") as target, ExitStack() as stack:
-            stack.callback(os.unlink, unfinished)
-            target.writelines(made)
+        with open(unfinished, "wb") as target, ExitStack() as cleanup:
+            cleanup.callback(os.unlink, unfinished)
+            target.writelines(parts)
             target.close()
             os.replace(unfinished, file)
-            stack.pop_all()
+            cleanup.pop_all()
     except OSError as error:
         raise click.FileError(file, str(error)) from error
 
 
-def _shown(parts: Iterator[list[Values]], query: HistoryQuery) -> Iterator[list[Values]]:
-    """The same, while a progress bar tells how much of the time is covered."""
-    history = get_runtime().history
-    ends: list[int] = []
-    for order in ("asc", "desc"):
-        page = history.values_page(replace(query, order=order, limit=1))
-        ends += [values[0] for values in page.data]
-    first, last = (min(ends), max(ends)) if ends else (0, 0)
-    whole = max(1, last - first)
-    with click.progressbar(length=whole, file=sys.stderr) as bar:
-        for part in parts:
-            yield part
-            reached = part[-1][0]
-            covered = last - reached if query.order == "desc" else reached - first
+def _with_progress_bar(
+    chunks: Iterable[list[Record]], query: HistoryQuery
+) -> Iterator[list[Record]]:
+    """Yield the chunks, and show on a progress bar how much of the period they cover."""
+    first, last = _first_and_last_id(query)
+    length = max(1, last - first)
+    with click.progressbar(length=length, file=sys.stderr) as bar:
+        for chunk in chunks:
+            yield chunk
+            last_id = chunk[-1].id
+            covered = last - last_id if query.is_descending else last_id - first
             bar.update(max(0, covered - bar.pos))
-        bar.update(whole - bar.pos)
+        bar.update(length - bar.pos)
+
+
+def _first_and_last_id(query: HistoryQuery) -> tuple[int, int]:
+    """Return the smallest and the largest id that match, or zeros."""
+    history = get_runtime().history
+    pages = [history.page(replace(query, order=order, limit=1)) for order in ("asc", "desc")]
+    ids = [record.id for page in pages for record in page.data]
+    return min(ids, default=0), max(ids, default=0)
 
 
 TABLE = ("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform")
@@ -134,8 +144,8 @@ stats = make_command(
 
 export = make_command(
     "export",
-    "Write all that the filters match to FILE, or to stdout for -. Its name tells the format: "
-    ".ndjson, .csv or .parquet.",
+    "Write all removals that match the filters to FILE, or to stdout if FILE is -. The ending of "
+    "FILE selects the format: .ndjson, .csv or .parquet.",
     _export,
     click.Argument(["file"]),
     *schema_options(EXPORT_QUERY),

@@ -1,9 +1,17 @@
-"""The only room that reads SQL for users: queries, plans, pages, counts, exports."""
+"""The only room that reads SQL for users: queries, plans, pages, counts and exports."""
 
-from .counts import RemovalCount
-from .export import COLUMNS, FORMATS, csv_records, encode, json_lines
-from .history import History, Page, Values
+from .export import COLUMNS, FORMATS, csv_records, encode, json_lines, removal_csv, removal_json
+from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
+from .history import History
 from .queries import HistoryQuery, StatsQuery
+from .results import (
+    DeliveryDetail,
+    DeliveryPage,
+    DeliveryRecord,
+    Page,
+    RemovalCount,
+    RemovalDetail,
+)
 from .schemas import (
     CALLBACK_COUNT,
     DELIVERY,
@@ -12,12 +20,11 @@ from .schemas import (
     STATS_QUERY,
     WAITING,
     HistoryQuerySchema,
-    read,
-    read_deliveries,
-    read_export,
-    read_query,
-    read_stats,
-    removal_json,
+    load_delivery_query,
+    load_export_query,
+    load_history_query,
+    load_parameters,
+    load_stats_query,
     stats_json,
 )
 
@@ -30,21 +37,29 @@ __all__ = [
     "HISTORY_QUERY",
     "STATS_QUERY",
     "WAITING",
+    "DeliveryDetail",
+    "DeliveryFilters",
+    "DeliveryPage",
+    "DeliveryRecord",
     "History",
+    "HistoryFilters",
     "HistoryQuery",
     "HistoryQuerySchema",
     "Page",
     "RemovalCount",
+    "RemovalDetail",
+    "RemovalFilters",
     "StatsQuery",
-    "Values",
+    "StreamFilters",
     "csv_records",
     "encode",
     "json_lines",
-    "read",
-    "read_deliveries",
-    "read_export",
-    "read_query",
-    "read_stats",
+    "load_delivery_query",
+    "load_export_query",
+    "load_history_query",
+    "load_parameters",
+    "load_stats_query",
+    "removal_csv",
     "removal_json",
     "stats_json",
 ]

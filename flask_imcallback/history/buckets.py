@@ -10,38 +10,43 @@ from ..errors import TooWideError
 HOUR, DAY = timedelta(hours=1), timedelta(days=1)
 
 
-def starts_between(
-    since: datetime, until: datetime, bucket: str, zone: ZoneInfo, most: int
+def bucket_starts(
+    since: datetime, until: datetime, bucket: str, zone: ZoneInfo, max_buckets: int
 ) -> list[datetime]:
-    """When the buckets begin, in UTC, that hold what is from `since` (inclusive) to `until`.
+    """Return the starts, in UTC, of the buckets that contain the time from `since` to `until`.
 
-    All are aware. Raises `TooWideError` if there are more than `most`.
+    `since` is inclusive, `until` is exclusive, and both are aware. Raises `TooWideError` if there
+    are more than `max_buckets`.
     """
     starts: list[datetime] = []
     if since >= until:
         return starts
-    start = _floor(since.astimezone(zone), bucket)
+    start = _start_of(since.astimezone(zone), bucket)
     while start < until:
-        if len(starts) == most:
-            raise TooWideError("bucket", f"is too small for that time: more than {most} counts")
+        if len(starts) == max_buckets:
+            problem = (
+                f"makes more than {max_buckets} counts from {since:%Y-%m-%d} to {until:%Y-%m-%d}. "
+                "Use a larger bucket or a shorter time"
+            )
+            raise TooWideError("bucket", problem)
         starts.append(start)
-        start = _next(start, bucket, zone)
+        start = _next_start(start, bucket, zone)
     return starts
 
 
-def _next(start: datetime, bucket: str, zone: ZoneInfo) -> datetime:
-    """When the bucket after the one that begins then begins; in UTC."""
+def _next_start(start: datetime, bucket: str, zone: ZoneInfo) -> datetime:
+    """Return the start, in UTC, of the bucket after the bucket that starts at `start`."""
     if bucket == "hour":
-        # Where clocks are put back by half an hour, an hour of theirs lasts half an hour longer.
-        ends = (_floor((start + HOUR * many).astimezone(zone), bucket) for many in (1, 2))
-        return next(end for end in ends if end > start)
-    # From its middle on, the next is the same number of days away in every zone.
+        # An hour lasts half an hour longer where clocks are put back by half an hour.
+        starts = (_start_of((start + HOUR * count).astimezone(zone), bucket) for count in (1, 2))
+        return next(later for later in starts if later > start)
+    # Half a day more is always inside the next bucket, whatever the clocks do at its start.
     days = {"day": 1, "week": 7, "month": 31}[bucket]
-    return _floor((start + DAY * days + DAY / 2).astimezone(zone), bucket)
+    return _start_of((start + DAY * days + DAY / 2).astimezone(zone), bucket)
 
 
-def _floor(local: datetime, bucket: str) -> datetime:
-    """When the bucket begins that a moment of a zone is in; in UTC."""
+def _start_of(local: datetime, bucket: str) -> datetime:
+    """Return the start, in UTC, of the bucket that contains `local`."""
     if bucket == "hour":
         return local.replace(minute=0, second=0, microsecond=0).astimezone(UTC)
     date = local.date()
@@ -49,5 +54,5 @@ def _floor(local: datetime, bucket: str) -> datetime:
         date -= DAY * date.weekday()
     elif bucket == "month":
         date = date.replace(day=1)
-    # Where clocks are put forward at midnight, the day begins at one.
+    # A day starts at one o'clock where clocks are put forward at midnight.
     return datetime.combine(date, time(), local.tzinfo).astimezone(UTC)

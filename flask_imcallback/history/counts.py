@@ -1,31 +1,99 @@
-"""Removals counted by time bucket and group."""
+"""Counts of removals by time bucket and group."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-from datetime import datetime
+from bisect import bisect_right
+from collections import Counter
+from collections.abc import Iterable, Sequence
+from dataclasses import replace
+from datetime import UTC, datetime
+from math import gcd
+from typing import Any
 
 from sqlalchemy import Connection, select
 
+from ..errors import TooWideError
+from ..storage import MAX_ID, id_at, moment_of
 from ..storage import source as source_table
+from .buckets import bucket_starts
+from .queries import HistoryQuery, StatsQuery
+from .resolve import resolve
+from .results import RemovalCount
+from .statements import Finder
 
 MAX_COUNTS = 10_000
-"""That are given at once."""
+"""Maximum number of counts in one answer."""
+
+CountKey = tuple[datetime, str | None]
+"""The start of a bucket, and a group."""
 
 
-@dataclass(frozen=True, slots=True)
-class RemovalCount:
-    """How many removals there were in a bucket."""
+def count_removals(
+    connection: Connection, query: HistoryQuery, stats: StatsQuery
+) -> list[RemovalCount]:
+    """Return the counts of all buckets and groups. Raises `TooWideError` for too many counts."""
+    until = min(query.until or datetime.now(UTC), moment_of(MAX_ID))
+    resolved = resolve(connection, replace(query, until=until))
+    finder = Finder(connection)
+    since = query.since
+    if since is None:
+        first = finder.find_first(resolved)
+        since = moment_of(first.delivery_id) if first else until
+    since = max(since, moment_of(0))
+    starts = bucket_starts(since, until, stats.bucket, stats.zone, MAX_COUNTS)
+    width = _common_width(starts)
+    rows = finder.count(resolved, width, by_source=stats.group_by is not None)
+    groups = _group_by_source(connection, stats.group_by)
+    counts = _add_up(rows, starts, width, groups)
+    return _with_empty_buckets(counts, starts, stats)
 
-    bucket: datetime
-    """When it begins; aware, in the time zone of the question."""
-    group: str | None
-    count: int
+
+def _common_width(starts: Sequence[datetime]) -> int:
+    """Return the largest width in microseconds of which every start is a multiple.
+
+    The database counts in buckets of this width. Each of them lies in one bucket of the query.
+    """
+    return gcd(*map(id_at, starts)) if len(starts) > 1 else MAX_ID
 
 
-def _groups(connection: Connection, group_by: str | None) -> dict[int, str | None]:
-    """The group by source id."""
+def _group_by_source(connection: Connection, group_by: str | None) -> dict[int, str | None]:
+    """Return the group of each source id."""
     if group_by is None:
         return {0: None}
-    asked = select(source_table.c.id, source_table.c[group_by])
-    return {row[0]: row[1] for row in connection.execute(asked)}
+    query = select(source_table.c.id, source_table.c[group_by])
+    return {row[0]: row[1] for row in connection.execute(query)}
+
+
+def _add_up(
+    rows: Iterable[Any],
+    starts: Sequence[datetime],
+    width: int,
+    groups: dict[int, str | None],
+) -> Counter[CountKey]:
+    """Return the count of each bucket and group that has removals."""
+    counts: Counter[CountKey] = Counter()
+    for number, source_id, count in rows:
+        start = starts[max(0, bisect_right(starts, moment_of(number * width)) - 1)]
+        counts[start, groups[source_id]] += count
+    return counts
+
+
+def _with_empty_buckets(
+    counts: Counter[CountKey], starts: Sequence[datetime], stats: StatsQuery
+) -> list[RemovalCount]:
+    """Return a count for every bucket and every group, in the order of time and group."""
+    groups = {group for _, group in counts}
+    if stats.group_by is None:
+        groups = {None}
+    if len(starts) * len(groups) > MAX_COUNTS:
+        problem = (
+            f"makes {len(starts)} buckets with {len(groups)} groups each, which is more than "
+            f"{MAX_COUNTS} counts. Use a larger bucket or a shorter time"
+        )
+        raise TooWideError("group_by", problem)
+    zone, ordered_groups = stats.zone, sorted(groups, key=lambda group: group or "")
+    return [
+        RemovalCount(start.astimezone(zone), group, counts[start, group])
+        for start in starts
+        for group in ordered_groups
+    ]

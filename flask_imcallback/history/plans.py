@@ -1,184 +1,200 @@
-"""A search among the removals, as ranges of the indexes, each in the order of ids.
+"""Query plans: which ranges of which index hold all removals that match a query.
 
-SQL as text: what a planner makes of it decides between a millisecond and a minute, and each
-database has its own words to say which index is meant. PostgreSQL has none. There, the order by the
-first column of an index and the id can only be that of the index, as long as the planner does not
-see that the first is always the same, which is why it is given as an array of one; and other
-conditions stand outside of a LIMIT, where they do not lead it to other indexes.
+Each range lists its entries in the order of ids, so that a page reads the start of each range.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import product
 from typing import Any
 
 from ..storage import MAX_ID
+from .resolve import ResolvedQuery
 
-COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id", "client_ip", "request_id")
+CONDITIONS = (
+    *("delivery_id", "source_id", "owner_id", "target_id", "client_ip", "request_id"),
+    "account_id",
+)
+"""The conditions of a resolved query. `account_id` includes `peer_id`."""
 MAX_RANGES = 200
-"""Of more than these together, the database itself chooses how to find them."""
-MAX_VALUES = 25_000
-"""Parameters of a statement, of which SQLite takes 32,766."""
+"""Maximum number of ranges in a plan. Beyond it, the database chooses how to search."""
+MAX_PARAMETERS = 25_000
+"""Maximum number of parameters in a statement. SQLite accepts 32,766."""
+PROBED_RANGES = 8
+"""Maximum number of ranges per plan that are probed to compare plans."""
+COVERING_COST_FACTOR = 0.1
+"""The cost of an entry, if the index alone can check all conditions, relative to a table row."""
 
-
-@dataclass(frozen=True, kw_only=True)
-class Search:
-    """What removals must meet; each of the alternatives is given once."""
-
-    owner_id: tuple[str, ...] | None = None
-    target_id: tuple[str, ...] | None = None
-    account_id: tuple[str, ...] | None = None
-    peer_id: tuple[str, ...] | None = None
-    client_ip: tuple[str, ...] | None = None
-    request_id: tuple[str, ...] | None = None
-    source_id: tuple[int, ...] | None = None
-    delivery_id: tuple[int, ...] | None = None
-    spans: tuple[tuple[int, int], ...] = ()
-    """First and last ids of the removals of each of those deliveries."""
-    low: int = -1
-    """An id below all that are searched."""
-    high: int = MAX_ID
-    """An id above them."""
+INDEX_PREFIX = "ix_imcallback_removal_"
+PAIR_INDEX = f"{INDEX_PREFIX}pair"
+INDEXES_WITH_SOURCE = {f"{INDEX_PREFIX}{name}" for name in ("owner_id", "target_id", "client_ip")}
 
 
 @dataclass(frozen=True)
-class Range:
-    """Entries of an index that begin with the same values; of the key, where there are none."""
+class IndexRange:
+    """The entries of an index that begin with the same values."""
 
     index: str = ""
+    """Empty for the primary key."""
     equal: Mapping[str, Any] = field(default_factory=dict)
-    span: tuple[int, int] = (0, MAX_ID)
-    no_owner: tuple[str, ...] = ()
-    """Owners whose removals are in other ranges, too."""
+    """The values of the first columns of the index."""
+    id_span: tuple[int, int] = (0, MAX_ID)
+    """The first and the last id of the range."""
+    excluded_owners: tuple[str, ...] = ()
+    """Owners whose removals are already in other ranges of the plan."""
 
 
 @dataclass(frozen=True)
-class Way:
-    """Disjoint ranges in which all of a search is, and the conditions that they meet."""
+class Plan:
+    """Disjoint index ranges that together hold all removals that match a query."""
 
-    ranges: Sequence[Range]
-    met: frozenset[str]
-    unmet: frozenset[str] = frozenset()
-    """The other conditions of the search."""
+    ranges: Sequence[IndexRange]
+    guaranteed: frozenset[str] = frozenset()
+    """The conditions that every removal in the ranges meets."""
+    remaining: frozenset[str] = frozenset()
+    """The conditions that each removal must still be checked for."""
     has_source: bool = False
-    """Whether the indexes tell the source."""
+    """Whether the indexes contain the source id."""
 
     @property
-    def is_told_by_index(self) -> bool:
-        return self.has_source and self.unmet <= {"source_id"}
+    def is_covering(self) -> bool:
+        """Whether the indexes alone can check all remaining conditions."""
+        return self.has_source and self.remaining <= {"source_id"}
+
+    @property
+    def is_by_source(self) -> bool:
+        """Whether the plan reads one range for each source."""
+        return self.guaranteed == {"source_id"}
 
 
-KEY = Way((Range(),), frozenset())
+PRIMARY_KEY_SCAN = Plan([IndexRange()])
+
+Probe = Callable[[Sequence[tuple[IndexRange, int]]], Sequence[int | None]]
+"""Returns, for each range and offset, the id of the entry at the offset, or None past the end."""
 
 
-def ways(search: Search) -> list[Way]:
-    """Those that are narrower than the whole table; the first is best where it is the only one."""
-    if search.delivery_id is not None:
-        spans = search.spans
-        way = _way(search, [Range(span=span) for span in spans], "delivery_id")
-        if _fits(search, way):
-            return [way]
-        return [Way([Range(span=(min(spans)[0], max(spans)[1]))], frozenset())]
-    pairs, met = _pairs(search)
-    way = _way(search, pairs, *met)
-    found = [way] if pairs and _fits(search, way) else []
-    if found and all(one.index == PAIR for one in pairs):
-        return found
-    for name in ("request_id", "client_ip", "owner_id", "target_id", "source_id"):
-        if values := getattr(search, name):
-            found.append(_way(search, [_range(name, **{name: value}) for value in values], name))
-    if accounts := search.account_id:
-        ranges = [_range("owner_id", owner_id=account) for account in accounts]
-        ranges += [_range("target_id", no_owner=accounts, target_id=a) for a in accounts]
-        found.append(_way(search, ranges, *["account_id"] * (not search.peer_id)))
-    fitting = [way for way in found if _fits(search, way)]
-    if len(fitting) < len(found) and all(way.met == {"source_id"} for way in fitting):
+def candidate_plans(query: ResolvedQuery) -> list[Plan]:
+    """Return the plans that can answer the query.
+
+    A single plan needs no comparison. An empty list means: scan the primary key.
+    """
+    if query.delivery_id is not None:
+        return [_plan_by_deliveries(query)]
+    ranges, guaranteed = _pair_ranges(query)
+    plan = _plan(query, ranges, guaranteed)
+    plans = [plan] if ranges and _fits_statement(query, plan) else []
+    if plans and all(part.index == PAIR_INDEX for part in ranges):
+        return plans
+    plans += _plans_by_column(query)
+    if query.account_id:
+        plans.append(_plan_by_account(query, query.account_id))
+    fitting = [plan for plan in plans if _fits_statement(query, plan)]
+    if len(fitting) < len(plans) and all(plan.is_by_source for plan in fitting):
         return []
     return fitting
 
 
-def _way(search: Search, ranges: list[Range], *met: str) -> Way:
-    asked = {name for name in (*COLUMNS[1:], "account_id") if getattr(search, name) is not None}
-    has_source = all(one.index in WITH_SOURCE for one in ranges)
-    return Way(ranges, frozenset(met), frozenset(asked - {*met}), has_source)
+def cheapest(
+    query: ResolvedQuery, plans: Sequence[Plan], limit: int, probe: Probe, *, is_descending: bool
+) -> Plan:
+    """Return the plan that probably reads the fewest index entries.
+
+    The probe finds, in each range, the entry that is `limit` entries further on. The closer it
+    is, the denser the range, and the more entries must be read.
+    """
+    probes = [(plan, part) for plan in plans for part in plan.ranges[:PROBED_RANGES]]
+    first, *ends = probe([(IndexRange(), 0), *((part, limit) for _, part in probes)])
+    if first is None:
+        return Plan([])
+    last = max(query.above_id, 0) if is_descending else query.below_id
+    costs = [0.0] * len(plans)
+    for (plan, _), end in zip(probes, ends, strict=True):
+        distance = abs(first - (last if end is None else end))
+        scale = max(1, len(plan.ranges) / PROBED_RANGES)
+        if plan.is_covering:
+            scale *= COVERING_COST_FACTOR
+        costs[plans.index(plan)] += scale / max(distance, 1)
+    return plans[costs.index(min(costs))]
 
 
-def _fits(search: Search, way: Way) -> bool:
-    """Whether a statement can have all ranges, each with the conditions that are not met."""
-    if len(way.ranges) > MAX_RANGES:
+def _plan(
+    query: ResolvedQuery, ranges: Sequence[IndexRange], guaranteed: Sequence[str] = ()
+) -> Plan:
+    used = {name for name in CONDITIONS if getattr(query, name) is not None}
+    has_source = all(part.index in INDEXES_WITH_SOURCE for part in ranges)
+    return Plan(ranges, frozenset(guaranteed), frozenset(used.difference(guaranteed)), has_source)
+
+
+def _plan_by_deliveries(query: ResolvedQuery) -> Plan:
+    """Return a plan with one range of the primary key per delivery, or else one for all."""
+    spans = query.delivery_spans
+    plan = _plan(query, [IndexRange(id_span=span) for span in spans], ["delivery_id"])
+    if _fits_statement(query, plan):
+        return plan
+    return Plan([IndexRange(id_span=(min(spans)[0], max(spans)[1]))])
+
+
+def _plans_by_column(query: ResolvedQuery) -> list[Plan]:
+    """Return a plan for each index whose first column has a condition."""
+    names = ("request_id", "client_ip", "owner_id", "target_id", "source_id")
+    return [
+        _plan(query, [_range(name, **{name: value}) for value in values], [name])
+        for name in names
+        if (values := getattr(query, name))
+    ]
+
+
+def _plan_by_account(query: ResolvedQuery, accounts: tuple[str, ...]) -> Plan:
+    """Return a plan that reads the removals of each account, first as owner, then as target."""
+    ranges = [_range("owner_id", owner_id=account) for account in accounts]
+    ranges += [_range("target_id", accounts, target_id=account) for account in accounts]
+    return _plan(query, ranges, [] if query.peer_id else ["account_id"])
+
+
+def _fits_statement(query: ResolvedQuery, plan: Plan) -> bool:
+    """Return True if one statement can hold all ranges with the remaining conditions."""
+    if len(plan.ranges) > MAX_RANGES:
         return False
-    binds = _Binds()
-    _conditions(binds, search, way.met)
-    of_owners = sum(len(one.no_owner) for one in way.ranges)
-    return len(way.ranges) * len(binds.values) + of_owners <= MAX_VALUES
+    excluded = sum(len(part.excluded_owners) for part in plan.ranges)
+    return len(plan.ranges) * _parameter_count(query, plan) + excluded <= MAX_PARAMETERS
 
 
-PREFIX = "ix_imcallback_removal_"
-PAIR = f"{PREFIX}pair"
-WITH_SOURCE = {f"{PREFIX}{name}" for name in ("owner_id", "target_id", "client_ip")}
+def _parameter_count(query: ResolvedQuery, plan: Plan) -> int:
+    """Return the number of parameters in the remaining conditions of one range."""
+    names = [name for name in CONDITIONS if name not in plan.guaranteed]
+    count = sum(len(getattr(query, name) or ()) for name in names)
+    if query.account_id is not None and "account_id" in names:
+        # An account can be on either side, and the peer is on the other.
+        count += len(query.account_id) + 2 * len(query.peer_id or ())
+    return count
 
 
-def _range(name: str, no_owner: tuple[str, ...] = (), **equal: Any) -> Range:
-    return Range(f"{PREFIX}{name}", equal, no_owner=no_owner)
+def _range(name: str, excluded_owners: tuple[str, ...] = (), **equal: Any) -> IndexRange:
+    return IndexRange(f"{INDEX_PREFIX}{name}", equal, excluded_owners=excluded_owners)
 
 
-def _pairs(search: Search) -> tuple[list[Range], list[str]]:
-    """Ranges for a search that names both sides, and the conditions that they meet."""
-    owners, targets, accounts = search.owner_id, search.target_id, search.account_id
-    sides = [side for side in (accounts, search.peer_id, owners, targets) if side][:2]
+def _pair_ranges(query: ResolvedQuery) -> tuple[list[IndexRange], list[str]]:
+    """Return ranges for a query that names both sides, and the conditions they guarantee."""
+    owners, targets, accounts = query.owner_id, query.target_id, query.account_id
+    sides = [side for side in (accounts, query.peer_id, owners, targets) if side][:2]
     if len(sides) < 2 or len(sides[0]) * len(sides[1]) > MAX_RANGES:
         return [], []
-    whole: list[Range] = []
-    if accounts and search.peer_id:
-        pairs = [pair for a, b in product(accounts, search.peer_id) for pair in ((a, b), (b, a))]
-        met = ["account_id", "peer_id"]
+    one_sided: list[IndexRange] = []
+    if accounts and query.peer_id:
+        pairs = [pair for a, b in product(accounts, query.peer_id) for pair in ((a, b), (b, a))]
+        guaranteed = ["account_id", "peer_id"]
     elif owners and targets:
-        pairs, met = list(product(owners, targets)), ["owner_id", "target_id"]
+        pairs, guaranteed = list(product(owners, targets)), ["owner_id", "target_id"]
     elif owners and accounts:
-        whole = [_range("owner_id", owner_id=owner) for owner in owners if owner in accounts]
+        one_sided = [_range("owner_id", owner_id=owner) for owner in owners if owner in accounts]
         pairs = [(owner, a) for owner in owners if owner not in accounts for a in accounts]
-        met = ["owner_id", "account_id"]
+        guaranteed = ["owner_id", "account_id"]
     else:
         targets, accounts = targets or (), accounts or ()
-        whole = [_range("target_id", target_id=target) for target in targets if target in accounts]
+        one_sided = [_range("target_id", target_id=t) for t in targets if t in accounts]
         pairs = [(a, target) for target in targets if target not in accounts for a in accounts]
-        met = ["target_id", "account_id"]
-    of_pairs = [_range("pair", owner_id=o, target_id=t) for o, t in dict.fromkeys(pairs)]
-    return whole + of_pairs, met
-
-
-class _Binds:
-    """Values on their way into a statement."""
-
-    def __init__(self, mark: str = "") -> None:
-        self.values: dict[str, Any] = {}
-        self._mark = mark
-
-    def __call__(self, value: Any) -> str:
-        name = f"v{len(self.values)}"
-        self.values[name] = value
-        return self._mark.format(name)
-
-    def several(self, values: Iterable[Any]) -> str:
-        return f"({', '.join([self(value) for value in values]) or 'NULL'})"
-
-
-def _conditions(binds: _Binds, search: Search, met: frozenset[str]) -> list[str]:
-    """Those of a search that are not met yet."""
-    found = []
-    for name in COLUMNS[1:]:
-        values = getattr(search, name)
-        if values is not None and name not in met:
-            found.append(f"{name} IN {binds.several(values)}")
-    if search.account_id is not None and "account_id" not in met:
-        accounts, others = search.account_id, search.peer_id
-        sides = []
-        for one, other in (("owner_id", "target_id"), ("target_id", "owner_id")):
-            side = f"{one} IN {binds.several(accounts)}"
-            if others is not None:
-                side += f" AND {other} IN {binds.several(others)}"
-            sides.append(f"({side})")
-        found.append(f"({' OR '.join(sides)})")
-    return found
+        guaranteed = ["target_id", "account_id"]
+    pair_ranges = [_range("pair", owner_id=o, target_id=t) for o, t in dict.fromkeys(pairs)]
+    return one_sided + pair_ranges, guaranteed

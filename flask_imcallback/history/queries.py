@@ -1,159 +1,237 @@
-"""The questions to the history, checked: a `HistoryQuery` and a `StatsQuery`."""
+"""Checked queries: each class checks its values and names the parameter that is wrong."""
 
 from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, Self
+from typing import Any, ClassVar, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ..errors import HistoryQueryError
-from ..removals import Relation, Status
+from ..removals import Status
 from ..storage import MAX_ID, id_at
 from ..text import MAX_TEXT_LENGTH, is_storable
-
-TEXT_FILTERS = (
-    "provider",
-    "app_id",
-    "command",
-    "relation",
-    "owner_id",
-    "target_id",
-    "account_id",
-    "peer_id",
-    "platform",
-    "client_ip",
-    "request_id",
+from .filters import (
+    FILTERS,
+    GROUPS,
+    TEXT_FILTERS,
+    DeliveryFilters,
+    HistoryFilters,
+    RemovalFilters,
+    StreamFilters,
 )
-"""Exact; several values of one are alternatives."""
-MAY_BE_EMPTY = frozenset(["app_id", "command", "platform", "client_ip", "request_id"])
+
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
+ORDERS = ("desc", "asc")
 MAX_ALTERNATIVES = 10_000
-"""Of all filters together; databases take some ten thousand parameters."""
+"""Maximum number of values of all filters together. Databases take some ten thousand parameters."""
 BUCKETS = ("hour", "day", "week", "month")
-GROUPS = ("provider", "app_id", "command", "relation", "platform")
+MAX_SHOWN_LENGTH = 60
+"""Maximum length in characters of a wrong value in an error message."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class PagedQuery:
-    """What all questions have that are answered by pages."""
+    """The part that all queries share: a period, an order and a page."""
+
+    FILTERS: ClassVar[tuple[str, ...]] = ()
+    """The names that `from_filters` takes."""
 
     since: datetime | None = None
-    """Inclusive, aware."""
+    """Inclusive and aware."""
     until: datetime | None = None
-    """Exclusive, aware."""
+    """Exclusive and aware."""
     order: str = "desc"
-    """Newest first, or "asc"."""
+    """`desc` is newest first."""
     limit: int = DEFAULT_LIMIT
     cursor: str | None = None
-    """`next_cursor` of the page before, of the same filters and order."""
+    """The `next_cursor` of the page before, which had the same filters and order."""
 
     def __post_init__(self) -> None:
-        _check_range(self.since, self.until)
-        _check_paging(self.order, self.limit, self.cursor)
+        _check_time("since", self.since)
+        _check_time("until", self.until)
+        check_choice("order", self.order, ORDERS)
+        _check_number("limit", self.limit, MAX_LIMIT)
+        if self.cursor is not None and not isinstance(self.cursor, str):
+            raise HistoryQueryError("cursor", f"must be a string, not {format_value(self.cursor)}")
+
+    @property
+    def is_descending(self) -> bool:
+        return self.order == "desc"
 
 
 @dataclass(frozen=True, kw_only=True)
 class HistoryQuery(PagedQuery):
-    """A checked question. Raises `HistoryQueryError`, which names the parameter."""
+    """A checked query for removals. Raises `HistoryQueryError`."""
+
+    FILTERS = tuple(HistoryFilters.__annotations__)
 
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The values by filter, for each of `TEXT_FILTERS` that is asked for."""
+    """The alternatives of each text filter that is used."""
     delivery_id: tuple[int, ...] | None = None
 
     @classmethod
-    def from_filters(cls, **filters: Any) -> Self:
-        """One value for a filter, or a sequence of them; those that are None do not count."""
-        given = {name: value for name, value in filters.items() if value is not None}
-        texts = {name: _sequence(given.pop(name)) for name in TEXT_FILTERS if name in given}
-        if "delivery_id" in given:
-            given["delivery_id"] = _sequence(given["delivery_id"])
-        for name in given:
-            if name not in cls.__dataclass_fields__ or name == "texts":
-                raise HistoryQueryError(name, "is not a filter of the history")
-        return cls(texts=texts, **given)
+    def from_filters(cls, filters: Mapping[str, Any], allowed: Collection[str] = FILTERS) -> Self:
+        """Return the query with these filters. A filter that is None is not used.
+
+        Raises `HistoryQueryError` for a filter that is not in `allowed` or is malformed.
+        """
+        values = _used_filters(filters, allowed)
+        texts = {name: _alternatives(values.pop(name)) for name in TEXT_FILTERS if name in values}
+        if "delivery_id" in values:
+            values["delivery_id"] = _alternatives(values["delivery_id"])
+        return cls(texts=texts, **values)
 
     def __post_init__(self) -> None:
-        numbers = {name: len(values) for name, values in self.texts.items()}
-        numbers["delivery_id"] = len(self.delivery_id or ())
-        if sum(numbers.values()) > MAX_ALTERNATIVES:
-            problem = f"makes, with the others, more than {MAX_ALTERNATIVES} alternatives"
-            raise HistoryQueryError(max(numbers, key=lambda name: numbers[name]), problem)
-        for name, values in self.texts.items():
+        alternatives: dict[str, tuple[Any, ...]] = dict(self.texts)
+        alternatives["delivery_id"] = self.delivery_id or ()
+        if sum(map(len, alternatives.values())) > MAX_ALTERNATIVES:
+            longest = max(alternatives, key=lambda name: len(alternatives[name]))
+            problem = (
+                f"has {len(alternatives[longest])} values. "
+                f"All filters together may have at most {MAX_ALTERNATIVES}"
+            )
+            raise HistoryQueryError(longest, problem)
+        for name, values in alternatives.items():
             for value in values:
-                _check_text(name, value)
+                _check_filter(name, value)
         if "peer_id" in self.texts and "account_id" not in self.texts:
-            raise HistoryQueryError("peer_id", "is the other side of account_id, and needs it")
-        for number in self.delivery_id or ():
-            _check_number("delivery_id", number, MAX_ID)
+            raise HistoryQueryError("peer_id", "requires account_id, whose other side it is")
         super().__post_init__()
 
     @property
     def digest(self) -> str:
-        """Equal for queries that list the same removals in the same order."""
-        filters = {name: sorted(set(values)) for name, values in self.texts.items()}
+        """A hash that is equal for queries with the same result in the same order."""
+        texts = {name: sorted(set(values)) for name, values in self.texts.items()}
         ids = self.delivery_id if self.delivery_id is None else sorted(set(self.delivery_id))
-        return _digest(filters, ids, _ids_at(self.since, self.until), self.order)
+        return _digest(texts, ids, _ids_at(self.since, self.until), self.order)
+
+
+STREAM_FILTERS = tuple(StreamFilters.__annotations__)
+STATS_FILTERS = tuple(RemovalFilters.__annotations__)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeliveryQuery(PagedQuery):
-    """A checked question for deliveries. Raises `HistoryQueryError`, which names the parameter."""
+    """A checked query for deliveries. Raises `HistoryQueryError`."""
+
+    FILTERS = tuple(DeliveryFilters.__annotations__)
 
     status: tuple[str, ...] | None = None
 
     @classmethod
-    def from_filters(cls, **filters: Any) -> Self:
-        """As that of a `HistoryQuery`."""
-        given = {name: value for name, value in filters.items() if value is not None}
-        for name in given:
-            if name not in cls.__dataclass_fields__:
-                raise HistoryQueryError(name, "is not a filter of the deliveries")
-        if "status" in given:
-            given["status"] = _sequence(given["status"])
-        return cls(**given)
+    def from_filters(cls, filters: Mapping[str, Any]) -> Self:
+        """Return the query with these filters. See `HistoryQuery.from_filters`."""
+        values = _used_filters(filters, cls.FILTERS)
+        if "status" in values:
+            values["status"] = _alternatives(values["status"])
+        return cls(**values)
 
     def __post_init__(self) -> None:
         for status in self.status or ():
-            if status not in list(Status):
-                raise HistoryQueryError("status", f"must be one of {', '.join(Status)}")
+            check_choice("status", status, tuple(Status))
         super().__post_init__()
 
     @property
     def digest(self) -> str:
-        """Equal for queries that list the same deliveries in the same order."""
+        """A hash that is equal for queries with the same result in the same order."""
         statuses = self.status if self.status is None else sorted(set(self.status))
         return _digest("deliveries", statuses, _ids_at(self.since, self.until), self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
 class StatsQuery:
-    """How to count. Raises `HistoryQueryError`, which names the parameter."""
+    """The checked options of a count. Raises `HistoryQueryError`."""
 
     bucket: str = "day"
-    """One of `BUCKETS`; a week begins on Monday."""
+    """One of `BUCKETS`. A week begins on Monday."""
     group_by: str | None = None
-    """One of `GROUPS`; None counts all together."""
+    """One of `GROUPS`. None counts all removals of a bucket together."""
     tz: str = "UTC"
     """The IANA name of the time zone in which buckets begin."""
 
     def __post_init__(self) -> None:
-        if self.bucket not in BUCKETS:
-            raise HistoryQueryError("bucket", f"must be one of {', '.join(BUCKETS)}")
-        if self.group_by is not None and self.group_by not in GROUPS:
-            raise HistoryQueryError("group_by", f"must be one of {', '.join(GROUPS)}")
-        self.zone  # noqa: B018
+        check_choice("bucket", self.bucket, BUCKETS)
+        if self.group_by is not None:
+            check_choice("group_by", self.group_by, GROUPS)
+        self.zone  # noqa: B018 (raises for an unknown time zone)
 
     @property
     def zone(self) -> ZoneInfo:
+        """The time zone. Raises `HistoryQueryError` if there is no such zone."""
         try:
             return ZoneInfo(self.tz)
         except (ZoneInfoNotFoundError, ValueError, OSError, TypeError, AttributeError) as error:
-            problem = "must be the name of a time zone, such as Asia/Shanghai"
+            problem = f"must name a time zone, such as Asia/Shanghai, not {format_value(self.tz)}"
             raise HistoryQueryError("tz", problem) from error
+
+
+def format_value(value: object) -> str:
+    """Return the value for an error message, cut to a readable length."""
+    text = repr(value)
+    return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}…"
+
+
+def join_choices(choices: Iterable[str]) -> str:
+    """Return the choices as a phrase: "a, b or c"."""
+    *others, last = choices
+    return f"{', '.join(others)} or {last}" if others else last
+
+
+def _used_filters(filters: Mapping[str, Any], allowed: Collection[str]) -> dict[str, Any]:
+    for name in filters:
+        if name not in allowed:
+            problem = f"is not a filter here. The filters are {', '.join(allowed)}"
+            raise HistoryQueryError(name, problem)
+    return {name: value for name, value in filters.items() if value is not None}
+
+
+def _alternatives(value: Any) -> tuple[Any, ...]:
+    is_text = isinstance(value, str | bytes | bytearray)
+    is_several = isinstance(value, Sequence | AbstractSet) and not is_text
+    return tuple(value) if is_several else (value,)
+
+
+def _check_filter(name: str, value: object) -> None:
+    row = FILTERS[name]
+    if row.is_id:
+        _check_number(name, value, MAX_ID)
+    elif row.choices:
+        check_choice(name, value, row.choices)
+    elif not isinstance(value, str):
+        raise HistoryQueryError(name, f"must be a string, not {format_value(value)}")
+    elif not value and not row.may_be_empty:
+        raise HistoryQueryError(name, "must not be empty")
+    elif len(value) > MAX_TEXT_LENGTH:
+        problem = f"must have at most {MAX_TEXT_LENGTH} characters, not {len(value)}"
+        raise HistoryQueryError(name, problem)
+    elif not is_storable(value):
+        problem = f"must not contain U+0000 or a lone surrogate: {format_value(value)}"
+        raise HistoryQueryError(name, problem)
+
+
+def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
+    """Check that the value is one of the choices. Raises `HistoryQueryError`."""
+    if value not in choices:
+        raise HistoryQueryError(name, f"must be {join_choices(choices)}, not {format_value(value)}")
+
+
+def _check_number(name: str, value: object, maximum: int) -> None:
+    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
+        problem = f"must be a whole number from 1 to {maximum}, not {format_value(value)}"
+        raise HistoryQueryError(name, problem)
+
+
+def _check_time(name: str, value: object) -> None:
+    if value is None:
+        return
+    if not isinstance(value, datetime) or value.utcoffset() is None:
+        problem = f"must be a datetime with a time zone, not {format_value(value)}"
+        raise HistoryQueryError(name, problem)
 
 
 def _digest(*parts: Any) -> str:
@@ -162,39 +240,3 @@ def _digest(*parts: Any) -> str:
 
 def _ids_at(*moments: datetime | None) -> list[int | None]:
     return [None if moment is None else id_at(moment) for moment in moments]
-
-
-def _sequence(value: Any) -> tuple[Any, ...]:
-    return tuple(value) if isinstance(value, list | tuple | set | frozenset) else (value,)
-
-
-def _check_text(name: str, value: object) -> None:
-    if not isinstance(value, str):
-        raise HistoryQueryError(name, "must be a string")
-    if not value and name not in MAY_BE_EMPTY:
-        raise HistoryQueryError(name, "must not be empty")
-    if not is_storable(value):
-        raise HistoryQueryError(name, f"must be a text of {MAX_TEXT_LENGTH} characters or fewer")
-    if name == "relation" and value not in list(Relation):
-        raise HistoryQueryError(name, f"must be one of {', '.join(Relation)}")
-
-
-def _check_number(name: str, value: object, maximum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
-        raise HistoryQueryError(name, f"must be a whole number from 1 to {maximum}")
-
-
-def _check_range(since: object, until: object) -> None:
-    for name, moment in (("since", since), ("until", until)):
-        if moment is None:
-            continue
-        if not isinstance(moment, datetime) or moment.utcoffset() is None:
-            raise HistoryQueryError(name, "must be a time with its offset from UTC")
-
-
-def _check_paging(order: object, limit: object, cursor: object) -> None:
-    if order not in ("asc", "desc"):
-        raise HistoryQueryError("order", "must be asc or desc")
-    _check_number("limit", limit, MAX_LIMIT)
-    if cursor is not None and not isinstance(cursor, str):
-        raise HistoryQueryError("cursor", "must be a next_cursor of this history")

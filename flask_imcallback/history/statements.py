@@ -1,264 +1,339 @@
-# ruff: noqa: S608 (what is put together here are names of columns and of parameters)
-"""Search plans as SQL text, and the object that runs them."""
+# ruff: noqa: S608 (only names of columns, indexes and parameters are put into the SQL text)
+"""Query plans as SQL text, and the object that runs them.
+
+The SQL is text because the planner of each database must use the index that the plan names, and
+each database has its own syntax for that. PostgreSQL has no index hints. There, two forms of the
+statement leave its planner no other index:
+
+- `ORDER BY` the first index column and the id can only be answered by that index, as long as the
+  planner does not see that the column is constant. An array of one value hides that.
+- Other conditions stand outside of a `LIMIT`, where they do not attract other indexes.
+"""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
-from dataclasses import dataclass, replace
-from typing import Any
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from .plans import COLUMNS, KEY, Range, Search, Way, _Binds, _conditions, ways
+from .plans import PRIMARY_KEY_SCAN, IndexRange, Plan, candidate_plans, cheapest
+from .resolve import ResolvedQuery
 
-FEW = 8
-"""Ranges of a way that are looked at to choose between it and another."""
+REMOVAL_COLUMNS = (
+    *("id", "delivery_id", "source_id"),
+    *("owner_id", "target_id", "client_ip", "request_id"),
+)
+COLUMN_LIST = ", ".join(REMOVAL_COLUMNS)
+NEARBY_ROWS_PER_RESULT = 20
+"""Rows to read for each wanted removal before an index is tried, if only sources are filtered."""
+STEP_ENTRIES = (1_000, 8_000)
+"""Index entries to read in each step of a search. The search then ends, even with few results."""
+COVERING_STEP_ENTRIES = 150_000
+"""Index entries to read in one more step, if the index alone can check all conditions."""
+COUNT_PROBE_ENTRIES = 1000
+"""Distance in index entries at which plans are compared before removals are counted."""
 
-DENSE = 20
-"""Removals that are read for each that is found, before an index of few of them is quicker."""
-
-STEPS, STEP_IN_INDEX = (1_000, 8_000), 150_000
-"""Entries that are read, one step after the other, for those that meet the other conditions: so
-many at last, if the index itself tells whether they do. The rest is for the next page."""
-
-NAMED = re.compile(r":(v\d+)")
-"""A parameter of SQLite; nothing else in a statement looks so."""
+SQLITE_PARAMETER = re.compile(r":(v\d+)")
+"""A named parameter. Nothing else in the SQL text looks like it."""
 
 
 @dataclass(frozen=True)
-class Found:
-    """Rows of `COLUMNS`, in order."""
+class PageSpec:
+    """The order and the size of a result."""
+
+    is_descending: bool
+    limit: int
+    max_entries: int | None = None
+    """The ranges are known to have at most this many entries. None if that is unknown."""
+
+    @property
+    def order(self) -> str:
+        return "DESC" if self.is_descending else "ASC"
+
+    def reduced(self, rows: Sequence[Any], max_entries: int) -> PageSpec:
+        """Return the page that is still missing after `rows`."""
+        return replace(self, limit=self.limit - len(rows), max_entries=max_entries)
+
+
+class Statement(NamedTuple):
+    """The SQL text, and the value of each parameter by its name."""
+
+    sql: str
+    values: dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Rows:
+    """Rows of `REMOVAL_COLUMNS`, in the order of the page."""
 
     rows: list[Any]
-    end: int | None = None
-    """The id up to which the search came, if it did not come to its end nor to its limit."""
+    stopped_at: int | None = None
+    """The last id that was read, if the search stopped before its end and before its limit."""
 
 
 class Finder:
-    """Runs searches on a connection."""
+    """Runs resolved queries on a connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
         self._dialect = connection.dialect.name
-        self._mark = ":{}" if self._dialect == "sqlite" else "%({})s"
-        self.statements: list[tuple[str, dict[str, Any]]] = []
-        """Those that were run, for whoever wants to explain them."""
+        self.statements: list[Statement] = []
+        """The statements that were executed, for EXPLAIN in tests and benchmarks."""
 
-    def find(self, search: Search, *, is_desc: bool, limit: int) -> Found:
-        """The first rows of a search, as far as they are found by reading a bounded part of it."""
-        possible = ways(search)
-        if not possible:
-            return Found(self._rows(self._one(search, KEY, is_desc, limit, None)))
-        if len(possible) > 1:
-            way = self._narrowest(search, possible, is_desc, limit)
+    def find(self, query: ResolvedQuery, page: PageSpec) -> Rows:
+        """Return the first rows that match. The search stops after a bounded number of entries."""
+        plans = candidate_plans(query)
+        if not plans:
+            return Rows(self._run(self._sql(query).select_range(PRIMARY_KEY_SCAN, page)))
+        if len(plans) > 1:
+            plan = self._cheapest(query, plans, page)
         else:
-            (way,) = possible
-            if len(way.ranges) > 1 and way.met == {"source_id"}:
-                # Most often there are enough of them among the next of all removals.
-                near = self._near(search, is_desc, limit)
-                if len(near) == limit:
-                    return Found(near)
-        if not way.ranges:
-            return Found([])
-        if not way.unmet:
-            return Found(self._read(search, way, is_desc, limit, None))
-        return self._find_stepwise(search, way, is_desc, limit)
+            (plan,) = plans
+            if len(plan.ranges) > 1 and plan.is_by_source:
+                # Usually the next rows of the table hold enough of these sources.
+                nearby = self._run(self._sql(query).select_nearby(page))
+                if len(nearby) == page.limit:
+                    return Rows(nearby)
+        if not plan.ranges:
+            return Rows([])
+        if not plan.remaining:
+            return Rows(self._read(query, plan, page))
+        return self._find_in_steps(query, plan, page)
 
-    def first(self, search: Search) -> Any | None:
-        """The row with the lowest id."""
+    def find_first(self, query: ResolvedQuery) -> Any | None:
+        """Return the matching row with the smallest id, or None."""
         while True:
-            found = self.find(search, is_desc=False, limit=1)
-            if found.rows or found.end is None:
+            found = self.find(query, PageSpec(is_descending=False, limit=1))
+            if found.rows or found.stopped_at is None:
                 return found.rows[0] if found.rows else None
-            search = replace(search, low=found.end)
+            query = replace(query, above_id=found.stopped_at)
 
-    def count(self, search: Search, width: int, *, by_source: bool) -> list[Any]:
-        """Rows of a bucket's number, a source id and how many there are.
+    def count(self, query: ResolvedQuery, width: int, *, by_source: bool) -> list[Any]:
+        """Return rows of a bucket number, a source id and the number of matching removals.
 
-        Buckets are so many microseconds wide. Without `by_source`, the source id is 0.
+        A bucket spans `width` microseconds. Without `by_source`, every source id is 0.
         """
-        possible = ways(search)
-        only_sources = [way.met for way in possible] == [{"source_id"}]
-        if only_sources:
-            possible.append(KEY)
-        way = possible[0] if possible else KEY
-        if len(possible) > 1:
-            way = self._narrowest(search, possible, True, 1000)
-        if not way.ranges:
+        plans = candidate_plans(query)
+        if len(plans) == 1 and plans[0].is_by_source:
+            plans.append(PRIMARY_KEY_SCAN)
+        plan = plans[0] if plans else PRIMARY_KEY_SCAN
+        if len(plans) > 1:
+            newest = PageSpec(is_descending=True, limit=COUNT_PROBE_ENTRIES)
+            plan = self._cheapest(query, plans, newest)
+        if not plan.ranges:
             return []
-        binds = _Binds(self._mark)
-        divided = "delivery_id DIV" if self._dialect in ("mysql", "mariadb") else "delivery_id /"
-        bucket = f"{divided} {int(width)}"
-        what = f"{bucket} AS bucket{', source_id' if by_source else ''}"
-        parts = []
-        for one in way.ranges:
-            where = _conditions(binds, search, way.met)
-            if one.no_owner:
-                where.append(f"owner_id NOT IN {binds.several(one.no_owner)}")
-            parts.append(f"SELECT {what} {self._entries(binds, search, one, None, where)}")
-        union = " UNION ALL ".join(parts)
-        source, by = ("source_id", "bucket, source_id") if by_source else ("0", "bucket")
-        sql = f"SELECT bucket, {source}, COUNT(*) FROM ({union}) AS found GROUP BY {by}"
-        return self._rows((sql, binds.values))
+        return self._run(self._sql(query).count(plan, width, by_source=by_source))
 
-    def _rows(self, statement: tuple[str, dict[str, Any]]) -> list[Any]:
+    def _sql(self, query: ResolvedQuery) -> _StatementBuilder:
+        return _StatementBuilder(self._dialect, query)
+
+    def _run(self, statement: Statement) -> list[Any]:
         self.statements.append(statement)
         sql, values = statement
-        # To have SQLAlchemy compile it takes longer than to run it.
+        # SQLAlchemy takes longer to compile such a statement than the database to run it.
         if self._dialect != "sqlite":
             return list(self._connection.exec_driver_sql(sql, values).all())
-        # It compares each name with all before it: thousands of them would take seconds.
-        given = tuple(values[name] for name in NAMED.findall(sql))
-        return list(self._connection.exec_driver_sql(NAMED.sub("?", sql), given).all())
+        # SQLite compares each parameter name with all names before it. Thousands take seconds.
+        ordered = tuple(values[name] for name in SQLITE_PARAMETER.findall(sql))
+        sql = SQLITE_PARAMETER.sub("?", sql)
+        return list(self._connection.exec_driver_sql(sql, ordered).all())
 
-    def _narrowest(self, search: Search, possible: list[Way], is_desc: bool, limit: int) -> Way:
-        """That by which the fewest entries must be read, as far as one can see from here.
+    def _cheapest(self, query: ResolvedQuery, plans: Sequence[Plan], page: PageSpec) -> Plan:
+        is_descending = page.is_descending
 
-        The entry that is `limit` further on, in each range, tells how close they lie.
-        """
-        asked = [(way, one) for way in possible for one in way.ranges[:FEW]]
-        places = [(Range(), 0), *((one, limit) for _, one in asked)]
-        first, *found = self._ids_at(search, is_desc, places)
-        if first is None:
-            return Way((), frozenset())
-        whole = abs(first - (max(search.low, 0) if is_desc else search.high))
-        cost = dict.fromkeys(range(len(possible)), 0.0)
-        for (way, _), last in zip(asked, found, strict=True):
-            distance = whole if last is None else abs(first - last)
-            scale = max(1, len(way.ranges) / FEW) * (0.1 if way.is_told_by_index else 1)
-            cost[possible.index(way)] += scale / max(distance, 1)
-        return possible[min(cost, key=lambda number: cost[number])]
+        def probe(offsets: Sequence[tuple[IndexRange, int]]) -> Sequence[int | None]:
+            return self._ids_at(query, offsets, page)
 
-    def _find_stepwise(self, search: Search, way: Way, is_desc: bool, limit: int) -> Found:
-        """Those of the ranges that meet the other conditions, however few they are."""
+        return cheapest(query, plans, page.limit, probe, is_descending=is_descending)
+
+    def _find_in_steps(self, query: ResolvedQuery, plan: Plan, page: PageSpec) -> Rows:
+        """Read the ranges in growing steps and keep the rows that match all conditions."""
         rows: list[Any] = []
-        for step in (*STEPS, STEP_IN_INDEX) if way.is_told_by_index else STEPS:
-            end = self._end(search, way, is_desc, step // len(way.ranges))
+        steps = (*STEP_ENTRIES, COVERING_STEP_ENTRIES) if plan.is_covering else STEP_ENTRIES
+        for entries in steps:
+            end = self._end_of_step(query, plan, page, entries)
+            missing = page.reduced(rows, entries)
             if end is None:
-                return Found(rows + self._read(search, way, is_desc, limit - len(rows), step))
-            near = replace(search, low=end - 1) if is_desc else replace(search, high=end + 1)
-            rows += self._read(near, way, is_desc, limit - len(rows), step)
-            if len(rows) == limit:
-                return Found(rows)
-            search = replace(search, high=end) if is_desc else replace(search, low=end)
-        return Found(rows, end)
+                return Rows(rows + self._read(query, plan, missing))
+            if page.is_descending:
+                step, query = replace(query, above_id=end - 1), replace(query, below_id=end)
+            else:
+                step, query = replace(query, below_id=end + 1), replace(query, above_id=end)
+            rows += self._read(step, plan, missing)
+            if len(rows) == page.limit:
+                return Rows(rows)
+        return Rows(rows, end)
 
-    def _end(self, search: Search, way: Way, is_desc: bool, step: int) -> int | None:
-        """The next id that is so many entries on in one of the ranges; None if all are shorter."""
-        ends = self._ids_at(search, is_desc, [(one, step) for one in way.ranges])
-        nearest = max if is_desc else min
+    def _end_of_step(
+        self, query: ResolvedQuery, plan: Plan, page: PageSpec, entries: int
+    ) -> int | None:
+        """Return the id up to which all ranges together have about `entries` entries.
+
+        None means that every range ends before it.
+        """
+        offset = entries // len(plan.ranges)
+        ends = self._ids_at(query, [(part, offset) for part in plan.ranges], page)
+        nearest = max if page.is_descending else min
         return nearest((end for end in ends if end is not None), default=None)
 
     def _ids_at(
-        self, search: Search, is_desc: bool, places: Sequence[tuple[Range, int]]
+        self, query: ResolvedQuery, offsets: Sequence[tuple[IndexRange, int]], page: PageSpec
     ) -> Sequence[int | None]:
-        """The ids that are so many entries on in each range; None where it is shorter."""
-        binds = _Binds(self._mark)
+        """Return the id of the entry at each offset of a range, or None past its end."""
+        return tuple(self._run(self._sql(query).select_ids_at(offsets, page))[0])
+
+    def _read(self, query: ResolvedQuery, plan: Plan, page: PageSpec) -> list[Any]:
+        """Return the first rows of the ranges that match all conditions."""
+        # PostgreSQL checks the conditions in a covering index if only its columns are selected.
+        is_merged = len(plan.ranges) > 1 or (plan.remaining and plan.is_covering)
+        builder = self._sql(query)
+        select = builder.select_ranges if is_merged else builder.select_range
+        return self._run(select(plan, page))
+
+
+@dataclass
+class _StatementBuilder:
+    """Writes one statement for a query, and collects the values that it binds."""
+
+    dialect: str
+    query: ResolvedQuery
+    values: dict[str, Any] = field(default_factory=dict)
+
+    def select_range(self, plan: Plan, page: PageSpec) -> Statement:
+        """Return the statement that reads the only range of a plan."""
+        entries = self._matching_entries(plan, plan.ranges[0], page, REMOVAL_COLUMNS)
+        return self._statement(f"SELECT {COLUMN_LIST} {entries} LIMIT {page.limit}")
+
+    def select_ranges(self, plan: Plan, page: PageSpec) -> Statement:
+        """Return the statement that merges the ranges of a plan.
+
+        Each range has its own limit. Rows are read only for the ids in the page.
+        """
+        columns = dict.fromkeys(["id", *sorted(plan.remaining - {"account_id"})])
+        if "account_id" in plan.remaining:
+            columns |= dict.fromkeys(["owner_id", "target_id"])
+        ranges = (self._matching_entries(plan, part, page, columns) for part in plan.ranges)
+        # An account that removes itself is on both sides.
+        is_on_both_sides = any(part.excluded_owners for part in plan.ranges)
+        ids = (" UNION " if is_on_both_sides else " UNION ALL ").join(
+            f"SELECT id FROM (SELECT id {entries} LIMIT {page.limit}) AS r{number}"
+            for number, entries in enumerate(ranges)
+        )
+        names = ", ".join(f"removal.{name}" for name in REMOVAL_COLUMNS)
+        return self._statement(
+            f"SELECT {names} FROM (SELECT id FROM ({ids}) AS ids ORDER BY id {page.order}"
+            f" LIMIT {page.limit}) AS page JOIN imcallback_removal AS removal"
+            f" ON removal.id = page.id ORDER BY removal.id {page.order}"
+        )
+
+    def select_nearby(self, page: PageSpec) -> Statement:
+        """Return the statement that looks for matching rows among the next rows of the table."""
+        entries = self._entries(IndexRange(), page)
+        conditions = " AND ".join(self._conditions(frozenset()))
+        rows = page.limit * NEARBY_ROWS_PER_RESULT
+        return self._statement(
+            f"SELECT {COLUMN_LIST} FROM (SELECT {COLUMN_LIST} {entries} LIMIT {rows}) AS near"
+            f" WHERE {conditions} ORDER BY id {page.order} LIMIT {page.limit}"
+        )
+
+    def select_ids_at(self, offsets: Sequence[tuple[IndexRange, int]], page: PageSpec) -> Statement:
+        """Return the statement that reads the id of the entry at each offset of a range."""
         probes = [
-            f"(SELECT id {self._entries(binds, search, one, is_desc)} LIMIT 1 OFFSET {offset})"
-            for one, offset in places
+            f"(SELECT id {self._entries(part, page)} LIMIT 1 OFFSET {offset})"
+            for part, offset in offsets
         ]
-        return tuple(self._rows((f"SELECT {', '.join(probes)}", binds.values))[0])
+        return self._statement(f"SELECT {', '.join(probes)}")
 
-    def _read(
-        self, search: Search, way: Way, is_desc: bool, limit: int, step: int | None
-    ) -> list[Any]:
-        """The first rows; there are no more than `step` entries, if that is given."""
-        # What only the index is asked about, PostgreSQL answers from it if nothing else is wanted.
-        is_plain = len(way.ranges) == 1 and not (way.unmet and way.is_told_by_index)
-        make = self._one if is_plain else self._several
-        return self._rows(make(search, way, is_desc, limit, step))
-
-    def _near(self, search: Search, is_desc: bool, limit: int) -> list[Any]:
-        binds = _Binds(self._mark)
-        order = "DESC" if is_desc else "ASC"
-        entries = self._entries(binds, search, Range(), is_desc)
-        names = ", ".join(COLUMNS)
-        conditions = " AND ".join(_conditions(binds, search, frozenset()))
-        sql = (
-            f"SELECT {names} FROM (SELECT {names} {entries} LIMIT {limit * DENSE}) AS near"
-            f" WHERE {conditions} ORDER BY id {order} LIMIT {limit}"
+    def count(self, plan: Plan, width: int, *, by_source: bool) -> Statement:
+        """Return the statement that counts removals by bucket number and source id."""
+        quotient = "delivery_id DIV" if self._is_mysql else "delivery_id /"
+        columns = f"{quotient} {int(width)} AS bucket{', source_id' if by_source else ''}"
+        selects = []
+        for part in plan.ranges:
+            conditions = self._conditions(plan.guaranteed)
+            if part.excluded_owners:
+                conditions.append(f"owner_id NOT IN {self._bind_all(part.excluded_owners)}")
+            selects.append(f"SELECT {columns} {self._entries(part, None, conditions)}")
+        union = " UNION ALL ".join(selects)
+        source, keys = ("source_id", "bucket, source_id") if by_source else ("0", "bucket")
+        return self._statement(
+            f"SELECT bucket, {source}, COUNT(*) FROM ({union}) AS found GROUP BY {keys}"
         )
-        return self._rows((sql, binds.values))
 
-    def _one(
-        self, search: Search, way: Way, is_desc: bool, limit: int, step: int | None
-    ) -> tuple[str, dict[str, Any]]:
-        binds, names = _Binds(self._mark), ", ".join(COLUMNS)
-        part = self._from(binds, search, way, way.ranges[0], is_desc, step=step, names=names)
-        return f"SELECT {names} {part} LIMIT {limit}", binds.values
+    def _statement(self, sql: str) -> Statement:
+        return Statement(sql, self.values)
 
-    def _several(
-        self, search: Search, way: Way, is_desc: bool, limit: int, step: int | None
-    ) -> tuple[str, dict[str, Any]]:
-        """Each range has its own limit; rows are read only of the ids that are in the page."""
-        binds = _Binds(self._mark)
-        order = "DESC" if is_desc else "ASC"
-        asked = dict.fromkeys(["id", *sorted(way.unmet - {"account_id"})])
-        if "account_id" in way.unmet:
-            asked |= dict.fromkeys(["owner_id", "target_id"])
-        parts = (
-            self._from(binds, search, way, one, is_desc, step=step, names=", ".join(asked))
-            for one in way.ranges
-        )
-        # Whoever removes himself is on both sides.
-        union = " UNION " if any(one.no_owner for one in way.ranges) else " UNION ALL "
-        ids = union.join(
-            f"SELECT id FROM (SELECT id {part} LIMIT {limit}) AS r{number}"
-            for number, part in enumerate(parts)
-        )
-        names = ", ".join(f"removal.{name}" for name in COLUMNS)
-        sql = (
-            f"SELECT {names} FROM (SELECT id FROM ({ids}) AS ids ORDER BY id {order}"
-            f" LIMIT {limit}) AS page JOIN imcallback_removal AS removal ON removal.id = page.id"
-            f" ORDER BY removal.id {order}"
-        )
-        return sql, binds.values
+    @property
+    def _is_mysql(self) -> bool:
+        return self.dialect in ("mysql", "mariadb")
 
-    def _from(
-        self,
-        binds: _Binds,
-        search: Search,
-        way: Way,
-        one: Range,
-        is_desc: bool,
-        *,
-        step: int | None,
-        names: str,
+    def _bind(self, value: Any) -> str:
+        """Add a parameter, and return its mark."""
+        name = f"v{len(self.values)}"
+        self.values[name] = value
+        return f":{name}" if self.dialect == "sqlite" else f"%({name})s"
+
+    def _bind_all(self, values: Iterable[Any]) -> str:
+        return f"({', '.join([self._bind(value) for value in values]) or 'NULL'})"
+
+    def _conditions(self, guaranteed: frozenset[str]) -> list[str]:
+        """Return the SQL conditions of the query that the ranges do not guarantee."""
+        conditions = []
+        for name in REMOVAL_COLUMNS[1:]:
+            values = getattr(self.query, name)
+            if values is not None and name not in guaranteed:
+                conditions.append(f"{name} IN {self._bind_all(values)}")
+        if self.query.account_id is not None and "account_id" not in guaranteed:
+            sides = (("owner_id", "target_id"), ("target_id", "owner_id"))
+            conditions.append(f"({' OR '.join(self._side(*side) for side in sides)})")
+        return conditions
+
+    def _side(self, account: str, peer: str) -> str:
+        condition = f"{account} IN {self._bind_all(self.query.account_id or ())}"
+        if self.query.peer_id is not None:
+            condition += f" AND {peer} IN {self._bind_all(self.query.peer_id)}"
+        return f"({condition})"
+
+    def _matching_entries(
+        self, plan: Plan, part: IndexRange, page: PageSpec, columns: Iterable[str]
     ) -> str:
-        """FROM, WHERE and ORDER BY of what is in a range and meets the other conditions."""
-        conditions = _conditions(binds, search, way.met)
-        if not conditions or step is None or self._dialect != "postgresql":
-            return self._entries(binds, search, one, is_desc, conditions)
-        entries = self._entries(binds, search, one, is_desc)
-        order = "DESC" if is_desc else "ASC"
+        """Return FROM, WHERE and ORDER BY of the entries that meet the remaining conditions."""
+        conditions = self._conditions(plan.guaranteed)
+        if not conditions or page.max_entries is None or self.dialect != "postgresql":
+            return self._entries(part, page, conditions)
         return (
-            f"FROM (SELECT {names} {entries} LIMIT {step + 1}) AS entries"
-            f" WHERE {' AND '.join(conditions)} ORDER BY id {order}"
+            f"FROM (SELECT {', '.join(columns)} {self._entries(part, page)}"
+            f" LIMIT {page.max_entries + 1}) AS entries"
+            f" WHERE {' AND '.join(conditions)} ORDER BY id {page.order}"
         )
 
     def _entries(
-        self,
-        binds: _Binds,
-        search: Search,
-        one: Range,
-        is_desc: bool | None,
-        conditions: Sequence[str] = (),
+        self, part: IndexRange, page: PageSpec | None, conditions: Sequence[str] = ()
     ) -> str:
-        """FROM, WHERE and ORDER BY of a range; in no order if `is_desc` is None."""
-        where = [f"{name} = {binds(value)}" for name, value in one.equal.items()]
-        by, hint, order = ["id"], "", "DESC" if is_desc else "ASC"
-        if one.index and self._dialect == "sqlite":
-            hint = f" INDEXED BY {one.index}"
-        elif one.index and self._dialect in ("mysql", "mariadb"):
-            hint = f" FORCE INDEX ({one.index})"
-        elif one.index and is_desc is not None:
-            first, value = next(iter(one.equal.items()))
-            where[0] = f"{first} = ANY (ARRAY[{binds(value)}])"
-            by = [first, "id"]
-        where.append(f"id > {binds(max(search.low, one.span[0] - 1))}")
-        where.append(f"id < {binds(min(search.high, one.span[1] + 1))}")
+        """Return FROM, WHERE and ORDER BY of a range. Without a page, there is no ORDER BY."""
+        hint, sort_columns = self._index_hint(part), ["id"]
+        if page is not None and part.index and not hint:
+            # The database has no index hints: see the top of this module.
+            sort_columns = [next(iter(part.equal)), "id"]
+        where = []
+        for name, value in part.equal.items():
+            mark = self._bind(value)
+            is_hidden = name == sort_columns[0]
+            where.append(f"{name} = ANY (ARRAY[{mark}])" if is_hidden else f"{name} = {mark}")
+        where.append(f"id > {self._bind(max(self.query.above_id, part.id_span[0] - 1))}")
+        where.append(f"id < {self._bind(min(self.query.below_id, part.id_span[1] + 1))}")
         where += conditions
-        sorted_by = "" if is_desc is None else f" ORDER BY {', '.join(f'{n} {order}' for n in by)}"
-        return f"FROM imcallback_removal{hint} WHERE {' AND '.join(where)}{sorted_by}"
+        text = f"FROM imcallback_removal{hint} WHERE {' AND '.join(where)}"
+        if page is None:
+            return text
+        return f"{text} ORDER BY {', '.join(f'{name} {page.order}' for name in sort_columns)}"
+
+    def _index_hint(self, part: IndexRange) -> str:
+        if part.index and self.dialect == "sqlite":
+            return f" INDEXED BY {part.index}"
+        if part.index and self._is_mysql:
+            return f" FORCE INDEX ({part.index})"
+        return ""

@@ -1,4 +1,4 @@
-"""The history as JSON and as files."""
+"""The history over HTTP, as JSON and as files."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from ..history import (
     FORMATS,
     encode,
     json_lines,
-    read_deliveries,
-    read_export,
-    read_query,
-    read_stats,
+    load_delivery_query,
+    load_export_query,
+    load_history_query,
+    load_stats_query,
     removal_json,
     stats_json,
 )
@@ -32,58 +32,62 @@ logger = logging.getLogger("flask_imcallback")
 
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
+    """Return the blueprint of the history. The decorators guard its views."""
     blueprint = Blueprint("imcallback_history", __name__)
-    # The page links to exports, which a browser saves.
+    # The HTML pages link to exports, which a browser downloads.
     add_reader_views(blueprint, ROUTES, decorators, browser_views=[_export])
     answer_with_problems(blueprint)
     return blueprint
 
 
 def _history() -> Response:
-    page = get_runtime().history.values_page(read_query(parameters()))
+    page = get_runtime().history.page(load_history_query(parameters()))
+    # The text is made by hand: json.dumps takes four times as long.
     data = ", ".join(json_lines(page.data))
     text = f'{{"data": [{data}], "next_cursor": {json.dumps(page.next_cursor)}}}\n'
     response = Response(text, mimetype="application/json")
     if page.next_cursor is not None:
         _link_next(response, page.next_cursor)
-        if page.is_early:
-            response.headers["Retry-After"] = "1"
-    elif page.resume_cursor is not None:
+    if page.is_incomplete:
+        response.headers["Retry-After"] = "1"
+    if page.resume_cursor is not None:
         response.headers["Resume-Cursor"] = page.resume_cursor
     return response
 
 
 def _removal(removal_id: str) -> Response:
-    _take_no_parameters()
-    found = get_runtime().history.get(parse_id(removal_id))
-    if found is None:
-        raise ProblemError(NOT_FOUND, "There is no such removal.")
-    record, delivery = found
-    return json_response(removal_json(record) | {"delivery": DELIVERY.dump(delivery)})
+    _refuse_parameters()
+    detail = get_runtime().history.get(parse_id(removal_id))
+    if detail is None:
+        raise ProblemError(NOT_FOUND, "No removal has this id.")
+    return json_response(
+        removal_json(detail.removal) | {"delivery": DELIVERY.dump(detail.delivery)}
+    )
 
 
 def _stats() -> Response:
-    counts = get_runtime().history.stats(*read_stats(parameters()))
+    counts = get_runtime().history.count(*load_stats_query(parameters()))
     return json_response({"data": stats_json(counts)})
 
 
 def _export() -> Response:
-    query, format, keeps_formulas = read_export(parameters())
-    parts = get_runtime().history.stream(query)
+    query, format, keeps_formulas = load_export_query(parameters())
+    chunks = get_runtime().history.chunks(query)
     try:
-        file = encode(format, parts, keeps_formulas=keeps_formulas)
+        file = encode(format, chunks, keeps_formulas=keeps_formulas)
     except ConfigError as error:
         raise ProblemError(NOT_INSTALLED, str(error)) from error
-    # The first bytes are made before the answer begins: what fails until then is told by it.
+    # The first bytes are made before the response starts, so that an error still has a status.
     file = chain([next(file)], file)
-    response = Response(stream_with_context(_logged(file)), content_type=FORMATS[format].media_type)
-    name = f"removals.{format}"
-    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
+    response = Response(
+        stream_with_context(_log_failures(file)), content_type=FORMATS[format].media_type
+    )
+    response.headers["Content-Disposition"] = f'attachment; filename="removals.{format}"'
     return response
 
 
-def _logged(file: Iterator[bytes]) -> Iterator[bytes]:
-    """What fails while it is sent can only be logged; the server cuts the answer off."""
+def _log_failures(file: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield the parts of a file. An error is logged, and then the server cuts the response off."""
     try:
         yield from file
     except Exception:
@@ -92,22 +96,21 @@ def _logged(file: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _deliveries() -> Response:
-    data, next_cursor = get_runtime().history.deliveries(read_deliveries(parameters()))
-    body = {"data": DELIVERY.dump(data, many=True), "next_cursor": next_cursor}
-    response = json_response(body)
-    if next_cursor is not None:
-        _link_next(response, next_cursor)
+    page = get_runtime().history.delivery_page(load_delivery_query(parameters()))
+    data = DELIVERY.dump(page.data, many=True)
+    response = json_response({"data": data, "next_cursor": page.next_cursor})
+    if page.next_cursor is not None:
+        _link_next(response, page.next_cursor)
     return response
 
 
 def _delivery(delivery_id: str) -> Response:
-    _take_no_parameters()
-    found = get_runtime().history.get_delivery(parse_id(delivery_id))
-    if found is None:
-        raise ProblemError(NOT_FOUND, "There is no such delivery.")
-    delivery, removals = found
-    body = DELIVERY.dump(delivery) | {"removals": [removal_json(record) for record in removals]}
-    return json_response(body)
+    _refuse_parameters()
+    detail = get_runtime().history.get_delivery(parse_id(delivery_id))
+    if detail is None:
+        raise ProblemError(NOT_FOUND, "No delivery has this id.")
+    removals = [removal_json(record) for record in detail.removals]
+    return json_response(DELIVERY.dump(detail.delivery) | {"removals": removals})
 
 
 ROUTES: dict[str, Callable[..., Response]] = {
@@ -120,11 +123,13 @@ ROUTES: dict[str, Callable[..., Response]] = {
 }
 
 
-def _take_no_parameters() -> None:
+def _refuse_parameters() -> None:
+    """Raise `HistoryQueryError` if the request has a parameter."""
     for name in parameters():
-        raise HistoryQueryError(name, "is not a parameter of this address")
+        raise HistoryQueryError(name, "is not a parameter here. This URL takes no parameters")
 
 
 def _link_next(response: Response, cursor: str) -> None:
+    """Add the header that links to the next page."""
     query = urlencode({**parameters(), "cursor": [cursor]}, doseq=True)
     response.headers["Link"] = f'<{request.base_url}?{query}>; rel="next"'

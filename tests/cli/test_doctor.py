@@ -21,6 +21,8 @@ from support.callbacks import Wsgi, run_command, served
 from support.deliveries import DELIVERY, entry_of
 from support.serving import SECRET, serving
 
+pytestmark = pytest.mark.slow
+
 MEMORY = "sqlite:///:memory:"
 
 SETTINGS: dict[str, Any] = {

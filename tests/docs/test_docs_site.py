@@ -18,6 +18,8 @@ from flask_imcallback.settings import PREFIX, Settings
 from support import ROOT
 from support.apps import MakeApp
 
+pytestmark = pytest.mark.slow
+
 DOCS = ROOT / "docs"
 
 

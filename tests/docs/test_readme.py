@@ -30,6 +30,7 @@ def test_readme_fits_on_two_screens() -> None:
     assert "| `IMCALLBACK_" not in README
 
 
+@pytest.mark.slow
 def test_the_printed_commands_record_and_list(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -1,4 +1,4 @@
-"""Every delivery, also those without removals: their pages, and one of them with its removals."""
+"""Pages of deliveries with and without removals, and one delivery with its removals."""
 
 from __future__ import annotations
 
@@ -12,13 +12,14 @@ from flask import Flask
 from sqlalchemy import URL
 
 from flask_imcallback.errors import HistoryQueryError
-from flask_imcallback.history.history import MAX_BODIES
+from flask_imcallback.history import DeliveryFilters, DeliveryRecord
+from flask_imcallback.history.history import MAX_BODY_BYTES_PER_PAGE
 from flask_imcallback.history.queries import DeliveryQuery
 from flask_imcallback.removals import Status
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.entries import Delivery
 from flask_imcallback.storage.ids import id_at
-from support.api import HISTORY, MEMBERS, TIMES, assert_problem, get, open_history
+from support.api import BAD_TIMES, HISTORY, MEMBERS, assert_problem, get, open_history
 from support.apps import MakeApp
 from support.deliveries import MICROSECOND, MOMENT, delivery_of, find, store, store_all
 
@@ -27,14 +28,14 @@ SECOND = timedelta(seconds=1)
 
 
 def record(delivery: Delivery) -> dict[str, Any]:
-    """Its row, as it was stored in the current app."""
+    """Store a delivery in the current app, and return its row."""
     stored = get_runtime().recorder.record(delivery)
     assert stored
     return stored.row
 
 
 def store_every_status() -> list[int]:
-    """Nine deliveries, and what is told of them; here are their ids."""
+    """Store three deliveries of each status, and return the ids."""
     ids = []
     for number in range(3):
         at = MOMENT + number * SECOND
@@ -51,7 +52,7 @@ def store_every_status() -> list[int]:
 
 
 def pages(app: Flask, **parameters: Any) -> list[dict[str, Any]]:
-    """All deliveries of all pages, by the links."""
+    """Return the deliveries of all pages by following the links."""
     response = get(app, DELIVERIES, query_string=parameters)
     data: list[dict[str, Any]] = []
     while True:
@@ -70,7 +71,7 @@ def pages(app: Flask, **parameters: Any) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_pages_equal_a_list(database_url: URL, make_app: MakeApp, order: str) -> None:
-    """With every status, time and limit, both ways."""
+    """Pages agree with a list for every status, period and limit, in both orders."""
     app = open_history(make_app, database_url)
     with app.app_context():
         ids = store_every_status()
@@ -107,7 +108,7 @@ def test_pages_equal_a_list(database_url: URL, make_app: MakeApp, order: str) ->
 
 
 def test_newest_first(make_app: MakeApp) -> None:
-    """Unless told otherwise, and a hundred of them."""
+    """The default page holds the hundred newest deliveries."""
     app = open_history(make_app)
     with app.app_context():
         store_all([delivery_of(at=MOMENT + n * SECOND, command=f"x{n}") for n in range(101)])
@@ -117,9 +118,9 @@ def test_newest_first(make_app: MakeApp) -> None:
 
 
 def test_a_page_ends_where_packets_are_large(database_url: URL, make_app: MakeApp) -> None:
-    """One that is larger than all of a page is alone on it; the pages go on to the last."""
+    """A packet larger than the limit has a page of its own. All pages together are complete."""
     app = open_history(make_app, database_url)
-    small, large = b"x", b"x" * (MAX_BODIES // 3)
+    small, large = b"x", b"x" * (MAX_BODY_BYTES_PER_PAGE // 3)
     bodies = [
         small,
         large,
@@ -138,18 +139,18 @@ def test_a_page_ends_where_packets_are_large(database_url: URL, make_app: MakeAp
             sizes: list[list[int]] = []
             cursor: str | None = None
             while cursor or not sizes:
-                query = DeliveryQuery.from_filters(order=order, cursor=cursor)
-                rows, cursor = get_runtime().history.deliveries(query)
-                sizes.append([len(row["body"]) for row in rows])
-            shown = [size for page in sizes for size in page]
-            assert shown == [len(body) for body in bodies][:: 1 if order == "asc" else -1]
-            assert all(sum(page) <= MAX_BODIES or len(page) == 1 for page in sizes)
+                page = get_runtime().history.deliveries(order=order, cursor=cursor)
+                cursor = page.next_cursor
+                sizes.append([len(delivery.body) for delivery in page.data])
+            returned = [size for page_sizes in sizes for size in page_sizes]
+            assert returned == [len(body) for body in bodies][:: 1 if order == "asc" else -1]
+            assert all(sum(part) <= MAX_BODY_BYTES_PER_PAGE or len(part) == 1 for part in sizes)
             assert [len(large) * 4] in sizes
             assert 4 <= len(sizes) <= 6
 
 
-def test_one_has_its_removals(database_url: URL, make_app: MakeApp) -> None:
-    """In their order, and never one of another delivery, however near."""
+def test_a_delivery_has_its_removals(database_url: URL, make_app: MakeApp) -> None:
+    """The removals are in the order of the packet, without those of a delivery at the same time."""
     app = open_history(make_app, database_url)
     with app.app_context():
         store(*[("before", str(n)) for n in range(3)], at=MOMENT)
@@ -172,12 +173,12 @@ def test_one_has_its_removals(database_url: URL, make_app: MakeApp) -> None:
     ids=lambda text: ascii(text)[:40],
 )
 def test_an_unknown_delivery_is_404(make_app: MakeApp, delivery_id: str) -> None:
-    """Whatever stands for its id."""
+    """An id that no delivery has, or that is no number, is not found."""
     assert_problem(get(open_history(make_app), f"{DELIVERIES}/{delivery_id}"), 404)
 
 
-def test_cursors_are_of_one_address(make_app: MakeApp) -> None:
-    """That of the history is none of the deliveries, nor the other way round."""
+def test_cursors_belong_to_one_url(make_app: MakeApp) -> None:
+    """A cursor of the history is refused for deliveries, and the other way round."""
     app = open_history(make_app)
     with app.app_context():
         store(("o", "1"), ("o", "2"))
@@ -191,8 +192,8 @@ def test_cursors_are_of_one_address(make_app: MakeApp) -> None:
             assert problem["parameter"] == "cursor"
 
 
-def test_a_cursor_is_of_its_question(make_app: MakeApp) -> None:
-    """Of the same statuses and times, however they are written; not of others."""
+def test_a_cursor_belongs_to_its_filters(make_app: MakeApp) -> None:
+    """A cursor is valid for the same statuses and times in another form, and for no others."""
     app = open_history(make_app)
     with app.app_context():
         store_every_status()
@@ -209,7 +210,7 @@ def test_a_cursor_is_of_its_question(make_app: MakeApp) -> None:
 
 BAD: list[tuple[str, Any]] = [
     *(("status", status) for status in ("", "Recorded", "x" * 10_000, "\0", "é", ["ignored", "x"])),
-    *((name, moment) for name in ("since", "until") for moment in TIMES),
+    *((name, moment) for name in ("since", "until") for moment in BAD_TIMES),
     *((name, ["2026-11-20T18:05:00Z"] * 2) for name in ("since", "until")),
     *(("limit", number) for number in ("", "0", "1001", "-1", "x", "1" * 10_000, ["1", "1"])),
     *(("order", order) for order in ("", "ASC", "x" * 10_000, ["asc", "asc"])),
@@ -220,49 +221,103 @@ BAD: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "value"), BAD, ids=lambda v: ascii(v)[:40])
 def test_a_bad_parameter_is_named(make_app: MakeApp, name: str, value: Any) -> None:
-    """It is malformed, unknown or given twice."""
+    """A parameter that is malformed, unknown or wrongly repeated is refused by its name."""
     app = open_history(make_app, migrate=False)
     problem = assert_problem(get(app, DELIVERIES, query_string={name: value}), 400)
     assert problem["parameter"] == name
 
 
 def test_one_delivery_takes_no_parameters(make_app: MakeApp) -> None:
-    """What is asked in vain is said."""
+    """A parameter of the list is refused here, and not ignored."""
     problem = assert_problem(get(open_history(make_app), f"{DELIVERIES}/1?status=ignored"), 400)
     assert problem["parameter"] == "status"
+    assert problem["detail"] == "status is not a parameter here. This URL takes no parameters"
+
+
+STATUSES = "must be recorded, duplicate, ignored or unreadable, not"
+NAIVE = MOMENT.replace(tzinfo=None)
 
 
 @pytest.mark.parametrize(
-    ("name", "value"),
+    ("name", "value", "message"),
     [
-        ("status", "x"),
-        ("status", 5),
-        ("status", [None]),
-        ("owner_id", "x"),
-        ("since", MOMENT.replace(tzinfo=None)),
-        ("limit", 0),
-        ("order", "x"),
-        ("cursor", 5),
+        ("status", "x", f"{STATUSES} 'x'"),
+        ("status", 5, f"{STATUSES} 5"),
+        ("status", [None], f"{STATUSES} None"),
+        ("since", NAIVE, f"must be a datetime with a time zone, not {NAIVE!r}"),
+        ("limit", 0, "must be a whole number from 1 to 1000, not 0"),
+        ("order", "x", "must be desc or asc, not 'x'"),
+        ("cursor", 5, "must be a string, not 5"),
+        (
+            "owner_id",
+            "x",
+            "is not a filter here. The filters are status, since, until, order, limit, cursor",
+        ),
     ],
 )
-def test_a_bad_filter_in_python(name: str, value: Any) -> None:
-    """It is named, too."""
+def test_a_bad_filter_in_python(name: str, value: Any, message: str) -> None:
+    """The error names the filter and shows its value."""
     with pytest.raises(HistoryQueryError) as caught:
-        DeliveryQuery.from_filters(**{name: value})
+        DeliveryQuery.from_filters({name: value})
     assert caught.value.parameter == name
+    assert str(caught.value) == f"{name} {message}"
 
 
-def test_many_statuses(database_url: URL, make_app: MakeApp) -> None:
-    """The same ones again and again are not too many for any database; none finds none."""
+@pytest.mark.parametrize(
+    ("filters", "count"),
+    [
+        ({"status": ["recorded", "ignored"] * 40_000}, 1),
+        ({"status": Status.RECORDED}, 1),
+        ({"status": []}, 0),
+        ({"status": None}, 1),
+    ],
+    ids=["many", "one", "none", "unused"],
+)
+def test_statuses(
+    database_url: URL, make_app: MakeApp, filters: DeliveryFilters, count: int
+) -> None:
+    """Any number of statuses can be given. An empty list matches nothing."""
     with make_app(database_url).app_context():
         record(delivery_of(("o", "t")))
-        for statuses, count in ((["recorded", "ignored"] * 40_000, 1), ([], 0)):
-            query = DeliveryQuery.from_filters(status=statuses)
-            assert len(get_runtime().history.deliveries(query)[0]) == count
+        assert len(get_runtime().history.deliveries(**filters).data) == count
 
 
-def test_a_delivery_is_where_its_removals_are(make_app: MakeApp) -> None:
-    """`delivery_id` finds as many as it says, and its time is its id."""
+def test_a_delivery_as_python_values(database_url: URL, make_app: MakeApp) -> None:
+    """A delivery is a record of plain values, the same in a page and by its id."""
+    with make_app(database_url).app_context():
+        ids = store_every_status()
+        history = get_runtime().history
+        page = history.deliveries(order="asc", limit=2)
+        assert page.next_cursor is not None
+        first, duplicate = page.data
+        assert first == DeliveryRecord(
+            id=ids[0],
+            provider="openim",
+            app_id="14",
+            command="",
+            status=Status.RECORDED,
+            duplicate_of=None,
+            error="",
+            removal_count=2,
+            remote_addr="192.0.2.1",
+            authenticated_by="secret",
+            client_ip="",
+            platform="",
+            request_id="r",
+            query="command=x",
+            headers={"host": "example.com"},
+            body=b"0",
+            received_at=MOMENT,
+        )
+        assert (duplicate.status, duplicate.duplicate_of) == (Status.DUPLICATE, first.id)
+        detail = history.get_delivery(first.id)
+        assert detail is not None
+        assert detail.delivery == first
+        assert [removal.target_id for removal in detail.removals] == ["1", "2"]
+
+
+def test_the_delivery_filter_finds_all_removals(make_app: MakeApp) -> None:
+    """The filter `delivery_id` finds as many removals as the delivery counts."""
     app = open_history(make_app)
     with app.app_context():
         store(("o", "1"), ("o", "2"), at=MOMENT)
@@ -273,7 +328,7 @@ def test_a_delivery_is_where_its_removals_are(make_app: MakeApp) -> None:
 
 
 def test_missing_tables_are_503(database_url: URL, make_app: MakeApp) -> None:
-    """The answer names the command that makes them."""
+    """The problem names the command that creates the tables."""
     app = open_history(make_app, database_url, migrate=False)
     for path in (DELIVERIES, f"{DELIVERIES}/1"):
         assert "flask db upgrade" in assert_problem(get(app, path), 503)["detail"]

@@ -1,4 +1,4 @@
-"""Removals as NDJSON, CSV and Parquet: what is read back, cut off, neutralised, kept in memory."""
+"""NDJSON, CSV and Parquet files: their content, escaping, truncation and memory."""
 
 from __future__ import annotations
 
@@ -18,7 +18,8 @@ from hypothesis import strategies as st
 from pyarrow import parquet
 
 from flask_imcallback.errors import ConfigError
-from flask_imcallback.history.export import FORMATS, Row, encode
+from flask_imcallback.history.export import FORMATS, encode
+from flask_imcallback.removals import Record, Relation
 from support.api import MEMBERS
 
 FIRST = 1_795_197_900_123_456
@@ -27,24 +28,39 @@ EVERY_FORMAT = pytest.mark.parametrize("format", FORMATS)
 WITH_MANIFEST = pytest.mark.parametrize("format", ["ndjson", "csv"])
 
 
-def made(count: int, part: int = PART) -> Iterator[list[Row]]:
-    """Removals in parts, made when they are asked for."""
+def made(count: int, part: int = PART) -> Iterator[list[Record]]:
+    """Yield removals in chunks, which are made on demand."""
     for first in range(0, count, part):
         yield [removal(FIRST + n) for n in range(first, min(first + part, count))]
 
 
-def removal(id_: int, *texts: str, position: int = 0) -> Row:
-    """Texts of its own stand in place of those that a stranger can choose."""
+def removal(id_: int, *texts: str, position: int = 0) -> Record:
+    """Return a removal. `texts` replace the values that a stranger can choose."""
     command, owner_id, target_id, client_ip, platform, request_id = texts or (
         *("Sns.CallbackFriendDelete", f"owner{id_ * 7919 % 1_000_003}", f"target{id_}"),
         *(f"203.0.113.{id_ % 250}", "iOS", f"2ea4e023-{id_}"),
     )
-    moment = datetime.fromtimestamp(0, UTC) + timedelta(microseconds=id_)
-    return (
-        *(id_ + position, "tencent", "1400000000", command, "friend", owner_id, target_id),
-        *(position, id_, client_ip, platform, request_id),
-        moment.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
+    return Record(
+        id=id_ + position,
+        provider="tencent",
+        app_id="1400000000",
+        command=command,
+        relation=Relation.FRIEND,
+        owner_id=owner_id,
+        target_id=target_id,
+        position=position,
+        delivery_id=id_,
+        client_ip=client_ip,
+        platform=platform,
+        request_id=request_id,
+        received_at=datetime.fromtimestamp(0, UTC) + timedelta(microseconds=id_),
     )
+
+
+def as_json(record: Record) -> dict[str, Any]:
+    """Return the members of a removal's JSON, written without our own code."""
+    moment = record.received_at.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return dict(zip(MEMBERS, (*record[:-1], moment), strict=True))
 
 
 FORMULAS = [f"{start}1" for start in "=+-@\t\r\n＝＋－＠"]
@@ -60,11 +76,11 @@ HARD = removal(FIRST, '"\\\b\f\n\r\t\x01\x1f\x7f', "\u2028\x85", "\u202e😀", "
 lasting = settings(max_examples=200, deadline=None, database=None)
 
 
-def whole(format: str, parts: Iterable[Sequence[Row]], **options: Any) -> bytes:
+def whole(format: str, parts: Iterable[Sequence[Record]], **options: Any) -> bytes:
     return b"".join(encode(format, parts, **options))
 
 
-def flat(parts: Iterable[Sequence[Row]]) -> list[Row]:
+def flat(parts: Iterable[Sequence[Record]]) -> list[Record]:
     return [row for part in parts for row in part]
 
 
@@ -73,7 +89,7 @@ def records(file: bytes) -> list[list[str]]:
 
 
 def has_manifest(format: str, file: bytes, count: int) -> bool:
-    """As who reads the file would find out."""
+    """Return True if a reader would find the manifest at the end of the file."""
     if format == "csv":
         last = (records(file) or [[]])[-1]
         return last == ["manifest", str(count), *[""] * (len(MEMBERS) - 2)]
@@ -86,11 +102,9 @@ def has_manifest(format: str, file: bytes, count: int) -> bool:
 @lasting
 @given(PARTS)
 @example([[HARD]])
-def test_ndjson_is_that_of_json_dumps(parts: list[list[Row]]) -> None:
-    """Byte for byte, whatever the texts are; then the manifest."""
-    lines = [
-        json.dumps(dict(zip(MEMBERS, row, strict=True)), ensure_ascii=False) for row in flat(parts)
-    ]
+def test_ndjson_equals_json_dumps(parts: list[list[Record]]) -> None:
+    """Each line equals `json.dumps`, byte for byte, for any texts. The manifest is last."""
+    lines = [json.dumps(as_json(record), ensure_ascii=False) for record in flat(parts)]
     lines.append(json.dumps({"manifest": {"removals": len(lines)}}))
     assert whole("ndjson", parts).decode() == "".join(f"{line}\n" for line in lines)
 
@@ -98,32 +112,32 @@ def test_ndjson_is_that_of_json_dumps(parts: list[list[Row]]) -> None:
 @lasting
 @given(PARTS)
 @example([[HARD]])
-def test_csv_is_read_back(parts: list[list[Row]]) -> None:
-    """Every cell as it was, if formulas are kept; then the manifest, as long as the others."""
+def test_csv_is_read_back(parts: list[list[Record]]) -> None:
+    """Every cell is read back unchanged if formulas are kept. The manifest has as many cells."""
     file = whole("csv", parts, keeps_formulas=True)
     names, *rows, manifest = records(file)
     assert names == MEMBERS
-    assert rows == [[str(cell) for cell in row] for row in flat(parts)]
+    assert rows == [[str(cell) for cell in as_json(record).values()] for record in flat(parts)]
     assert manifest == ["manifest", str(len(rows)), *[""] * 11]
 
 
 @lasting
 @given(PARTS)
 @example([[removal(FIRST, *FORMULAS[:6]), removal(FIRST, *FORMULAS[6:], "1=")]])
-def test_csv_holds_no_formulas(parts: list[list[Row]]) -> None:
-    """An apostrophe stands before what a spreadsheet would run, and nothing else is changed."""
+def test_csv_holds_no_formulas(parts: list[list[Record]]) -> None:
+    """Only a text that a spreadsheet would run is changed: an apostrophe is put before it."""
     expected = [
         [
             ("'" if str(cell).startswith(tuple("=+-@\t\r\n＝＋－＠")) else "") + str(cell)
-            for cell in row
+            for cell in as_json(record).values()
         ]
-        for row in flat(parts)
+        for record in flat(parts)
     ]
     assert records(whole("csv", parts))[1:-1] == expected
 
 
 def test_csv_as_bytes() -> None:
-    """RFC 4180: CRLF, quotes where they are needed, and no mark of the byte order."""
+    """CSV follows RFC 4180: CRLF, quotes where needed, and no byte order mark."""
     row = removal(FIRST, "a,b", 'say "á"', "two\nlines", "=1+1", " ", "😀")
     assert whole("csv", [[row]]).decode() == (
         ",".join(MEMBERS) + "\r\n"
@@ -137,27 +151,22 @@ def test_csv_as_bytes() -> None:
 @settings(max_examples=50, deadline=None, database=None)
 @given(PARTS)
 @example([[HARD]])
-def test_parquet_is_read_back(parts: list[list[Row]]) -> None:
-    """With types: ids are whole numbers, and the time is one that equals the delivery's id."""
+def test_parquet_is_read_back(parts: list[list[Record]]) -> None:
+    """Parquet has types: ids are whole numbers, and the time equals the id of the delivery."""
     table = parquet.read_table(io.BytesIO(whole("parquet", parts)))
     types = {"id": "int64", "position": "int32", "delivery_id": "int64"}
     types["received_at"] = "timestamp[us, tz=UTC]"
     assert [(field.name, str(field.type)) for field in table.schema] == [
         (name, types.get(name, "string")) for name in MEMBERS
     ]
-    rows = flat(parts)
-    names = MEMBERS[:-1]
-    assert table.select(names).to_pylist() == [dict(zip(names, row, strict=False)) for row in rows]
-    assert table["received_at"].cast(pyarrow.int64()).to_pylist() == [row[8] for row in rows]
-    moments = [
-        moment.isoformat(timespec="microseconds") for moment in table["received_at"].to_pylist()
-    ]
-    assert moments == [row[-1].replace("Z", "+00:00") for row in rows]
+    assert table.to_pylist() == [record._asdict() for record in flat(parts)]
+    times = table["received_at"].cast(pyarrow.int64()).to_pylist()
+    assert times == [record.delivery_id for record in flat(parts)]
 
 
 @pytest.mark.parametrize("part", [PART, 130_000])
 def test_row_groups_are_bounded(part: int) -> None:
-    """However many removals come together."""
+    """A row group has at most 50,000 removals, however long the chunks are."""
     file = parquet.ParquetFile(io.BytesIO(whole("parquet", made(130_000, part))))
     metadata = file.metadata
     sizes = [metadata.row_group(n).num_rows for n in range(metadata.num_row_groups)]
@@ -166,8 +175,8 @@ def test_row_groups_are_bounded(part: int) -> None:
 
 
 @pytest.mark.parametrize("parts", [[], [[]], [[], []]])
-def test_nothing_is_a_file_too(parts: list[list[Row]]) -> None:
-    """With names and a manifest, or types, and no removals."""
+def test_an_empty_export_is_a_file(parts: list[list[Record]]) -> None:
+    """An export without removals has column names, and a manifest or types."""
     assert whole("ndjson", parts) == b'{"manifest": {"removals": 0}}\n'
     assert [row[:2] for row in records(whole("csv", parts))] == [MEMBERS[:2], ["manifest", "0"]]
     table = parquet.read_table(io.BytesIO(whole("parquet", parts)))
@@ -177,7 +186,7 @@ def test_nothing_is_a_file_too(parts: list[list[Row]]) -> None:
 
 @WITH_MANIFEST
 def test_a_file_cut_off_has_no_manifest(format: str) -> None:
-    """Wherever it was cut, and the count is that of the file."""
+    """No part of a file ends in a manifest. The manifest counts the removals of the file."""
     file = whole(format, made(12, part=5))
     assert has_manifest(format, file, 12)
     text = file.rstrip()
@@ -185,7 +194,7 @@ def test_a_file_cut_off_has_no_manifest(format: str) -> None:
 
 
 def test_parquet_cut_off_cannot_be_opened() -> None:
-    """Wherever it was cut."""
+    """A Parquet file cannot be opened, wherever it was cut off."""
     file = whole("parquet", made(12))
     for end in range(len(file)):
         with pytest.raises(pyarrow.ArrowInvalid):
@@ -193,10 +202,10 @@ def test_parquet_cut_off_cannot_be_opened() -> None:
 
 
 @EVERY_FORMAT
-def test_a_failure_ends_no_file(format: str) -> None:
-    """When a database goes away in the middle, neither a manifest follows nor Parquet's end."""
+def test_a_failure_completes_no_file(format: str) -> None:
+    """A file has neither a manifest nor a Parquet footer if the database fails in the middle."""
 
-    def failing() -> Iterator[list[Row]]:
+    def failing() -> Iterator[list[Record]]:
         yield from made(60 * PART)
         raise ConnectionError
 
@@ -216,10 +225,10 @@ def test_a_failure_ends_no_file(format: str) -> None:
 
 @pytest.mark.parametrize(("format", "at_most"), [("ndjson", 1), ("csv", 1), ("parquet", 50)])
 def test_a_file_is_made_while_it_is_sent(format: str, at_most: int) -> None:
-    """Nothing is read before the first byte is asked for, and then little ahead."""
+    """Nothing is read before the first byte is requested, and then only one part ahead."""
     read = 0
 
-    def counted() -> Iterator[list[Row]]:
+    def counted() -> Iterator[list[Record]]:
         nonlocal read
         for part in made(120 * PART):
             read += 1
@@ -233,10 +242,10 @@ def test_a_file_is_made_while_it_is_sent(format: str, at_most: int) -> None:
 
 
 @EVERY_FORMAT
-def test_nothing_comes_before_the_first_part(format: str) -> None:
-    """A database that is away at once can still be answered with a status of its own."""
+def test_no_byte_comes_before_the_first_chunk(format: str) -> None:
+    """An error of the first read is raised before any byte, so that it can have a status."""
 
-    def failing() -> Iterator[list[Row]]:
+    def failing() -> Iterator[list[Record]]:
         raise ConnectionError
         yield []
 
@@ -244,18 +253,18 @@ def test_nothing_comes_before_the_first_part(format: str) -> None:
         next(encode(format, failing()))
 
 
+@pytest.mark.slow
 @EVERY_FORMAT
 def test_memory_is_flat(format: str) -> None:
-    """Five times the removals take no more of it, in Python and in Arrow."""
-    _, *rest = HARD
+    """Five times the removals take no more memory, in Python and in Arrow."""
 
     def peak(count: int) -> int:
         of_arrow = 0
 
-        def watched() -> Iterator[list[Row]]:
+        def watched() -> Iterator[list[Record]]:
             nonlocal of_arrow
             for first in range(0, count, PART):
-                yield [(n, *rest) for n in range(first, first + PART)]
+                yield [HARD._replace(id=n) for n in range(first, first + PART)]
                 of_arrow = max(of_arrow, pyarrow.total_allocated_bytes())
 
         tracemalloc.start()
@@ -272,21 +281,25 @@ def test_memory_is_flat(format: str) -> None:
 
 
 def test_an_unknown_format() -> None:
-    """It is refused at once, with those that there are."""
-    with pytest.raises(ValueError, match="ndjson, csv, parquet, not 'xml'"):
+    """An unknown format is refused at once, and the error lists the formats."""
+    with pytest.raises(
+        ValueError, match=r"^format must be one of ndjson, csv, parquet, not 'xml'$"
+    ):
         encode("xml", [])
 
 
 def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The remedy is named before anything is sent, and the other formats need it not."""
+    """The error says what to install before anything is sent. Other formats still work."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match=r"install flask-imcallback\[parquet\]"):
+    with pytest.raises(
+        ConfigError, match=r"^Parquet needs pyarrow: install flask-imcallback\[parquet\]$"
+    ):
         encode("parquet", [])
     assert whole("ndjson", [])
 
 
 def test_media_types() -> None:
-    """Those by which a format is announced."""
+    """Each format has its media type."""
     assert {name: format.media_type for name, format in FORMATS.items()} == {
         "ndjson": "application/x-ndjson",
         "csv": "text/csv; charset=utf-8; header=present",

@@ -1,4 +1,4 @@
-"""The query of the history in Python: it must agree with a list that Python filters and sorts."""
+"""Query the history in Python. The results must equal a list that Python filters and sorts."""
 
 from __future__ import annotations
 
@@ -14,19 +14,20 @@ import pytest
 import time_machine
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from sqlalchemy import URL
+from itsdangerous import URLSafeSerializer
+from sqlalchemy import URL, Engine
 
-from flask_imcallback import HistoryQueryError
-from flask_imcallback.history.history import Page, _record
-from flask_imcallback.history.queries import TEXT_FILTERS, HistoryQuery, StatsQuery
-from flask_imcallback.removals import Record, Relation
+from flask_imcallback import HistoryFilters, HistoryQueryError, Page, Record, Relation, Status
+from flask_imcallback.history.filters import FILTERS, TEXT_FILTERS, RemovalFilters
+from flask_imcallback.history.history import CHUNK_REMOVALS, History
+from flask_imcallback.history.queries import HistoryQuery
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.ids import moment_of
 from support.apps import MakeApp
 from support.deliveries import MICROSECOND, MOMENT, delivery_of, find, store, store_all
 
 PAST = MOMENT.replace(year=2023)
-# Pairs that a database confuses if it folds case, accents or blanks, and what quoting must survive.
+# Ids that a database confuses if it ignores case, accents or blanks, and ids with SQL characters.
 ACCOUNTS = [
     "a",
     "A",
@@ -47,7 +48,7 @@ ACCOUNTS = [
 
 
 def find_all(**filters: Any) -> list[Record]:
-    """All pages, to the end."""
+    """Return the removals of all pages."""
     page = find(**filters)
     found = page.data
     while page.next_cursor is not None:
@@ -60,14 +61,17 @@ def find_all(**filters: Any) -> list[Record]:
 
 
 class Records(list[Record]):
+    """A list with a short representation, because Hypothesis prints it."""
+
     def __repr__(self) -> str:
-        return "records"  # Hypothesis would show all of them
+        return "records"
 
 
 def store_variety() -> Records:
-    """Deliveries of many kinds, in bursts whose removals overlap the next microseconds.
+    """Store deliveries of many kinds in three periods.
 
-    They are of three times. What is only in the first, in the last, or in both is rare.
+    They come in bursts, so that the ids of one delivery overlap the times of the next. Some values
+    are rare: they occur in the first period, in the last period, or in both.
     """
     draw = random.Random(20261120)
     deliveries = []
@@ -93,7 +97,7 @@ def store_variety() -> Records:
 
 
 def values(record: Record, name: str) -> tuple[Any, ...]:
-    """What a filter of that name is compared with."""
+    """Return the values of a record that a filter is compared with."""
     if name in ("account_id", "peer_id"):
         return record.owner_id, record.target_id
     return (getattr(record, name),)
@@ -104,7 +108,7 @@ NOBODY = [f"nobody{number}" for number in range(220)]
 
 @st.composite
 def some_filters(draw: st.DrawFn, records: list[Record]) -> dict[str, Any]:
-    """Filters that usually let something through: they are made from a record."""
+    """Draw filters from the values of a record, so that they usually match something."""
     likely, other = draw(st.sampled_from(records)), draw(st.sampled_from(records))
     filters: dict[str, Any] = {}
     names = st.sampled_from([*TEXT_FILTERS, "delivery_id"])
@@ -114,13 +118,12 @@ def some_filters(draw: st.DrawFn, records: list[Record]) -> dict[str, Any]:
         filters[name] = draw(one | st.lists(one, max_size=3))
     if "peer_id" in filters and "account_id" not in filters:
         filters["account_id"] = draw(st.sampled_from(values(likely, "account_id")))
-    for name in draw(st.sets(st.sampled_from(TEXT_FILTERS), max_size=3)) & {*filters} - {
-        "relation"
-    }:
+    longer = draw(st.sets(st.sampled_from(TEXT_FILTERS), max_size=3)) & {*filters}
+    for name in longer - {"relation"}:
         filters[name] = [*NOBODY, *as_list(filters[name])]
     for name in draw(st.sets(st.sampled_from(["since", "until"]))):
-        of = draw(st.sampled_from(records))
-        moment = moment_of(of.id) + draw(st.integers(-1, 1)) * MICROSECOND
+        near = draw(st.sampled_from(records))
+        moment = moment_of(near.id) + draw(st.integers(-1, 1)) * MICROSECOND
         filters[name] = moment.astimezone(timezone(timedelta(hours=draw(st.integers(-12, 14)))))
     filters["order"] = draw(st.sampled_from(["asc", "desc"]))
     filters["limit"] = draw(st.sampled_from([7, 30, 1000]))
@@ -131,15 +134,15 @@ def as_list(value: Any) -> list[Any]:
     return value if isinstance(value, list) else [value]
 
 
-def every_way(records: list[Record]) -> list[dict[str, Any]]:
-    """Filters for each way to search, with those beside it that make it harder."""
+def filters_for_every_plan(records: list[Record]) -> list[dict[str, Any]]:
+    """Return filters for each query plan, alone and with conditions that the plan must check."""
     deliveries = sorted({record.delivery_id for record in records})
     middle = records[len(records) // 2]
     inside = moment_of(next(r.id for r in records if r.position == 2 and r.id > middle.id))
     two = ACCOUNTS[:2]
     return [
         {},
-        # Pairs: one, several, both directions, of oneself, with what no index tells.
+        # Pairs: one, several, both directions, one account twice, and conditions without index.
         {"owner_id": "a", "target_id": "A"},
         {"owner_id": two, "target_id": [*two, "ss"], "provider": "openim", "until": inside},
         {"account_id": two, "peer_id": two},
@@ -158,13 +161,13 @@ def every_way(records: list[Record]) -> list[dict[str, Any]]:
         {"account_id": two, "relation": "blacklist"},
         {"account_id": ACCOUNTS, "owner_id": ["oldest", "a"]},
         {"account_id": ACCOUNTS, "client_ip": "203.0.113.7", "since": inside},
-        # One of several that might be narrow.
+        # Several columns, of which one is selective.
         {"request_id": "r", "owner_id": "a"},
         {"request_id": ["", "r"], "owner_id": ["newest", "both"]},
         {"request_id": "3", "client_ip": "", "target_id": "oldest"},
         {"request_id": "nothing", "client_ip": "", "platform": "iOS"},
         {"owner_id": "both", "platform": "newest"},
-        # Sources: one, several, of which many or few are near.
+        # Sources: one, several, with many or few matches nearby.
         {
             "platform": "iOS ",
             "relation": "friend",
@@ -176,13 +179,13 @@ def every_way(records: list[Record]) -> list[dict[str, Any]]:
         {"platform": ["oldest", "newest"]},
         {"platform": "oldest", "app_id": "1400000000"},
         {"provider": "tencent", "since": inside, "until": moment_of(middle.id) + MICROSECOND},
-        # More than are searched one by one.
+        # More values than a plan has ranges.
         {"owner_id": [*ACCOUNTS, *NOBODY]},
         {"owner_id": [*two, *NOBODY], "target_id": [*ACCOUNTS, *NOBODY]},
         {"request_id": ["r", *NOBODY], "platform": ""},
         {"delivery_id": deliveries},
         {"delivery_id": deliveries[-205:], "owner_id": [*two, *NOBODY]},
-        # Deliveries.
+        # Deliveries, and periods that start within one.
         {"delivery_id": middle.delivery_id},
         {"delivery_id": deliveries[1:99:7], "owner_id": ACCOUNTS, "account_id": "a"},
         {"delivery_id": [middle.delivery_id, 5], "since": moment_of(middle.delivery_id)},
@@ -194,7 +197,7 @@ def every_way(records: list[Record]) -> list[dict[str, Any]]:
 
 
 def expected(records: list[Record], filters: Mapping[str, Any]) -> list[Record]:
-    """The oracle."""
+    """Return the records that must be found, in order."""
     found = []
     for record in sorted(records, key=lambda r: r.id, reverse=filters["order"] == "desc"):
         asked = {
@@ -221,16 +224,13 @@ def expected(records: list[Record], filters: Mapping[str, Any]) -> list[Record]:
 
 
 def test_pages_equal_a_sorted_list(database_url: URL, make_app: MakeApp) -> None:
-    """For any filters, order and limit, all pages are what Python filters from a list.
-
-    So is the stream; and the counts are those of the list.
-    """
+    """Pages, the stream and the counts agree with a list, for any filters, order and limit."""
     with make_app(database_url).app_context():
         records = store_variety()
         assert find_all(order="asc", limit=7) == records
         assert all(0 < record.id < 2**53 for record in records)
         owners = {record.owner_id for record in records if record.owner_id == record.target_id}
-        assert owners >= {"a", "A"}, "nobody removes himself"
+        assert owners >= {"a", "A"}, "no account removes itself"
 
         def check(filters: dict[str, Any]) -> None:
             found = expected(records, filters)
@@ -240,7 +240,7 @@ def test_pages_equal_a_sorted_list(database_url: URL, make_app: MakeApp) -> None
             assert count(**filters) == {None: len(found)}
             assert {**counted} == count("relation", **filters)
 
-        for filters in every_way(records):
+        for filters in filters_for_every_plan(records):
             many = len(expected(records, filters | {"order": "asc"}))
             for order in ("asc", "desc"):
                 check({**filters, "order": order, "limit": max(9, many // 3)})
@@ -251,25 +251,27 @@ def test_pages_equal_a_sorted_list(database_url: URL, make_app: MakeApp) -> None
 
 
 def stream(**filters: Any) -> list[Record]:
-    """All parts of the stream."""
-    of = filters | {"limit": 1}
-    parts = list(islice(get_runtime().history.stream(HistoryQuery.from_filters(**of)), 100))
-    assert all(parts)
-    assert len(parts) < 100, "there is no end"
-    return [_record(values) for part in parts for values in part]
+    """Return all removals of the stream."""
+    options = {name: value for name, value in filters.items() if name != "limit"}
+    records = list(islice(get_runtime().history.stream(**options), 20_000))
+    assert len(records) < 20_000, "there is no end"
+    return records
 
 
 def count(group_by: str | None = None, **filters: Any) -> dict[str | None, int]:
-    """By group."""
-    query = HistoryQuery.from_filters(**filters)
-    found: dict[str | None, int] = {} if group_by else {None: 0}
-    for one in get_runtime().history.stats(query, StatsQuery(bucket="month", group_by=group_by)):
-        found[one.group] = found.get(one.group, 0) + one.count
-    return found
+    """Return the number of removals by group."""
+    options = {
+        name: value for name, value in filters.items() if name in RemovalFilters.__annotations__
+    }
+    totals: dict[str | None, int] = {} if group_by else {None: 0}
+    counts = get_runtime().history.stats(bucket="month", group_by=group_by, **options)
+    for part in counts:
+        totals[part.group] = totals.get(part.group, 0) + part.count
+    return totals
 
 
-def test_a_page_may_find_little(database_url: URL, make_app: MakeApp) -> None:
-    """Where much must be read for it; the pages after go on from there, to the last of them."""
+def test_a_page_may_be_short(database_url: URL, make_app: MakeApp) -> None:
+    """A page ends early if few of many entries match. The next pages return the rest."""
     with make_app(database_url).app_context():
         deliveries = []
         for number in range(30):
@@ -280,7 +282,7 @@ def test_a_page_may_find_little(database_url: URL, make_app: MakeApp) -> None:
         records = store_all(deliveries)
         middle = PAST + timedelta(minutes=23)
         for filters, is_short in (
-            # As many pairs as are searched one by one.
+            # As many pairs as a plan has ranges.
             ({"owner_id": ["o", *NOBODY[:99]], "target_id": ["t", "x"], "platform": "rare"}, True),
             ({"account_id": "o", "client_ip": "rare"}, False),
             ({"owner_id": "o", "relation": "blacklist", "until": middle}, False),
@@ -294,8 +296,8 @@ def test_a_page_may_find_little(database_url: URL, make_app: MakeApp) -> None:
             assert count(**filters) == {None: len(found)}
 
 
-def test_a_stream_has_several_parts(make_app: MakeApp) -> None:
-    """Where they meet nothing is lost, and nothing comes twice; also within a delivery."""
+def test_a_stream_reads_several_chunks(make_app: MakeApp) -> None:
+    """No removal is lost or repeated where two chunks meet, even within a delivery."""
     with make_app().app_context():
         records = store_all(
             [
@@ -311,24 +313,56 @@ def test_a_stream_has_several_parts(make_app: MakeApp) -> None:
             assert stream(order="desc", **filters) == found[::-1]
 
 
-def test_a_stream_ends_with_what_there_was(database_url: URL, make_app: MakeApp) -> None:
-    """What is received after its begin is not in it, in either order."""
+def test_a_stream_ends_at_its_start_time(database_url: URL, make_app: MakeApp) -> None:
+    """A removal that is received after the call is not in the stream, in either order."""
     with make_app(database_url).app_context():
         now = datetime.now(UTC) - timedelta(seconds=5)
         with time_machine.travel(now, tick=False):
             for minutes in range(9):
                 store(*(("o", str(n)) for n in range(500)), at=now - timedelta(minutes=minutes))
             for order in ("asc", "desc"):
-                query = HistoryQuery.from_filters(order=order)
-                parts = get_runtime().history.stream(query)
-                next(parts)
+                records = get_runtime().history.stream(order=order)
+                next(records)
                 store(("o", "later"), at=now + timedelta(seconds=2))
-                assert sum(len(part) for part in parts) == 4500 - 2000
+                assert sum(1 for _ in records) == 4500 - 1
+
+
+def test_a_stream_holds_no_transaction(database_url: URL, make_app: MakeApp) -> None:
+    """A reader may take a long time between two removals."""
+    with make_app(database_url).app_context():
+        store(*(("o", str(n)) for n in range(CHUNK_REMOVALS + 1)), at=PAST)
+        records = get_runtime().history.stream(order="asc")
+        for _ in range(2):
+            next(records)
+            assert get_runtime().engine().pool.checkedout() == 0  # type: ignore[attr-defined]
+        assert sum(1 for _ in records) == CHUNK_REMOVALS - 1
+
+
+@pytest.mark.parametrize(
+    ("filters", "message"),
+    [
+        ({"order": "x"}, "order must be desc or asc, not 'x'"),
+        ({"owner_id": ""}, "owner_id must not be empty"),
+        ({"limit": 5}, "limit is not a filter here. The filters are provider, app_id, "),
+        ({"cursor": "x"}, "cursor is not a filter here. The filters are provider, app_id, "),
+    ],
+    ids=str,
+)
+def test_a_stream_refuses_a_wrong_filter_at_the_call(filters: dict[str, Any], message: str) -> None:
+    """The error is raised before the first removal is asked for, and without a database."""
+    history = History(no_database, [], 1)
+    with pytest.raises(HistoryQueryError) as caught:
+        history.stream(**filters)
+    assert str(caught.value).startswith(message)
+
+
+def no_database() -> Engine:
+    raise AssertionError("the database was used")
 
 
 @pytest.mark.parametrize("account", ACCOUNTS)
 def test_account_ids_are_compared_byte_for_byte(make_app: MakeApp, account: str) -> None:
-    """Only the very same id is found, on either side."""
+    """A filter finds only the exact id, on either side."""
     with make_app().app_context():
         for other in ACCOUNTS:
             store((other, "target"), ("owner", other))
@@ -337,8 +371,8 @@ def test_account_ids_are_compared_byte_for_byte(make_app: MakeApp, account: str)
         assert len(find(account_id=account).data) == 2
 
 
-def test_a_delivery_is_of_one_moment(database_url: URL, make_app: MakeApp) -> None:
-    """since and until take a delivery as a whole, though its removals' ids are later moments."""
+def test_a_delivery_has_one_time(database_url: URL, make_app: MakeApp) -> None:
+    """A period contains all removals of a delivery or none, although their ids differ."""
     with make_app(database_url).app_context():
         many = store(*(("many", str(number)) for number in range(9)))
         last = store(("last", "target"), at=MOMENT + 20 * MICROSECOND)
@@ -352,7 +386,7 @@ def test_a_delivery_is_of_one_moment(database_url: URL, make_app: MakeApp) -> No
 
 
 def test_new_removals_do_not_disturb_pages(database_url: URL, make_app: MakeApp) -> None:
-    """Newest first, what arrives between two pages neither repeats nor hides a removal."""
+    """A removal that arrives between two pages neither repeats nor hides another one."""
     with make_app(database_url).app_context():
         old = [store(("owner", str(n)), at=MOMENT + n * MICROSECOND)[0] for n in range(9)]
         seen: list[Record] = []
@@ -367,7 +401,7 @@ def test_new_removals_do_not_disturb_pages(database_url: URL, make_app: MakeApp)
 
 
 def test_the_last_page_has_no_cursor(make_app: MakeApp) -> None:
-    """Also when it is full; and the limit is 100 unless told otherwise."""
+    """A full last page has no cursor either. The default limit is 100."""
     with make_app().app_context():
         assert find() == Page([], None)
         store(*(("owner", str(number)) for number in range(101)))
@@ -378,13 +412,20 @@ def test_the_last_page_has_no_cursor(make_app: MakeApp) -> None:
 
 
 def test_a_limit_may_change_between_pages(make_app: MakeApp) -> None:
-    """A cursor belongs to the filters and the order, in whatever order and form they are given."""
+    """A cursor is valid for another limit, and for the same filters in another form."""
     with make_app().app_context():
         store(("a", "1"), ("b", "2"), ("a", "3"))
         page = find(owner_id=["a", "b"], limit=1, since=MOMENT)
         since = MOMENT.astimezone(timezone(timedelta(hours=8)))
         rest = find(owner_id={"b", "a"}, limit=5, since=since, cursor=page.next_cursor)
         assert [record.target_id for record in rest.data] == ["2", "1"]
+
+
+OTHER_FILTERS = (
+    "cursor belongs to other filters or another order. "
+    "Repeat its filters and order, or start again without it"
+)
+NO_CURSOR = "cursor is not a cursor of this history. It was changed, cut off or made elsewhere"
 
 
 @pytest.mark.parametrize(
@@ -400,26 +441,40 @@ def test_a_limit_may_change_between_pages(make_app: MakeApp) -> None:
     ],
     ids=str,
 )
-def test_a_cursor_is_of_its_filters(make_app: MakeApp, filters: dict[str, Any]) -> None:
-    """With other filters or another order it is refused."""
+def test_a_cursor_belongs_to_its_filters(make_app: MakeApp, filters: dict[str, Any]) -> None:
+    """A cursor is refused with other filters or another order."""
     with make_app().app_context():
         store(("owner", "1"), ("owner", "2"))
         cursor = find(limit=1).next_cursor
         with pytest.raises(HistoryQueryError) as caught:
             find(cursor=cursor, **filters)
-        assert caught.value.parameter == "cursor"
+    assert caught.value.parameter == "cursor"
+    assert str(caught.value) == OTHER_FILTERS
 
 
 @pytest.mark.parametrize("cursor", ["", "x", ".", "1.2.3", "\ud800", "\0", "é", "x" * 10_000])
 def test_garbage_is_no_cursor(make_app: MakeApp, cursor: str) -> None:
-    """It is refused, whatever it is."""
+    """A text that is no cursor is refused."""
     with make_app().app_context(), pytest.raises(HistoryQueryError) as caught:
         find(cursor=cursor)
     assert caught.value.parameter == "cursor"
+    assert str(caught.value) == NO_CURSOR
+
+
+def test_a_cursor_of_another_version_is_refused(make_app: MakeApp) -> None:
+    """The error says that the reader must start again."""
+    app = make_app()
+    signer = URLSafeSerializer(app.config["SECRET_KEY"], salt="flask-imcallback-cursor")
+    cursor = str(signer.dumps([1, HistoryQuery().digest, 5, []]))
+    with app.app_context(), pytest.raises(HistoryQueryError) as caught:
+        find(cursor=cursor)
+    assert str(caught.value) == (
+        "cursor is from another version of flask-imcallback. Start again without it"
+    )
 
 
 def test_a_cursor_is_signed(make_app: MakeApp) -> None:
-    """A changed one is refused, and one of another SECRET_KEY; a fallback key is still good."""
+    """A cursor is refused if it was changed or if the SECRET_KEY is new. A fallback key works."""
     with make_app(SECRET_KEY="old").app_context():
         store(("owner", "1"), ("owner", "2"))
         cursor = find(limit=1).next_cursor or ""
@@ -428,23 +483,39 @@ def test_a_cursor_is_signed(make_app: MakeApp) -> None:
         changed = [
             f"{cursor[:at]}{'AB'[c == 'A']}{cursor[at + 1 :]}" for at, c in enumerate(cursor)
         ]
-        # The last character of base64 has bits that count for nothing.
+        # Some bits of the last base64 character are not used, so that it may change.
         for forged in [*changed[:-1], cursor[:-5], cursor + "A"]:
             with pytest.raises(HistoryQueryError) as caught:
                 find(cursor=forged)
-            assert caught.value.parameter == "cursor"
+            assert str(caught.value) == NO_CURSOR
     with make_app(SECRET_KEY="new").app_context(), pytest.raises(HistoryQueryError):
         find(cursor=cursor)
 
 
-def test_no_alternatives_find_nothing(make_app: MakeApp) -> None:
-    """An empty sequence is a filter that nothing meets; None is no filter."""
+@pytest.mark.parametrize("name", FILTERS)
+def test_no_alternatives_find_nothing(make_app: MakeApp, name: str) -> None:
+    """An empty sequence matches nothing. None means that the filter is not used."""
     with make_app().app_context():
         store(("owner", "target"))
-        for name in (*TEXT_FILTERS, "delivery_id"):
-            account = {"account_id": "owner"} if name == "peer_id" else {}
-            assert find(**{name: [], **account}).data == [], name
-            assert len(find(**{name: None}).data) == 1, name
+        account = {"account_id": "owner"} if name == "peer_id" else {}
+        assert find(**{name: [], **account}).data == []
+        assert len(find(**{name: None}).data) == 1
+
+
+def test_alternatives_may_be_any_sequence_or_set(make_app: MakeApp) -> None:
+    """A list, a tuple, a set and the keys of a dictionary have the same result."""
+    with make_app().app_context():
+        store(("a", "1"), ("b", "2"), ("c", "3"))
+        for owners in (["a", "b"], ("a", "b"), {"a", "b"}, {"a": 1, "b": 2}.keys()):
+            assert [record.owner_id for record in find(owner_id=owners).data] == ["b", "a"]
+
+
+def test_every_filter_has_a_type_and_a_description() -> None:
+    """The typed filters and the table of filters name the same filters in the same order."""
+    names = [*FILTERS, "since", "until"]
+    assert list(RemovalFilters.__annotations__) == names
+    assert list(HistoryFilters.__annotations__) == [*names, "order", "limit", "cursor"]
+    assert all(row.description for row in FILTERS.values())
 
 
 def names_of(text: str, count: int) -> list[str]:
@@ -452,7 +523,7 @@ def names_of(text: str, count: int) -> list[str]:
 
 
 def test_many_alternatives_of_several_filters(database_url: URL, make_app: MakeApp) -> None:
-    """They are not too many for any database, in whatever way they are looked for."""
+    """No database refuses thousands of values, whichever query plan is chosen."""
     with make_app(database_url).app_context():
         (record,) = store(("o3", "t4"), at=PAST, client_ip="c5", request_id="6")
         store(("o3", "x"), ("x", "t4"), at=PAST, client_ip="x")
@@ -473,18 +544,20 @@ def test_many_alternatives_of_several_filters(database_url: URL, make_app: MakeA
 
 @pytest.mark.parametrize("name", ["owner_id", "delivery_id"])
 def test_too_many_alternatives(name: str) -> None:
-    """More than 10,000 of all filters together; the one that has most of them is named."""
-    most: list[Any] = list(range(1, 9000)) if name == "delivery_id" else names_of("o", 8999)
-    HistoryQuery.from_filters(**{name: most, "target_id": names_of("t", 1001)})
+    """All filters together may have 10,000 values. The error names the filter with the most."""
+    values: list[Any] = list(range(1, 9000)) if name == "delivery_id" else names_of("o", 8999)
+    HistoryQuery.from_filters({name: values, "target_id": names_of("t", 1001)})
     with pytest.raises(HistoryQueryError) as caught:
-        HistoryQuery.from_filters(**{name: most, "target_id": names_of("t", 1002)})
+        HistoryQuery.from_filters({name: values, "target_id": names_of("t", 1002)})
     assert caught.value.parameter == name
-    assert "10000" in str(caught.value)
+    assert str(caught.value) == (
+        f"{name} has 8999 values. All filters together may have at most 10000"
+    )
 
 
 @pytest.mark.parametrize("name", ["owner_id", "account_id", "delivery_id"])
 def test_many_alternatives(database_url: URL, make_app: MakeApp, name: str) -> None:
-    """A filter may have thousands of them."""
+    """A filter may have thousands of values."""
     with make_app(database_url).app_context():
         (record,) = store(("owner", "target"))
         others = range(1, 3000) if name == "delivery_id" else map(str, range(1, 3000))
@@ -493,7 +566,7 @@ def test_many_alternatives(database_url: URL, make_app: MakeApp, name: str) -> N
 
 
 class Nowhere(tzinfo):
-    """A time zone that does not know its offset."""
+    """A time zone without an offset."""
 
     def utcoffset(self, moment: datetime | None) -> None:
         return None
@@ -504,18 +577,35 @@ class Nowhere(tzinfo):
         return None
 
 
-BAD_TEXTS: list[Any] = ["\0", "x\ud800", "x" * 256, 5, b"x", {}]
-BAD_FILTERS: list[tuple[str, Any]] = [
-    *((name, text) for name in TEXT_FILTERS for text in BAD_TEXTS),
-    *((name, "") for name in ("provider", "relation", "owner_id", "target_id", "account_id")),
-    *((name, ["x", None]) for name in TEXT_FILTERS if name != "relation"),
-    ("relation", "Friend"),
-    ("relation", ["friend", "foe"]),
-    *(("delivery_id", number) for number in (0, -1, "5", 5.0, True, 2**53 + 1, 10**30, [1, "2"])),
-    *(("limit", number) for number in (0, 1001, -1, True, "5", 5.0, [5], 10**30)),
-    *(("order", order) for order in ("", "ASC", 1, ["asc"])),
+TEXT_ONLY = [name for name in TEXT_FILTERS if name != "relation"]
+NO_TEXTS = {
+    "\0": "must not contain U+0000 or a lone surrogate: '\\x00'",
+    "x\ud800": "must not contain U+0000 or a lone surrogate: 'x\\ud800'",
+    "x" * 256: "must have at most 255 characters, not 256",
+}
+NO_STRINGS: list[Any] = [5, b"x", {}]
+ID_RANGE = f"must be a whole number from 1 to {2**53}, not "
+BAD_FILTERS: list[tuple[str, Any, str]] = [
+    *((name, text, said) for name in TEXT_ONLY for text, said in NO_TEXTS.items()),
+    *((name, v, f"must be a string, not {v!r}") for name in TEXT_ONLY for v in NO_STRINGS),
+    *((name, ["x", None], "must be a string, not None") for name in TEXT_ONLY),
+    *((name, "", "must not be empty") for name in ("provider", "owner_id", "target_id")),
+    ("account_id", "", "must not be empty"),
+    ("peer_id", "x", "requires account_id, whose other side it is"),
+    ("relation", "", "must be friend or blacklist, not ''"),
+    ("relation", "Friend", "must be friend or blacklist, not 'Friend'"),
+    ("relation", ["friend", "foe"], "must be friend or blacklist, not 'foe'"),
+    ("relation", 5, "must be friend or blacklist, not 5"),
+    *(("delivery_id", n, f"{ID_RANGE}{n!r}") for n in (0, -1, "5", 5.0, True, 2**53 + 1, 10**30)),
+    ("delivery_id", [1, "2"], f"{ID_RANGE}'2'"),
     *(
-        (name, moment)
+        ("limit", number, f"must be a whole number from 1 to 1000, not {number!r}")
+        for number in (0, 1001, -1, True, "5", 5.0, [5], 10**30)
+    ),
+    *(("order", order, f"must be desc or asc, not {order!r}") for order in ("", "ASC", 1, ["asc"])),
+    ("order", "x" * 99, f"must be desc or asc, not '{'x' * 59}…"),
+    *(
+        (name, moment, "must be a datetime with a time zone, not ")
         for name in ("since", "until")
         for moment in (
             MOMENT.replace(tzinfo=None),
@@ -526,27 +616,39 @@ BAD_FILTERS: list[tuple[str, Any]] = [
             [MOMENT],
         )
     ),
-    *(("cursor", cursor) for cursor in (5, b"x", ["x"])),
-    *((name, "x") for name in ("owner", "Owner_id", "peer", "id", "texts", "digest", "format", "")),
+    *(("cursor", cursor, f"must be a string, not {cursor!r}") for cursor in (5, b"x", ["x"])),
+    *(
+        (
+            name,
+            "x",
+            f"is not a filter here. The filters are {', '.join(HistoryFilters.__annotations__)}",
+        )
+        for name in ("owner", "Owner_id", "peer", "id", "texts", "digest", "format", "")
+    ),
 ]
 
 
 @pytest.mark.parametrize(
-    ("name", "value"), BAD_FILTERS, ids=lambda value: re.sub(r"[^!-~]+", "_", repr(value))[:40]
+    ("name", "value", "message"),
+    BAD_FILTERS,
+    ids=lambda value: re.sub(r"[^!-~]+", "_", repr(value))[:40],
 )
-def test_a_bad_filter_is_named(name: str, value: Any) -> None:
-    """An unknown or malformed filter raises an error that names it, without a database."""
+def test_a_bad_filter_is_named(name: str, value: Any, message: str) -> None:
+    """The error names the filter, shows its value and needs no database."""
     with pytest.raises(HistoryQueryError) as caught:
-        HistoryQuery.from_filters(**{name: value})
+        HistoryQuery.from_filters({name: value})
     assert caught.value.parameter == name
-    assert str(caught.value)
+    if message.endswith("not "):
+        assert str(caught.value).startswith(f"{name} {message}{repr(value)[:20]}")
+    else:
+        assert str(caught.value) == f"{name} {message}"
 
 
 @pytest.mark.parametrize("moment", [datetime.min, datetime.max, datetime(1969, 12, 31)])
 def test_any_moment_can_be_asked_for(
     database_url: URL, make_app: MakeApp, moment: datetime
 ) -> None:
-    """The first and the last that Python knows, too, with any offset."""
+    """A period may start or end at the first and the last moment of Python, with any offset."""
     with make_app(database_url).app_context():
         store(("owner", "target"))
         for hours in (-14, 0, 14):
@@ -557,15 +659,42 @@ def test_any_moment_can_be_asked_for(
 
 
 def test_one_removal_and_its_delivery(database_url: URL, make_app: MakeApp) -> None:
-    """`get` gives both, also for a later position, and None for an id that nothing has."""
+    """`get` returns a removal and its delivery as plain values, also for a later position."""
     with make_app(database_url).app_context():
         records = store(("owner", "1"), ("owner", "2"), body=b"\0\xff packet")
         for record in records:
-            found = get_runtime().history.get(record.id)
-            assert found is not None
-            assert found[0] == record
-            assert found[1]["id"] == record.delivery_id == records[0].id
-            assert found[1]["body"] == b"\0\xff packet"
-            assert found[1]["received_at"] == MOMENT
+            detail = get_runtime().history.get(record.id)
+            assert detail is not None
+            assert detail.removal == record
+            delivery = detail.delivery
+            assert delivery.id == record.delivery_id == records[0].id
+            assert delivery.body == b"\0\xff packet"
+            assert type(delivery.body) is bytes
+            assert delivery.headers == {"host": "example.com"}
+            assert delivery.status is Status.RECORDED
+            assert delivery.duplicate_of is None
+            assert delivery.removal_count == 2
+            assert delivery.received_at == MOMENT
+            assert delivery.received_at.tzinfo is UTC
+            assert not hasattr(delivery, "nonce")
+            assert not hasattr(delivery, "fingerprint")
+
+
+def test_an_unknown_id_is_none(make_app: MakeApp) -> None:
+    """`get` and `get_delivery` return None for an id that nothing has."""
+    with make_app().app_context():
+        records = store(("owner", "1"))
         for unknown in (-1, 0, records[-1].id + 1, 2**53, 10**30):
             assert get_runtime().history.get(unknown) is None
+            assert get_runtime().history.get_delivery(unknown) is None
+
+
+def test_a_record_has_plain_values(database_url: URL, make_app: MakeApp) -> None:
+    """A removal of a page equals the record of the signal, and its time is aware and in UTC."""
+    with make_app(database_url).app_context():
+        (stored,) = store(("owner", "target"), platform="iOS", relation=Relation.BLACKLIST)
+        (record,) = find().data
+        assert record == stored
+        assert record.relation is Relation.BLACKLIST
+        assert record.received_at == MOMENT
+        assert record.received_at.tzinfo is UTC

@@ -1,4 +1,4 @@
-"""Counts over time: they agree with what Python counts by the clocks of a zone."""
+"""Counts over time. They must equal what Python counts by the clocks of a time zone."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ import time_machine
 from sqlalchemy import URL
 
 from flask_imcallback.errors import HistoryQueryError, TooWideError
-from flask_imcallback.history.buckets import starts_between
-from flask_imcallback.history.counts import MAX_COUNTS, RemovalCount
-from flask_imcallback.history.queries import BUCKETS, GROUPS, HistoryQuery, StatsQuery
+from flask_imcallback.history import RemovalCount
+from flask_imcallback.history.buckets import bucket_starts
+from flask_imcallback.history.counts import MAX_COUNTS
+from flask_imcallback.history.filters import GROUPS
+from flask_imcallback.history.queries import BUCKETS, StatsQuery
 from flask_imcallback.removals import Record, Relation
 from flask_imcallback.runtime import get_runtime
 from support.api import HISTORY, assert_problem, get, open_history
@@ -39,21 +41,21 @@ CHANGES = {
     "America/Sao_Paulo": datetime(2018, 11, 4, 3, tzinfo=UTC),
     "America/Sao_Paulo ": datetime(2018, 2, 18, 2, tzinfo=UTC),
 }
-"""A moment at which the clocks of each zone are put forward or back, or a bucket begins."""
+"""For each zone, a moment at which its clocks change or a bucket starts."""
 ZONES = pytest.mark.parametrize(
     ("zone", "change"), [(ZoneInfo(name.strip()), change) for name, change in CHANGES.items()]
 )
 
 
 def label(moment: datetime, bucket: str, zone: ZoneInfo) -> tuple[Any, ...]:
-    """What the clocks of the zone say of the bucket that a moment is in.
+    """Return what the clocks of the zone show at the start of the bucket of `moment`.
 
-    An hour that is on the clocks twice, as a whole, is two; the offset tells which.
+    The offset tells apart the two hours that clocks show twice.
     """
     local = moment.astimezone(zone)
     if bucket == "hour":
-        begin = local.replace(minute=0, second=0, microsecond=0)
-        return local.date(), local.hour, begin.utcoffset()
+        start = local.replace(minute=0, second=0, microsecond=0)
+        return local.date(), local.hour, start.utcoffset()
     date = local.date()
     if bucket == "week":
         return date.isocalendar()[:2]
@@ -61,18 +63,16 @@ def label(moment: datetime, bucket: str, zone: ZoneInfo) -> tuple[Any, ...]:
 
 
 def counts(bucket: str = "day", group_by: str | None = None, **filters: Any) -> list[RemovalCount]:
-    tz = filters.pop("tz", "UTC")
-    query = HistoryQuery.from_filters(**filters)
-    return get_runtime().history.stats(query, StatsQuery(bucket=bucket, group_by=group_by, tz=tz))
+    return get_runtime().history.stats(bucket=bucket, group_by=group_by, **filters)
 
 
 @ZONES
 @pytest.mark.parametrize("bucket", BUCKETS)
-def test_buckets_are_what_clocks_show(zone: ZoneInfo, change: datetime, bucket: str) -> None:
-    """Each moment is in the bucket of its hour, day, week or month, and each begins but once."""
+def test_buckets_follow_the_clocks(zone: ZoneInfo, change: datetime, bucket: str) -> None:
+    """Each moment is in the bucket of its hour, day, week or month, and buckets start once."""
     days = {"hour": 2, "day": 6, "week": 40, "month": 200}[bucket]
     since, until = change - timedelta(days=days), change + timedelta(days=days)
-    starts = starts_between(since, until, bucket, zone, 500)
+    starts = bucket_starts(since, until, bucket, zone, 500)
     assert starts == sorted(set(starts))
     assert starts[0] <= since < starts[1]
     assert starts[-1] < until
@@ -82,32 +82,32 @@ def test_buckets_are_what_clocks_show(zone: ZoneInfo, change: datetime, bucket: 
         assert label(start - MICROSECOND, bucket, zone) == before
         assert label(start, bucket, zone) == after
     moment = since
-    while moment < until:  # none is left out
+    while moment < until:
         assert label(moment, bucket, zone) in labels
         moment += timedelta(minutes=15) if bucket == "hour" else timedelta(hours=11)
 
 
 def test_half_an_hour_twice() -> None:
-    """Where clocks are put back by half an hour, one of their hours lasts an hour and a half."""
+    """An hour lasts an hour and a half where clocks are put back by half an hour."""
     zone, change = ZoneInfo("Australia/Lord_Howe"), CHANGES["Australia/Lord_Howe"]
-    starts = starts_between(change - 2 * HOUR, change + 2 * HOUR, "hour", zone, 9)
+    starts = bucket_starts(change - 2 * HOUR, change + 2 * HOUR, "hour", zone, 9)
     shown = [start.astimezone(zone).strftime("%H:%M%z") for start in starts]
     assert shown == ["00:00+1100", "01:00+1100", "02:00+1030", "03:00+1030"]
     assert starts[2] - starts[1] == 1.5 * HOUR
 
 
 @pytest.mark.parametrize("bucket", BUCKETS)
-def test_no_time_has_no_buckets(bucket: str) -> None:
-    """Nor has one that Python could not tell in the zone."""
+def test_an_empty_period_has_no_buckets(bucket: str) -> None:
+    """A period that ends before it starts has no buckets, even at the limits of Python."""
     zone = ZoneInfo("Asia/Shanghai")
     last = datetime.max.replace(tzinfo=UTC)
     for since, until in ((MOMENT, MOMENT), (MOMENT, MOMENT - HOUR), (last, MOMENT)):
-        assert starts_between(since, until, bucket, zone, 10) == []
-    assert len(starts_between(MOMENT, MOMENT + MICROSECOND, bucket, zone, 10)) == 1
+        assert bucket_starts(since, until, bucket, zone, 10) == []
+    assert len(bucket_starts(MOMENT, MOMENT + MICROSECOND, bucket, zone, 10)) == 1
 
 
 def store_around(changes: list[datetime]) -> list[Record]:
-    """Some near each change, some on its minute, and some far."""
+    """Store deliveries exactly at each change of clocks, close to it, and far from it."""
     draw = random.Random(7)
     deliveries = []
     for change in changes:
@@ -128,8 +128,8 @@ def store_around(changes: list[datetime]) -> list[Record]:
     return store_all(sorted(deliveries, key=lambda delivery: delivery.received_at))
 
 
-def test_counts_equal_those_of_a_list(database_url: URL, make_app: MakeApp) -> None:
-    """For every zone, bucket and group, with filters, from and to the middle of a bucket."""
+def test_counts_equal_a_list(database_url: URL, make_app: MakeApp) -> None:
+    """Counts agree with Python for every zone, bucket and group, with filters."""
     draw = random.Random(8)
     with make_app(database_url).app_context():
         records = store_around([*CHANGES.values()])
@@ -170,8 +170,8 @@ def test_counts_equal_those_of_a_list(database_url: URL, make_app: MakeApp) -> N
                 assert all(one.bucket.tzinfo == zone for one in found)
 
 
-def test_a_delivery_is_of_its_time(database_url: URL, make_app: MakeApp) -> None:
-    """Its removals count where it was received, though their ids are in the next bucket."""
+def test_a_delivery_counts_at_its_time(database_url: URL, make_app: MakeApp) -> None:
+    """All removals of a delivery count in one bucket, even if later ids are in the next one."""
     with make_app(database_url).app_context():
         midnight = datetime(2024, 5, 2, tzinfo=UTC)
         store(*(("o", str(number)) for number in range(9)), at=midnight - 2 * MICROSECOND)
@@ -186,8 +186,10 @@ def test_a_delivery_is_of_its_time(database_url: URL, make_app: MakeApp) -> None
         assert [one.count for one in counts("hour", since=near, until=next_to_it)] == [9]
 
 
-def test_from_the_first_that_is_counted_until_now(database_url: URL, make_app: MakeApp) -> None:
-    """With those between that are empty; what is older and does not count is not shown."""
+def test_buckets_start_with_the_first_match_and_end_now(
+    database_url: URL, make_app: MakeApp
+) -> None:
+    """Empty buckets between are returned. An older removal that does not match adds no bucket."""
     now = datetime(2024, 5, 10, 12, tzinfo=UTC)
     with make_app(database_url).app_context(), time_machine.travel(now, tick=False):
         store(("old", "t"), at=now - timedelta(days=5000))
@@ -205,12 +207,16 @@ def test_from_the_first_that_is_counted_until_now(database_url: URL, make_app: M
             assert len(counts("hour", **filters)) == 3 * 24
         grouped = counts(group_by="relation", owner_id=["a", "b"], until=now - timedelta(days=1))
         assert [(one.group, one.count) for one in grouped] == [("friend", n) for n in (1, 0, 0)]
-        with pytest.raises(TooWideError):
+        with pytest.raises(TooWideError) as caught:
             counts("hour")
+        assert str(caught.value) == (
+            "bucket makes more than 10000 counts from 2010-09-01 to 2024-05-10. "
+            "Use a larger bucket or a shorter time"
+        )
 
 
 def test_no_data(make_app: MakeApp) -> None:
-    """Without a begin there is nothing to show; with one, each bucket is empty."""
+    """Without removals and without `since` there is no bucket. With `since`, counts are 0."""
     with make_app().app_context():
         since, until = MOMENT.replace(year=2024), MOMENT.replace(year=2024) + timedelta(days=2)
         none: list[dict[str, Any]] = [{}, {"owner_id": "x"}, {"platform": "x"}, {"owner_id": []}]
@@ -225,24 +231,57 @@ def test_no_data(make_app: MakeApp) -> None:
 
 
 def test_too_many_counts(make_app: MakeApp) -> None:
-    """By their buckets, or by groups that each have all of them."""
+    """Both too many buckets and too many groups are refused."""
     with make_app().app_context():
-        begin = datetime(2020, 1, 1, tzinfo=UTC)
-        store_all([delivery_of(("o", "t"), at=begin, platform=str(n)) for n in range(4)])
+        start = datetime(2020, 1, 1, tzinfo=UTC)
+        store_all([delivery_of(("o", "t"), at=start, platform=str(n)) for n in range(4)])
         most = MAX_COUNTS * HOUR
-        assert len(counts("hour", since=begin, until=begin + most)) == MAX_COUNTS
+        assert len(counts("hour", since=start, until=start + most)) == MAX_COUNTS
         with pytest.raises(TooWideError) as caught:
-            counts("hour", since=begin, until=begin + most + MICROSECOND)
+            counts("hour", since=start, until=start + most + MICROSECOND)
         assert caught.value.parameter == "bucket"
         quarter = most / 4
-        assert len(counts("hour", "platform", since=begin, until=begin + quarter)) == MAX_COUNTS
+        assert len(counts("hour", "platform", since=start, until=start + quarter)) == MAX_COUNTS
         with pytest.raises(TooWideError) as caught:
-            counts("hour", "platform", since=begin, until=begin + quarter + HOUR)
+            counts("hour", "platform", since=start, until=start + quarter + HOUR)
         assert caught.value.parameter == "group_by"
+        assert str(caught.value) == (
+            "group_by makes 2501 buckets with 4 groups each, which is more than 10000 counts. "
+            "Use a larger bucket or a shorter time"
+        )
 
 
-def test_as_json(database_url: URL, make_app: MakeApp) -> None:
-    """In UTC with Z, elsewhere with the offset of that moment, which a change of clocks changes."""
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"bucket": "minute"}, "bucket must be hour, day, week or month, not 'minute'"),
+        (
+            {"group_by": "owner_id"},
+            "group_by must be provider, app_id, command, relation or platform, not 'owner_id'",
+        ),
+        (
+            {"tz": "Mars/Base"},
+            "tz must name a time zone, such as Asia/Shanghai, not 'Mars/Base'",
+        ),
+        ({"relation": "x"}, "relation must be friend or blacklist, not 'x'"),
+        (
+            {"limit": 5},
+            "limit is not a filter here. The filters are provider, app_id, command, relation, "
+            "owner_id, target_id, account_id, peer_id, platform, client_ip, request_id, "
+            "delivery_id, since, until",
+        ),
+    ],
+    ids=str,
+)
+def test_a_wrong_option_is_named(make_app: MakeApp, options: dict[str, Any], message: str) -> None:
+    """The error names the option, shows its value and lists the alternatives."""
+    with make_app(migrate=False).app_context(), pytest.raises(HistoryQueryError) as caught:
+        get_runtime().history.stats(**options)
+    assert str(caught.value) == message
+
+
+def test_counts_as_json(database_url: URL, make_app: MakeApp) -> None:
+    """A bucket is written with Z in UTC, and in another zone with the offset of its start."""
     app = open_history(make_app, database_url)
     with app.app_context():
         store(("o", "t"), at=datetime(2024, 11, 3, 12, tzinfo=UTC))
@@ -276,7 +315,7 @@ def test_as_json(database_url: URL, make_app: MakeApp) -> None:
     [("bucket=hour", "bucket"), ("bucket=hour&group_by=platform&tz=Asia/Tokyo", "bucket")],
 )
 def test_too_wide_is_422(make_app: MakeApp, query: str, parameter: str) -> None:
-    """It names what must be changed."""
+    """A count of too many buckets is a problem that names the parameter to change."""
     response = get(open_history(make_app), f"{STATS}?since=2001-01-01T00:00:00Z&{query}")
     problem = assert_problem(response, 422)
     assert problem["type"].endswith(":too-wide")
@@ -292,17 +331,19 @@ BAD_ZONES = [
 
 @pytest.mark.parametrize("tz", BAD_ZONES, ids=lambda tz: ascii(tz)[:40])
 def test_no_such_zone(make_app: MakeApp, tz: str) -> None:
-    """400, over HTTP and in Python."""
+    """An unknown time zone is refused over HTTP and in Python."""
     problem = assert_problem(get(open_history(make_app), STATS, query_string={"tz": tz}), 400)
     assert problem["parameter"] == "tz"
-    assert "etc/passwd" not in problem["detail"]
-    with pytest.raises(HistoryQueryError):
+    with pytest.raises(HistoryQueryError) as caught:
         StatsQuery(tz=tz)
+    assert problem["detail"] == str(caught.value)
+    assert str(caught.value).startswith("tz must name a time zone, such as Asia/Shanghai, not ")
 
 
 @pytest.mark.parametrize("tz", [None, 5, b"UTC", ["UTC"], "\udcff"], ids=ascii)
-def test_what_is_no_text_is_no_zone(tz: Any) -> None:
-    """Whatever it is."""
+def test_a_time_zone_is_a_text(tz: Any) -> None:
+    """A value of another type is refused as an unknown time zone is."""
     with pytest.raises(HistoryQueryError) as caught:
         StatsQuery(tz=tz)
     assert caught.value.parameter == "tz"
+    assert str(caught.value) == f"tz must name a time zone, such as Asia/Shanghai, not {tz!r}"

@@ -13,6 +13,8 @@ from pathlib import Path
 import pytest
 from sqlalchemy import NullPool, create_engine, inspect, text
 
+pytestmark = pytest.mark.slow
+
 HOSTS = Path(__file__).parent
 HEAD = "0001_tables"
 OUR_TABLES = {

@@ -16,6 +16,8 @@ import pytest
 
 from support import ROOT
 
+pytestmark = pytest.mark.slow
+
 RECEIVE = """
 from bare import app
 query = "SdkAppid=1400000000&CallbackCommand=Sns.CallbackFriendDelete&contenttype=json"

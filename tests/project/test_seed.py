@@ -1,4 +1,4 @@
-"""`benchmarks/seed.py` fills every database with the same true removals."""
+"""`benchmarks/seed.py` fills every database with the same realistic removals."""
 
 from __future__ import annotations
 
@@ -47,25 +47,20 @@ SETTINGS: dict[str, Any] = {
 
 
 def rows(url: URL, table: Table) -> list[dict[str, Any]]:
+    """Return all rows of the table, in the order of ids."""
     with create_engine(url, poolclass=NullPool).connect() as connection:
-        found = connection.execute(select(table).order_by(table.c.id)).mappings().all()
-    return [dict(row) for row in found]
+        result = connection.execute(select(table).order_by(table.c.id)).mappings()
+        return [dict(row) for row in result]
 
 
 def find_all(app: Flask) -> list[Record]:
-    """All pages of the history, the oldest first."""
-    found, cursor = [], None
+    """Return all removals of the history, the oldest first."""
     with app.app_context():
-        while True:
-            page = get_runtime().history.find(order="asc", limit=1000, cursor=cursor)
-            found += page.data
-            cursor = page.next_cursor
-            if cursor is None:
-                return found
+        return list(get_runtime().history.stream(order="asc"))
 
 
-def test_history_lists_what_was_filled_in(database_url: URL, make_app: MakeApp) -> None:
-    """As many removals as asked for, within the days, each delivery with as many as it says."""
+def test_the_history_lists_all_seeded_removals(database_url: URL, make_app: MakeApp) -> None:
+    """The seed has the requested number of removals and days, and deliveries count them right."""
     app = make_app(database_url)
     seed.fill(database_url, REMOVALS, days=30, until=UNTIL)
     records = find_all(app)
@@ -79,8 +74,8 @@ def test_history_lists_what_was_filled_in(database_url: URL, make_app: MakeApp) 
     assert 0.3 < providers["openim"] / REMOVALS < 0.5
 
 
-def test_indexes_are_there_again(database_url: URL, make_app: MakeApp) -> None:
-    """A filled database has all indexes and constraints that it had before."""
+def test_indexes_are_created_again(database_url: URL, make_app: MakeApp) -> None:
+    """A seeded database has the same indexes and constraints as before."""
     make_app(database_url)
     tables = delivery.name, removal.name
 
@@ -89,7 +84,7 @@ def test_indexes_are_there_again(database_url: URL, make_app: MakeApp) -> None:
         inspector = inspect(engine)
         indexes = [inspector.get_indexes(table) for table in tables]
         uniques = [inspector.get_unique_constraints(table) for table in tables]
-        return [sorted(found, key=str) for found in indexes + uniques]
+        return [sorted(definitions, key=str) for definitions in indexes + uniques]
 
     before = read()
     assert before[0]
@@ -98,8 +93,8 @@ def test_indexes_are_there_again(database_url: URL, make_app: MakeApp) -> None:
     assert read() == before
 
 
-def test_second_filling_adds(database_url: URL, make_app: MakeApp) -> None:
-    """What is there stays, and the new removals are behind it."""
+def test_a_second_seed_adds_removals(database_url: URL, make_app: MakeApp) -> None:
+    """A second seed keeps the removals, and adds newer ones."""
     app = make_app(database_url)
     seed.fill(database_url, REMOVALS, until=UNTIL)
     first = find_all(app)
@@ -113,8 +108,10 @@ def test_second_filling_adds(database_url: URL, make_app: MakeApp) -> None:
         seed.fill(database_url, 1, until=UNTIL)
 
 
-def test_same_seed_gives_same_rows(database_url: URL, make_app: MakeApp, tmp_path: Path) -> None:
-    """In every database, to the byte; another seed gives others."""
+def test_the_same_seed_gives_the_same_rows(
+    database_url: URL, make_app: MakeApp, tmp_path: Path
+) -> None:
+    """The same seed writes equal rows into every database. Another seed writes other rows."""
     file = URL.create("sqlite", database=str(tmp_path / "same.db"))
     other = URL.create("sqlite", database=str(tmp_path / "other.db"))
     for url, number in ((database_url, 7), (file, 7), (other, 8)):
@@ -125,8 +122,8 @@ def test_same_seed_gives_same_rows(database_url: URL, make_app: MakeApp, tmp_pat
     assert rows(file, removal) != rows(other, removal)
 
 
-def test_ids_are_unique_however_close(make_app: MakeApp, tmp_path: Path) -> None:
-    """A delivery waits for the ids of the one before it, also when a millisecond has many."""
+def test_ids_are_unique(make_app: MakeApp, tmp_path: Path) -> None:
+    """Ids of deliveries do not overlap, even with many deliveries in a millisecond."""
     url = URL.create("sqlite", database=str(tmp_path / "test.db"))
     app = make_app(url)
     seed.fill(url, 20_000, days=20.001 / 86_400, until=UNTIL)
@@ -136,8 +133,8 @@ def test_ids_are_unique_however_close(make_app: MakeApp, tmp_path: Path) -> None
     assert find_all(app)[-1].received_at < UNTIL
 
 
-def test_packets_are_true(make_app: MakeApp, tmp_path: Path) -> None:
-    """The providers read in each delivery what is in its columns and removals."""
+def test_packets_agree_with_their_rows(make_app: MakeApp, tmp_path: Path) -> None:
+    """A provider reads from each packet the columns and removals of its delivery."""
     url = URL.create("sqlite", database=str(tmp_path / "test.db"))
     app = make_app(url, **SETTINGS)
     seed.fill(url, REMOVALS, until=UNTIL)
@@ -182,8 +179,8 @@ def test_packets_are_true(make_app: MakeApp, tmp_path: Path) -> None:
         assert moment_of(row["id"]) == row["received_at"]
 
 
-def test_database_without_tables(database_url: URL) -> None:
-    """Nothing is made but rows: the message says what makes the tables."""
+def test_a_database_without_tables(database_url: URL) -> None:
+    """The seed creates no tables. Its error names the command that does."""
     with pytest.raises(seed.SeedError, match="flask db upgrade"):
         seed.fill(database_url, 1, until=UNTIL)
     if database_url.database and database_url.get_backend_name() == "sqlite":

@@ -110,6 +110,7 @@ def count_rows(app: Flask) -> int:
         return sum(connection.scalar(select(func.count()).select_from(t)) or 0 for t in tables)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("provider", ["tencent", "openim"])
 def test_every_request_gets_an_answer_of_the_provider(make_app: MakeApp, provider: str) -> None:
     """No request gets a 500 or a redirect, and a request without a guard stores nothing."""

@@ -11,6 +11,7 @@ from flask_imcallback.storage import delivery
 from support.serving import BODY, PATH, serving
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("header", "stored_text"),
     [

@@ -16,6 +16,8 @@ from sqlalchemy import create_engine
 from flask_imcallback.storage.tables import delivery, removal
 from support.serving import BODY, MAX_BODY, PACKET, PATH, SECRET, Running, serving
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def shared_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:

@@ -30,6 +30,8 @@ from support.load import (
 )
 from support.torture import DATABASES, SERVERS, SMALL, Database, Lab, Scenario, app_on
 
+pytestmark = pytest.mark.slow
+
 MAX_ANSWER_SECONDS = 2.5
 """An IM server waits 2 seconds for an answer. The rest is for a busy test machine."""
 

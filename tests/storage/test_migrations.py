@@ -31,6 +31,8 @@ from flask_imcallback.storage.tables import metadata, removal
 from support import ROOT
 from support.apps import MakeApp
 
+pytestmark = pytest.mark.slow
+
 HEAD = "0001_tables"
 TABLES = {"imcallback_delivery", "imcallback_removal", "imcallback_source", "imcallback_counter"}
 MIGRATIONS = ROOT / "migrations"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import Any
 
@@ -207,7 +207,7 @@ def test_many_removals_are_stored_as_they_arrived(
     stored = rows(app)[1]
     assert 0 <= records[0].id - id_at(MOMENT) < 10_000
     assert [(row["owner_id"], row["target_id"]) for row in stored] == pairs
-    assert stored == [asdict(record) for record in records]
+    assert stored == [record._asdict() for record in records]
 
 
 def test_a_large_body_is_stored_completely(database_url: URL, make_app: MakeApp) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 
 from flask import Flask
 
-from flask_imcallback.history.history import Page
+from flask_imcallback.history import Page
 from flask_imcallback.providers.base import Origin
 from flask_imcallback.removals import Record, Relation, Removal
 from flask_imcallback.runtime import get_runtime

@@ -1,4 +1,4 @@
-"""The history over HTTP: its JSON, its pages, its problems, and who may read it."""
+"""The history over HTTP: JSON, pages, problems and access."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ from werkzeug.test import TestResponse
 from flask_imcallback.history.schemas import HISTORY_QUERY
 from flask_imcallback.removals import Relation
 from support.api import (
+    BAD_TIMES,
     HISTORY,
     MEMBERS,
-    TIMES,
     TOKEN,
     assert_problem,
     get,
@@ -31,12 +31,13 @@ from support.deliveries import MICROSECOND, MOMENT, store
 
 
 def targets(response: TestResponse) -> list[str]:
+    """Return the target of each removal in the response."""
     assert response.status_code == 200
     return [row["target_id"] for row in (response.get_json() or {})["data"]]
 
 
 def test_a_removal_as_json(database_url: URL, make_app: MakeApp) -> None:
-    """It has the documented members in their order, and its ids as they were sent."""
+    """A removal has the documented members in order, and its ids are unchanged."""
     app = open_history(make_app, database_url)
     with app.app_context():
         store(
@@ -63,7 +64,7 @@ def test_a_removal_as_json(database_url: URL, make_app: MakeApp) -> None:
 
 
 def test_times_always_have_microseconds(make_app: MakeApp) -> None:
-    """Six digits and Z, also on the full second."""
+    """A time ends with six digits and Z, even on a full second."""
     app = open_history(make_app)
     with app.app_context():
         store(("owner", "target"), at=MOMENT.replace(microsecond=0))
@@ -72,7 +73,7 @@ def test_times_always_have_microseconds(make_app: MakeApp) -> None:
 
 @pytest.mark.parametrize("body", [b'{"a": "\xc3\xa1\\u0000"}\n', b"\0\xff", b"", b"\xef\xbb\xbf"])
 def test_one_removal_has_its_delivery(database_url: URL, make_app: MakeApp, body: bytes) -> None:
-    """With the raw packet: as text if it is UTF-8, else in base64."""
+    """A removal has its delivery with the raw packet, as text if it is UTF-8, else in base64."""
     app = open_history(make_app, database_url)
     with app.app_context():
         record = store(("owner", "1"), ("owner", "2"), body=body, command="callbackX")[1]
@@ -107,7 +108,7 @@ def test_one_removal_has_its_delivery(database_url: URL, make_app: MakeApp, body
 
 @pytest.mark.parametrize("order", ["asc", "desc"])
 def test_links_lead_through_all_pages(make_app: MakeApp, order: str) -> None:
-    """The link to the next page keeps the filters, whatever characters are in them."""
+    """The link to the next page keeps the filters, with any characters in their values."""
     app = open_history(make_app)
     owners = ["a&b=c", "á+ %😀", '<">;,']
     with app.app_context():
@@ -156,7 +157,7 @@ def test_links_lead_through_all_pages(make_app: MakeApp, order: str) -> None:
     ],
 )
 def test_filters(make_app: MakeApp, query: str, expected: str) -> None:
-    """Values of one name are alternatives, and all names must be met."""
+    """Values of one filter are alternatives. A removal must match all filters."""
     app = open_history(make_app)
     with app.app_context():
         store(("a", "1"), ("b", "2"), ("a", "3"))
@@ -166,7 +167,7 @@ def test_filters(make_app: MakeApp, query: str, expected: str) -> None:
 
 
 def test_delivery_id_filters(make_app: MakeApp) -> None:
-    """Of one delivery or of several, and never of one that is near in time."""
+    """The filter finds the removals of one or several deliveries, and of no delivery nearby."""
     app = open_history(make_app)
     with app.app_context():
         one, two, _ = (store(("o", str(n)), at=MOMENT + n * MICROSECOND)[0].id for n in range(3))
@@ -191,7 +192,7 @@ NUMBERS = [
 BAD_PARAMETERS: list[tuple[str, Any]] = [
     *((name, number) for name in ("limit", "delivery_id") for number in [*NUMBERS, "0"]),
     *(("limit", "1001"), ("limit", ["1", "1"]), ("delivery_id", ["1", "x"])),
-    *((name, moment) for name in ("since", "until") for moment in TIMES),
+    *((name, moment) for name in ("since", "until") for moment in BAD_TIMES),
     ("since", ["2026-11-20T18:05:00Z"] * 2),
     *(("order", order) for order in ("", "ASC", "id", ["asc", "asc"])),
     *(("cursor", cursor) for cursor in ("", "x", "😀", "x" * 10_000, ["x", "x"])),
@@ -209,7 +210,7 @@ BAD_PARAMETERS: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "value"), BAD_PARAMETERS, ids=lambda v: ascii(v)[:40])
 def test_a_bad_parameter_is_named(make_app: MakeApp, name: str, value: Any) -> None:
-    """It is malformed, unknown or given twice: 400, and nothing of the history is told."""
+    """A parameter that is malformed, unknown or wrongly repeated is refused by its name."""
     app = open_history(make_app, migrate=False)
     problem = assert_problem(get(app, query_string={"platform": "x", name: value}), 400)
     assert problem["parameter"] == name
@@ -217,11 +218,43 @@ def test_a_bad_parameter_is_named(make_app: MakeApp, name: str, value: Any) -> N
 
 
 def test_a_plus_must_be_escaped(make_app: MakeApp) -> None:
-    """It stands for a blank in an address; the answer says how to write it."""
+    """A + in a URL is a space. The problem says how to write it."""
     response = get(open_history(make_app), f"{HISTORY}?since=2026-11-20T18:05:00+08:00")
     problem = assert_problem(response, 400)
     assert problem["parameter"] == "since"
-    assert "%2B" in problem["detail"]
+    assert problem["detail"] == (
+        "since must be a time with its offset, such as 2026-11-20T18:05:00Z, "
+        "not '2026-11-20T18:05:00 08:00'. Write %2B for a + in a URL"
+    )
+
+
+@pytest.mark.parametrize(
+    ("query", "detail"),
+    [
+        ("order=up", "order must be desc or asc, not 'up'"),
+        ("order=asc&order=asc", "order must not be repeated, but is given 2 times"),
+        ("limit=0", "limit must be a whole number from 1 to 1000, not 0"),
+        ("limit=1e3", "limit must be a whole number, not '1e3'"),
+        ("delivery_id=x", "delivery_id must be a whole number, not 'x'"),
+        ("relation=friend&relation=foe", "relation must be friend or blacklist, not 'foe'"),
+        ("owner_id=", "owner_id must not be empty"),
+        ("peer_id=x", "peer_id requires account_id, whose other side it is"),
+        (
+            "owner=x",
+            "owner is not a parameter here. The parameters are since, until, order, limit, cursor, "
+            "provider, app_id, command, relation, owner_id, target_id, account_id, peer_id, "
+            "platform, client_ip, request_id, delivery_id",
+        ),
+        (
+            "cursor=x",
+            "cursor is not a cursor of this history. It was changed, cut off or made elsewhere",
+        ),
+    ],
+)
+def test_a_problem_says_what_is_wrong(make_app: MakeApp, query: str, detail: str) -> None:
+    """The detail names the parameter, shows its value and says what is allowed."""
+    problem = assert_problem(get(open_history(make_app), f"{HISTORY}?{query}"), 400)
+    assert problem["detail"] == detail
 
 
 @pytest.mark.parametrize(
@@ -230,18 +263,19 @@ def test_a_plus_must_be_escaped(make_app: MakeApp) -> None:
     ids=lambda text: ascii(text)[:40],
 )
 def test_an_unknown_removal_is_404(make_app: MakeApp, removal_id: str) -> None:
-    """Whatever stands for its id."""
-    assert_problem(get(open_history(make_app), f"{HISTORY}/{removal_id}"), 404)
+    """An id that no removal has, or that is no number, is not found."""
+    problem = assert_problem(get(open_history(make_app), f"{HISTORY}/{removal_id}"), 404)
+    assert problem["detail"] == "No removal has this id."
 
 
 def test_an_id_has_ascii_digits(make_app: MakeApp) -> None:
-    """Other digits that Python can read are no id, even of a removal that there is."""
+    """An id in other digits is not found, although Python can read them."""
     app = open_history(make_app)
     with app.app_context():
-        found = str(store(("owner", "target"))[0].id)
-    wide = "".join(chr(0xFF10 + int(digit)) for digit in found)
-    assert int(wide) == int(found)
-    assert get(app, f"{HISTORY}/{found}").status_code == 200
+        ascii_id = str(store(("owner", "target"))[0].id)
+    wide = "".join(chr(0xFF10 + int(digit)) for digit in ascii_id)
+    assert int(wide) == int(ascii_id)
+    assert get(app, f"{HISTORY}/{ascii_id}").status_code == 200
     assert_problem(get(app, f"{HISTORY}/{wide}"), 404)
 
 
@@ -251,7 +285,7 @@ PATHS = pytest.mark.parametrize("path", [HISTORY, f"{HISTORY}/1", f"{HISTORY}?un
 @PATHS
 @pytest.mark.parametrize("token", [None, "", "None"])
 def test_the_history_is_closed(make_app: MakeApp, path: str, token: str | None) -> None:
-    """Unless the host opens it: the answer says which setting does."""
+    """Nobody may read by default. The problem names the setting that opens the history."""
     problem = assert_problem(get(make_app(migrate=False), path, token), 403)
     assert "IMCALLBACK_HISTORY_TOKENS" in problem["detail"]
     assert "history_decorators" in problem["detail"]
@@ -275,7 +309,7 @@ def test_the_history_is_closed(make_app: MakeApp, path: str, token: str | None) 
     ],
 )
 def test_a_reader_without_the_token(make_app: MakeApp, path: str, header: str) -> None:
-    """Gets 401, and is told that a bearer token is wanted."""
+    """A reader without a valid token gets 401 and a challenge for a bearer token."""
     app = open_history(make_app, migrate=False)
     headers = {"Authorization": header} if header else {}
     response = app.test_client().get(path, headers=headers)
@@ -286,7 +320,7 @@ def test_a_reader_without_the_token(make_app: MakeApp, path: str, header: str) -
 
 @pytest.mark.parametrize("header", ["Bearer old-token", f"Bearer {TOKEN}", f"bearer  {TOKEN}"])
 def test_each_token_opens(make_app: MakeApp, header: str) -> None:
-    """Old and new side by side, and the scheme's case does not matter."""
+    """Each of several tokens opens the history. The case of the scheme does not matter."""
     client = open_history(make_app).test_client()
     assert client.get(HISTORY, headers={"Authorization": header}).status_code == 200
 
@@ -296,7 +330,7 @@ def test_each_token_opens(make_app: MakeApp, header: str) -> None:
 def test_decorators_decide(
     make_app: MakeApp, tokens: list[str], headers: dict[str, str], status: int
 ) -> None:
-    """They guard both addresses as the host guards its views, with and without tokens beside."""
+    """Decorators of the host guard the list and one removal, with and without tokens."""
     app = make_app(IMCALLBACK_HISTORY_TOKENS=tokens, history_decorators=[login_required])
     with app.app_context():
         record = store(("owner", "target"))[0]
@@ -313,8 +347,8 @@ def test_a_token_stands_beside_decorators(make_app: MakeApp) -> None:
     assert get(closed).status_code == 200
 
 
-def test_decorators_stand_in_their_order(make_app: MakeApp) -> None:
-    """The last one is outermost."""
+def test_decorators_have_an_order(make_app: MakeApp) -> None:
+    """The last decorator is the outermost one."""
     called = []
 
     def named(name: str) -> Callable[..., Any]:
@@ -335,17 +369,17 @@ def test_decorators_stand_in_their_order(make_app: MakeApp) -> None:
 
 @pytest.mark.parametrize("path", [HISTORY, f"{HISTORY}/1"])
 def test_missing_tables_are_503(database_url: URL, make_app: MakeApp, path: str) -> None:
-    """The answer names the command that makes them."""
+    """The problem names the command that creates the tables."""
     problem = assert_problem(get(open_history(make_app, database_url, migrate=False), path), 503)
     assert "flask db upgrade" in problem["detail"]
 
 
 @pytest.mark.parametrize("path", [HISTORY, f"{HISTORY}/1"])
 @pytest.mark.parametrize("driver", ["postgresql+psycopg", "mysql+pymysql"])
-def test_a_database_that_is_away_is_503(
+def test_an_unavailable_database_is_503(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture, driver: str, path: str
 ) -> None:
-    """And its password is neither in the answer nor in a log."""
+    """The password of the database is neither in the response nor in a log."""
     caplog.set_level(logging.DEBUG)
     with socket.socket() as not_listening:
         not_listening.bind(("127.0.0.1", 0))
@@ -361,7 +395,7 @@ def test_a_database_that_is_away_is_503(
     ("query", "token", "status"), [("", TOKEN, 200), ("?x=1", TOKEN, 400), ("", "wrong", 401)]
 )
 def test_head(make_app: MakeApp, query: str, token: str, status: int) -> None:
-    """It is answered as GET is, without the body."""
+    """HEAD has the same response as GET, without the body."""
     app = open_history(make_app)
     with app.app_context():
         store(("owner", "1"), ("owner", "2"))
@@ -375,7 +409,7 @@ def test_head(make_app: MakeApp, query: str, token: str, status: int) -> None:
 @pytest.mark.parametrize("path", [HISTORY, f"{HISTORY}/1"])
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
 def test_another_method_is_405(make_app: MakeApp, path: str, method: str) -> None:
-    """The history is read and never written."""
+    """Only GET and HEAD are allowed."""
     response = open_history(make_app, migrate=False).test_client().open(path, method=method)
     assert response.status_code == 405
     assert {"GET", "HEAD"} <= set(response.headers["Allow"].split(", "))
@@ -383,7 +417,7 @@ def test_another_method_is_405(make_app: MakeApp, path: str, method: str) -> Non
 
 
 def test_the_prefix_is_a_setting(make_app: MakeApp) -> None:
-    """Links have it too."""
+    """Links to the next page start with the configured prefix."""
     app = open_history(make_app, IMCALLBACK_URL_PREFIX="/im")
     with app.app_context():
         store(("owner", "1"), ("owner", "2"))
@@ -392,24 +426,27 @@ def test_the_prefix_is_a_setting(make_app: MakeApp) -> None:
 
 
 def test_one_removal_takes_no_parameters(make_app: MakeApp) -> None:
-    """What is asked in vain is said, as for the list."""
+    """A parameter of the list is refused here, and not ignored."""
     app = make_app(IMCALLBACK_HISTORY_TOKENS=["token"])
     headers = {"Authorization": "Bearer token"}
     response = app.test_client().get("/imcallback/history/1?owner_id=a", headers=headers)
     assert response.status_code == 400
     assert response.get_json()["parameter"] == "owner_id"
+    assert response.get_json()["detail"] == (
+        "owner_id is not a parameter here. This URL takes no parameters"
+    )
 
 
-ADDRESSES = [
+PATHS_OF_READERS = [
     *(HISTORY, f"{HISTORY}/1", f"{HISTORY}/stats", f"{HISTORY}/export"),
     *("/imcallback/deliveries", "/imcallback/deliveries/1"),
 ]
 
 
-@pytest.mark.parametrize("path", ADDRESSES)
+@pytest.mark.parametrize("path", PATHS_OF_READERS)
 @pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE", "TRACE"])
 def test_another_method_is_a_problem(make_app: MakeApp, path: str, method: str) -> None:
-    """Of every address, with and without a token; `Allow` says what is allowed."""
+    """Another method is a problem at every URL, with and without a token."""
     app = open_history(make_app, migrate=False)
     for token in (TOKEN, None):
         response = get(app, path, token, method=method)
@@ -418,9 +455,9 @@ def test_another_method_is_a_problem(make_app: MakeApp, path: str, method: str) 
         assert {"GET", "HEAD"} <= allowed <= {"GET", "HEAD", "OPTIONS"}
 
 
-@pytest.mark.parametrize("path", ADDRESSES)
+@pytest.mark.parametrize("path", PATHS_OF_READERS)
 def test_a_final_slash_changes_nothing(make_app: MakeApp, path: str) -> None:
-    """It is served as without, and never redirected."""
+    """A URL with a final slash has the same response, and no redirect."""
     app = open_history(make_app)
     without, with_it = (get(app, path + end, buffered=True) for end in ("", "/"))
     assert without.status_code == with_it.status_code == (404 if path.endswith("1") else 200)
@@ -438,8 +475,8 @@ def test_a_final_slash_changes_nothing(make_app: MakeApp, path: str) -> None:
     ids=lambda path: ascii(path)[:40],
 )
 @pytest.mark.parametrize("token", [TOKEN, None])
-def test_an_unknown_address_is_a_problem(make_app: MakeApp, path: str, token: str | None) -> None:
-    """404 for whoever may read; others are not told."""
+def test_an_unknown_url_is_a_problem(make_app: MakeApp, path: str, token: str | None) -> None:
+    """A reader gets 404. Everybody else gets 401."""
     response = get(open_history(make_app), f"/imcallback/{path}", token)
     assert_problem(response, 404 if token else 401)
 
@@ -448,7 +485,7 @@ BAD_STATS: list[tuple[str, Any]] = [
     *(("bucket", value) for value in ("", "minute", "DAY", "x" * 10_000, "\0", "é", ["day"] * 2)),
     *(("group_by", value) for value in ("", "owner_id", "x" * 10_000, "\0", ["platform"] * 2)),
     *(("tz", value) for value in (["UTC", "UTC"], ["UTC", "Asia/Tokyo"])),
-    *((name, moment) for name in ("since", "until") for moment in TIMES),
+    *((name, moment) for name in ("since", "until") for moment in BAD_TIMES),
     *((name, ["2026-11-20T18:05:00Z"] * 2) for name in ("since", "until")),
     *(("delivery_id", number) for number in [*NUMBERS, "0"]),
     *((name, "") for name in ("provider", "owner_id", "target_id", "account_id", "relation")),
@@ -459,16 +496,16 @@ BAD_STATS: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "value"), BAD_STATS, ids=lambda v: ascii(v)[:40])
 def test_a_bad_parameter_of_stats_is_named(make_app: MakeApp, name: str, value: Any) -> None:
-    """It is malformed, unknown or given twice."""
+    """A parameter that is malformed, unknown or wrongly repeated is refused by its name."""
     app = open_history(make_app, migrate=False)
     problem = assert_problem(get(app, f"{HISTORY}/stats", query_string={name: value}), 400)
     assert problem["parameter"] == name
 
 
 @pytest.mark.parametrize("query", ["owner_id=%ff", "%ff=x", "owner_id=%ed%b3%bf", "a=%C3"])
-@pytest.mark.parametrize("path", ADDRESSES)
-def test_a_query_that_is_no_text(make_app: MakeApp, path: str, query: str) -> None:
-    """Bytes that are not UTF-8 are no parameter, nor the name of one."""
+@pytest.mark.parametrize("path", PATHS_OF_READERS)
+def test_a_query_that_is_not_utf8(make_app: MakeApp, path: str, query: str) -> None:
+    """A name or a value that is not UTF-8 is refused."""
     app = open_history(make_app, migrate=False)
     assert_problem(get(app, f"{path}?{query}"), 400)
 
@@ -476,7 +513,7 @@ def test_a_query_that_is_no_text(make_app: MakeApp, path: str, query: str) -> No
 @pytest.mark.parametrize("year", ["0001", "1969", "1970", "2200", "2255", "2256", "9999"])
 @pytest.mark.parametrize("tz", ["UTC", "Asia/Shanghai", "America/New_York"])
 def test_any_year_can_be_asked_for(make_app: MakeApp, year: str, tz: str) -> None:
-    """Of every address that takes times, alone and together."""
+    """Every URL that takes times accepts every year, for the start, the end and both."""
     app = open_history(make_app)
     with app.app_context():
         store(("o", "t"))

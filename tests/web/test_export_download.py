@@ -1,4 +1,4 @@
-"""The whole result as one file, over HTTP and from a terminal: it equals the pages."""
+"""Exports over HTTP and on the command line. A file equals the pages."""
 
 from __future__ import annotations
 
@@ -24,11 +24,11 @@ from sqlalchemy import URL, create_engine, event
 from sqlalchemy.exc import OperationalError
 
 from flask_imcallback.errors import StorageError
-from flask_imcallback.history.history import CHUNK
+from flask_imcallback.history.history import CHUNK_REMOVALS
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.ids import id_at
 from support import ROOT, faults, servers
-from support.api import HISTORY, TIMES, assert_problem, get, open_history
+from support.api import BAD_TIMES, HISTORY, assert_problem, get, open_history
 from support.apps import MakeApp
 from support.deliveries import MOMENT, delivery_of, store, store_all
 from support.serving import serving
@@ -41,7 +41,7 @@ Rows = list[dict[str, Any]]
 
 
 def rows_of(format: str, file: bytes) -> Rows:
-    """What a whole file holds, as JSON has it; of CSV all are texts."""
+    """Return the removals of a complete file as JSON members. CSV values are texts."""
     if format == "ndjson":
         *lines, last = [json.loads(line) for line in file.splitlines()]
         assert last == {"manifest": {"removals": len(lines)}}
@@ -50,21 +50,21 @@ def rows_of(format: str, file: bytes) -> Rows:
         *records, last = csv.DictReader(io.StringIO(file.decode(), newline=""), strict=True)
         assert (last["id"], last["provider"]) == ("manifest", str(len(records)))
         return records
-    found = parquet.read_table(io.BytesIO(file)).to_pylist()
-    for row in found:
+    rows: Rows = parquet.read_table(io.BytesIO(file)).to_pylist()
+    for row in rows:
         row["received_at"] = row["received_at"].strftime("%Y-%m-%dT%H:%M:%S.%fZ")
-    return list(found)
+    return rows
 
 
 def as_in(format: str, rows: Rows) -> Rows:
-    """Rows of a page as a file of the format has them."""
+    """Return the rows of a page as a file of the format holds them."""
     if format != "csv":
         return rows
     return [{name: str(value) for name, value in row.items()} for row in rows]
 
 
 def store_many(count: int, each: int = 500) -> None:
-    """So many removals, of deliveries that are all like that."""
+    """Store `count` removals, in deliveries of `each` removals."""
     store_all(
         [
             delivery_of(
@@ -81,14 +81,14 @@ MANY = 200_000
 
 
 def fill(url: URL, count: int) -> None:
-    """So many removals, quicker than by recording them."""
+    """Insert `count` removals with SQL, which is faster than recording them."""
     removal = "imcallback_removal (id, delivery_id, source_id, owner_id, target_id, client_ip,"
     source = "imcallback_source (id, provider, app_id, command, relation, platform)"
     engine = create_engine(url)
     with engine.begin() as connection:
-        do = connection.exec_driver_sql
-        do(f"INSERT INTO {source} VALUES (999, 'openim', '', 'callbackX', 'friend', 'iOS')")
-        do(
+        execute = connection.exec_driver_sql
+        execute(f"INSERT INTO {source} VALUES (999, 'openim', '', 'callbackX', 'friend', 'iOS')")
+        execute(
             f"WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < {count})"
             f" INSERT INTO {removal} request_id) SELECT {id_at(PAST)} + n, {id_at(PAST)} + n, 999,"
             " 'owner', 'target', '203.0.113.7', 'a request id' FROM n"
@@ -98,7 +98,7 @@ def fill(url: URL, count: int) -> None:
 
 @pytest.fixture(scope="module")
 def many(tmp_path_factory: pytest.TempPathFactory) -> URL:
-    """A SQLite database with many removals."""
+    """The URL of a SQLite database with many removals."""
     url = URL.create("sqlite", database=str(tmp_path_factory.mktemp("many") / "many.db"))
     run_flask(url, "db", "upgrade")
     fill(url, MANY)
@@ -106,7 +106,7 @@ def many(tmp_path_factory: pytest.TempPathFactory) -> URL:
 
 
 def run_flask(url: URL, *arguments: str, **options: Any) -> subprocess.CompletedProcess[bytes]:
-    """A command of the example app, in a process of its own."""
+    """Run a command of the example app in a new process."""
     command = [sys.executable, "-m", "flask", "--app", "example_app", *arguments]
     how: dict[str, Any] = {"capture_output": True, "check": True} | options
     done: subprocess.CompletedProcess[bytes]
@@ -120,10 +120,10 @@ def environment(url: URL) -> dict[str, str]:
 
 
 def test_files_equal_the_pages(database_url: URL, make_app: MakeApp) -> None:
-    """In every format and order, with filters, across the parts in which they are read."""
+    """A file has the removals of all pages, in every format and order, over several chunks."""
     app = open_history(make_app, database_url)
     with app.app_context():
-        store_many(2 * CHUNK + 700)
+        store_many(2 * CHUNK_REMOVALS + 700)
     queries: list[dict[str, Any]] = [
         {},
         {"order": "asc", "owner_id": ["owner1", "owner5"], "platform": "iOS"},
@@ -154,7 +154,7 @@ def test_files_equal_the_pages(database_url: URL, make_app: MakeApp) -> None:
     ],
 )
 def test_headers(make_app: MakeApp, format: str, media_type: str) -> None:
-    """They say what it is, and under which name it is kept; HEAD has them too."""
+    """GET and HEAD return the media type and a file name."""
     app = open_history(make_app)
     with app.app_context():
         store(("o", "t"), at=PAST)
@@ -170,7 +170,7 @@ def test_headers(make_app: MakeApp, format: str, media_type: str) -> None:
 
 
 def test_formulas(make_app: MakeApp) -> None:
-    """In CSV they are escaped unless the reader wants them kept; elsewhere ids are as they are."""
+    """CSV escapes formulas unless the reader asks to keep them. Other formats keep ids."""
     app = open_history(make_app)
     with app.app_context():
         store(("=1+1", "@t"), at=PAST)
@@ -187,15 +187,15 @@ def test_formulas(make_app: MakeApp) -> None:
 
 
 @EVERY_FORMAT
-def test_what_fails_at_once_is_answered(make_app: MakeApp, format: str) -> None:
-    """As a problem, and not as a file."""
+def test_an_error_at_the_start_is_a_problem(make_app: MakeApp, format: str) -> None:
+    """An error before the first byte is answered with a problem, and not with a file."""
     response = get(open_history(make_app, migrate=False), f"{EXPORT}?format={format}")
     assert "flask db upgrade" in assert_problem(response, 503)["detail"]
     assert "Content-Disposition" not in response.headers
 
 
 def test_without_pyarrow(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
-    """501 says what to install; the command says it, too, and leaves no file."""
+    """The response 501 and the command say what to install."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
     app = open_history(make_app)
     problem = assert_problem(get(app, f"{EXPORT}?format=parquet"), 501)
@@ -208,7 +208,7 @@ BAD: list[tuple[str, Any]] = [
     *(("format", value) for value in ("", "xml", "CSV", "x" * 10_000, "\0", "é", ["csv", "csv"])),
     *(("formulas", value) for value in ("", "yes", "x" * 10_000, "\0", ["keep", "keep"])),
     *(("order", value) for value in ("", "ASC", ["asc", "desc"])),
-    *((name, moment) for name in ("since", "until") for moment in TIMES),
+    *((name, moment) for name in ("since", "until") for moment in BAD_TIMES),
     *(("delivery_id", value) for value in ("", "0", "-1", "x", "9" * 10_000, ["1", "x"])),
     *((name, "x" * 10_000) for name in ("owner_id", "platform", "app_id")),
     *((name, "\0") for name in ("owner_id", "platform", "app_id", "request_id")),
@@ -219,7 +219,7 @@ BAD: list[tuple[str, Any]] = [
 
 @pytest.mark.parametrize(("name", "value"), BAD, ids=lambda v: ascii(v)[:40])
 def test_a_bad_parameter_is_named(make_app: MakeApp, name: str, value: Any) -> None:
-    """It is malformed, unknown or given twice: 400, and no file."""
+    """A parameter that is malformed, unknown or wrongly repeated is refused by its name."""
     app = open_history(make_app, migrate=False)
     problem = assert_problem(get(app, EXPORT, query_string={name: value}), 400)
     assert problem["parameter"] == name
@@ -228,21 +228,21 @@ def test_a_bad_parameter_is_named(make_app: MakeApp, name: str, value: Any) -> N
 @pytest.mark.parametrize(
     ("kind", "formats"), [("postgresql", FORMATS), ("mariadb", ["ndjson"])], ids=str
 )
-def test_a_database_that_goes_away(
+def test_a_database_that_fails_in_the_middle(
     database_servers: dict[str, servers.Server],
     make_app: MakeApp,
     caplog: pytest.LogCaptureFixture,
     kind: str,
     formats: list[str],
 ) -> None:
-    """In the middle: the file ends there, without a manifest, and the log says so."""
+    """The file ends without a manifest, and the failure is logged."""
     with servers.database(database_servers[kind]) as url, faults.proxy(url.port or 0) as proxy:
         app = open_history(make_app, url.set(port=proxy.port))
         if kind == "postgresql":
             fill(url, 110_000)
         else:
             with app.app_context():
-                store_many(CHUNK * 2)
+                store_many(CHUNK_REMOVALS * 2)
         for format in formats:
             caplog.clear()
             parts = get(app, f"{EXPORT}?format={format}").iter_encoded()
@@ -257,6 +257,7 @@ def test_a_database_that_goes_away(
 
 
 def is_whole(format: str, file: bytes) -> bool:
+    """Return True if the file can be read to its end."""
     try:
         rows_of(format, file)
     except Exception:
@@ -264,8 +265,9 @@ def is_whole(format: str, file: bytes) -> bool:
     return True
 
 
+@pytest.mark.slow
 def test_over_a_socket(many: URL, tmp_path: Path) -> None:
-    """The answer comes while it is made; cut off in the middle, it is an error for its reader."""
+    """The file is sent while it is made. If it is cut off, the reader gets an error."""
     tokens = {"FLASK_IMCALLBACK_HISTORY_TOKENS": '["a-token"]'}
     headers = {"Authorization": "Bearer a-token"}
     engine = create_engine(many)
@@ -310,17 +312,17 @@ def export(app: Flask, *arguments: str, status: int = 0) -> Result:
         ("removals.old", ("--format", "parquet"), "parquet"),
     ],
 )
-def test_the_name_tells_the_format(
+def test_the_name_selects_the_format(
     make_app: MakeApp, tmp_path: Path, name: str, options: tuple[str, ...], format: str
 ) -> None:
-    """Unless an option does; nothing is on stdout, and no other file is left."""
+    """The ending of the file selects the format, unless an option does. No other file is left."""
     app = open_history(make_app)
     with app.app_context():
         store(("=o", "1"), ("o", "2"), at=PAST)
     folder = tmp_path / "exports"
     folder.mkdir()
     file = folder / name
-    file.write_text("what was there before")
+    file.write_text("the file before")
     result = export(app, str(file), "--order", "asc", *options)
     assert (result.stdout, result.stderr) == ("", "")
     assert [row["target_id"] for row in rows_of(format, file.read_bytes())] == ["1", "2"]
@@ -332,7 +334,7 @@ def test_the_name_tells_the_format(
 
 @EVERY_FORMAT
 def test_to_stdout(make_app: MakeApp, format: str) -> None:
-    """With the same filters as over HTTP."""
+    """The command writes to stdout for -, with the same filters as over HTTP."""
     app = open_history(make_app)
     with app.app_context():
         store(("a", "1"), ("b", "2"), ("c", "3"), at=PAST)
@@ -346,11 +348,11 @@ def test_to_stdout(make_app: MakeApp, format: str) -> None:
     [(OperationalError("x", {}, Exception("gone")), "database"), (KeyboardInterrupt(), "Aborted")],
     ids=["database", "ctrl-c"],
 )
-@pytest.mark.parametrize("before", [[], ["what was there before"]])
-def test_what_remains_after_a_failure(
+@pytest.mark.parametrize("before", [[], ["the file before"]])
+def test_a_failed_export_leaves_no_file(
     make_app: MakeApp, tmp_path: Path, error: BaseException, said: str, before: list[str]
 ) -> None:
-    """Nothing; and what was there before is still there."""
+    """An export that fails or is interrupted leaves the folder as it was."""
     app = open_history(make_app)
     folder = tmp_path / "exports"
     folder.mkdir()
@@ -358,7 +360,7 @@ def test_what_remains_after_a_failure(
     for text in before:
         file.write_text(text)
     with app.app_context():
-        store_many(CHUNK * 2)
+        store_many(CHUNK_REMOVALS * 2)
         engine = get_runtime().engine()
     reads = 0
 
@@ -376,7 +378,7 @@ def test_what_remains_after_a_failure(
 
 
 def test_a_file_that_cannot_be_written(make_app: MakeApp, tmp_path: Path) -> None:
-    """Its name is said, and nothing is left beside it."""
+    """The error names the file, and no other file is left."""
     folder = tmp_path / "exports"
     folder.mkdir()
     for file in (folder / "none" / "removals.csv", folder):
@@ -399,46 +401,48 @@ def test_a_file_that_cannot_be_written(make_app: MakeApp, tmp_path: Path) -> Non
 def test_a_wrong_option_is_named(
     make_app: MakeApp, tmp_path: Path, option: str, value: str
 ) -> None:
-    """With exit status 2, before a file is made."""
+    """A wrong option ends the command with exit status 2 before a file is made."""
     file = tmp_path / "removals.csv"
     result = export(open_history(make_app, migrate=False), str(file), f"{option}={value}", status=2)
+    assert f"Invalid value for {option}: " in result.stderr or "No such option" in result.stderr
     assert option in result.stderr
     assert not list(tmp_path.glob("removals*"))
 
 
 def test_missing_tables(make_app: MakeApp, tmp_path: Path) -> None:
-    """Exit status 1, the remedy, and no file."""
+    """Without tables, the command names the remedy, exits with status 1 and leaves no file."""
     app = open_history(make_app, migrate=False)
     result = export(app, str(tmp_path / "removals.csv"), status=1)
     assert "flask db upgrade" in result.stderr
     assert not list(tmp_path.glob("removals*"))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["asc", "desc"])
-def test_a_bar_on_a_terminal(many: URL, tmp_path: Path, order: str) -> None:
-    """It goes up to 100 % and never back; the file is the same as without one."""
-    ours, its = pty.openpty()
+def test_a_progress_bar_on_a_terminal(many: URL, tmp_path: Path, order: str) -> None:
+    """The bar grows to 100 %, and the file is the same as without a bar."""
+    terminal, child = pty.openpty()
     file = tmp_path / "removals.ndjson"
     until = (PAST + timedelta(microseconds=30_000)).isoformat()
     options = ["--order", order, "--until", until]
-    shown = b""
+    output = b""
 
     def read() -> None:
-        nonlocal shown
+        nonlocal output
         while True:
             try:
-                some = os.read(ours, 4096)
-            except OSError:  # that is how Linux says that nobody has the other end
+                part = os.read(terminal, 4096)
+            except OSError:  # Linux raises it when the other end is closed
                 return
-            shown += some
+            output += part
 
     reader = threading.Thread(target=read)
     reader.start()
-    run_flask(many, "imcallback", "export", str(file), *options, capture_output=False, stderr=its)
-    os.close(its)
+    run_flask(many, "imcallback", "export", str(file), *options, capture_output=False, stderr=child)
+    os.close(child)
     reader.join(30)
-    os.close(ours)
-    steps = [int(percent) for percent in re.findall(rb"(\d+)%", shown)]
+    os.close(terminal)
+    steps = [int(percent) for percent in re.findall(rb"(\d+)%", output)]
     assert steps == sorted(steps)
     assert steps[-1] == 100
     assert len(set(steps)) > 3
@@ -448,23 +452,24 @@ def test_a_bar_on_a_terminal(many: URL, tmp_path: Path, order: str) -> None:
     assert len(rows_of("ndjson", silent.stdout)) == 30_000
 
 
-def test_a_bar_of_nothing(many: URL, tmp_path: Path) -> None:
-    """Is whole at once."""
-    ours, its = pty.openpty()
+def test_a_progress_bar_without_removals(many: URL, tmp_path: Path) -> None:
+    """The bar is complete at once."""
+    terminal, child = pty.openpty()
     file = tmp_path / "removals.csv"
     options = ["--owner-id", "nobody"]
-    run_flask(many, "imcallback", "export", str(file), *options, capture_output=False, stderr=its)
-    os.close(its)
-    assert b"100%" in os.read(ours, 4096)
-    os.close(ours)
+    run_flask(many, "imcallback", "export", str(file), *options, capture_output=False, stderr=child)
+    os.close(child)
+    assert b"100%" in os.read(terminal, 4096)
+    os.close(terminal)
     assert rows_of("csv", file.read_bytes()) == []
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("format", ["ndjson", "csv"])
 def test_memory_is_flat(many: URL, format: str) -> None:
-    """Ten times the removals take no more of it, in a process of their own."""
+    """Ten times the removals take no more memory."""
 
-    def most(removals: int) -> int:
+    def peak_memory(removals: int) -> int:
         until = (PAST + timedelta(microseconds=removals)).isoformat()
         options = ["--format", format, "--until", until]
         command = [sys.executable, "-m", "flask", "--app", "example_app", "imcallback", "export"]
@@ -480,5 +485,5 @@ def test_memory_is_flat(many: URL, format: str) -> None:
         assert process.returncode == 0
         return usage.ru_maxrss
 
-    few = most(MANY // 10)
-    assert most(MANY) < few + 8_000  # KiB; each tenth is more than that
+    few = peak_memory(MANY // 10)
+    assert peak_memory(MANY) < few + 8_000  # in KiB, less than a tenth of the removals takes

@@ -22,6 +22,8 @@ sys.path.append(str(ROOT / "benchmarks"))
 
 from support.browsing import FOCUS, PAGE, PHONE_WIDTH, REMOVALS, TOKEN, BrowserUser, site
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:

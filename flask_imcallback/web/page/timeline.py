@@ -48,7 +48,7 @@ def count_timeline(
     until = min(query.until or now, now)
     since = query.since or max(until, moment_of(0) + MONTH) - MONTH
     bucket = next((b for b in BUCKETS if until - since <= MAX_BUCKETS * BUCKETS[b]), "month")
-    counts = history.stats(
+    counts = history.count(
         replace(query, cursor=None, since=since, until=until),
         StatsQuery(bucket=bucket, group_by="relation", tz=zone.key),
     )

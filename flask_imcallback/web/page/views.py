@@ -13,7 +13,7 @@ from marshmallow import Schema, fields
 from marshmallow.validate import OneOf
 
 from ...errors import HistoryQueryError
-from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, read
+from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, load_parameters
 from ...runtime import get_runtime
 from ..access import add_reader_views, parameters, parse_id
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
@@ -98,13 +98,13 @@ def _account() -> Response:
 
 def _removal(removal_id: str) -> Response:
     parameters = _filled_parameters()
-    read(PAGE_PARAMETERS, parameters)
+    load_parameters(PAGE_PARAMETERS, parameters)
     read_zone(parameters)
     history = get_runtime().history
     result = history.get(parse_id(removal_id))
     if result is None:
         raise ProblemError(NOT_FOUND, "There is no such removal.")
-    record, delivery = result
+    record, delivery = result.removal, result.delivery
     facts = DELIVERY.dump(delivery)
     packet = indent_json(facts["body"] if facts["body"] is not None else facts["body_base64"])
     siblings = HistoryQuery(delivery_id=(record.delivery_id,), order="asc", limit=DEFAULT_LIMIT)
@@ -180,9 +180,12 @@ def _read_query(parameters: Parameters) -> HistoryQuery:
         for name in ("since", "until")
         if name in parameters
     }
-    values = read(LIST_PARAMETERS, {"limit": [str(DEFAULT_LIMIT)], **parameters, **times})
-    filters = {name: value for name, value in values.items() if name not in PAGE_PARAMETERS.fields}
-    return HistoryQuery.from_filters(**filters)
+    values = load_parameters(
+        LIST_PARAMETERS, {"limit": [str(DEFAULT_LIMIT)], **parameters, **times}
+    )
+    return HistoryQuery.from_filters(
+        {name: value for name, value in values.items() if name not in PAGE_PARAMETERS.fields}
+    )
 
 
 def _with_offset(text: str, zone: ZoneInfo) -> str:

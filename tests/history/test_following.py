@@ -1,4 +1,4 @@
-"""To follow the history: a reader who goes on from the last cursor sees every removal once."""
+"""Follow the history: a reader that continues from its last cursor sees each removal once."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from itsdangerous import URLSafeSerializer
 from sqlalchemy import URL, Connection, Engine, event
 
-from flask_imcallback.history.cursors import MAX_SHOWN
+from flask_imcallback.history.cursors import MAX_RETURNED_RANGES, Position, fit_page
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.entries import Entry
 from flask_imcallback.storage.ids import moment_of
@@ -28,13 +28,13 @@ from support.apps import MakeApp
 from support.deliveries import MOMENT, delivery_of, find, store_all
 
 PAST = MOMENT.replace(year=2024)
-SECOND = 1_000_000
-LATE = 6
-"""Seconds by which a commit may be later than its ids say: a little less than is promised."""
+MICROSECONDS_PER_SECOND = 1_000_000
+COMMIT_SECONDS = 6
+"""Time between a removal's id and its commit: a little less than the promised 6.5 seconds."""
 
 
 class Clock:
-    """What our process takes for the time."""
+    """The clock of this process, which only a test moves."""
 
     def __init__(self) -> None:
         self._stack = ExitStack()
@@ -55,13 +55,13 @@ class Clock:
 
 @pytest.fixture
 def clock() -> Iterator[Clock]:
-    """It stands still."""
+    """A clock that stands still."""
     with Clock() as clock:
         yield clock
 
 
 class Reader:
-    """Follows the history from its cursor, and counts what it is shown."""
+    """A reader that follows the history, and counts how often it sees each removal."""
 
     def __init__(self, **filters: Any) -> None:
         self.filters = filters
@@ -70,7 +70,7 @@ class Reader:
         self.longest = 0
 
     def read(self, limit: int = 1000) -> bool:
-        """A page: whether there is more."""
+        """Read a page. Return True if there is a next page."""
         page = find(order="asc", limit=limit, cursor=self.cursor, **self.filters)
         ids = [record.id for record in page.data]
         assert ids == sorted(ids)
@@ -82,7 +82,7 @@ class Reader:
         return page.next_cursor is not None
 
     def read_all(self, limit: int = 1000) -> int:
-        """To the end: how many pages there were."""
+        """Read to the end. Return the number of pages."""
         pages = 1
         while self.read(limit):
             pages += 1
@@ -91,9 +91,9 @@ class Reader:
 
 
 class Writers:
-    """Processes that record at the same time, each on a connection of its own.
+    """Processes that record at the same time, each on its own connection.
 
-    SQLite has one that writes; there a removal is stored late as a whole.
+    SQLite allows one writer. There, the whole transaction takes place at its end.
     """
 
     def __init__(self, engine: Engine) -> None:
@@ -104,7 +104,7 @@ class Writers:
         self._free: set[int] = set()
 
     def begin(self, at: datetime, removals: int) -> None:
-        """Insert a delivery, and do not commit."""
+        """Insert a delivery without committing it."""
         pairs = [("owner", str(number)) for number in range(removals)]
         entry = get_runtime().recorder.make_entry(delivery_of(*pairs, at=at))
         first = entry.row["id"]
@@ -129,7 +129,7 @@ class Writers:
         connection.close()
 
     def end_before(self, moment: datetime) -> None:
-        """Commit all that would be too late then."""
+        """Commit every transaction that began before `moment`."""
         for number in reversed(range(len(self.open))):
             if moment_of(self.open[number][0].row["id"]) < moment:
                 self.end(number)
@@ -137,7 +137,7 @@ class Writers:
 
 STEPS = st.lists(
     st.one_of(
-        # Also with a clock that is ahead, by a little or by far.
+        # The clock of the writer may be behind or ahead.
         st.tuples(
             st.just("begin"),
             st.sampled_from([-3.0, -0.5, 0.0, 0.00001, 0.5, 3.0, 60.0]) | st.floats(-3, 3),
@@ -153,8 +153,10 @@ STEPS = st.lists(
 )
 
 
-def test_every_removal_once(database_url: URL, make_app: MakeApp, clock: Clock) -> None:
-    """However transactions overlap that commit in time, and wherever the reader is then."""
+def test_a_reader_sees_every_removal_once(
+    database_url: URL, make_app: MakeApp, clock: Clock
+) -> None:
+    """A reader misses and repeats nothing, however the transactions overlap."""
     with make_app(database_url).app_context():
         engine = get_runtime().engine()
 
@@ -170,7 +172,7 @@ def test_every_removal_once(database_url: URL, make_app: MakeApp, clock: Clock) 
                     for _ in range(more):
                         reader.read(what)
                 elif step == "wait":
-                    writers.end_before(clock.now + timedelta(seconds=what - LATE))
+                    writers.end_before(clock.now + timedelta(seconds=what - COMMIT_SECONDS))
                     clock.move(what)
                 elif writers.open:
                     writers.end(what % len(writers.open), commit=step == "commit")
@@ -186,10 +188,10 @@ def test_every_removal_once(database_url: URL, make_app: MakeApp, clock: Clock) 
 
 
 @pytest.mark.parametrize("limit", [1, 2, 100])
-def test_one_that_commits_late(
+def test_a_transaction_that_commits_late(
     database_url: URL, make_app: MakeApp, clock: Clock, limit: int
 ) -> None:
-    """It began first, and is seen after those that began later, by their reader."""
+    """A reader sees a removal that began first and was committed last."""
     with make_app(database_url).app_context():
         writers, reader = Writers(get_runtime().engine()), Reader()
         writers.begin(clock.now, 3)
@@ -200,7 +202,7 @@ def test_one_that_commits_late(
             reader.read(limit)
         reader.read_all(limit)
         assert len(reader.seen) == 10
-        clock.move(LATE - 1)
+        clock.move(COMMIT_SECONDS - 1)
         reader.read_all(limit)
         writers.end(0)
         reader.read_all(limit)
@@ -209,14 +211,14 @@ def test_one_that_commits_late(
 
 
 def payload(app: Flask, cursor: str | None) -> list[Any]:
-    """What is in a cursor; nobody but its maker can read it so."""
+    """Return the content of a cursor."""
     made = URLSafeSerializer(app.config["SECRET_KEY"], salt="flask-imcallback-cursor")
     found: list[Any] = made.loads(cursor or "")
     return found
 
 
 def test_an_old_cursor_is_short(make_app: MakeApp, clock: Clock) -> None:
-    """What nothing can come before any more needs no list of ids, in the middle or at the end."""
+    """A cursor remembers no ids below the high-water mark, in the middle or at the end."""
     app = make_app()
     with app.app_context():
         store_all(
@@ -241,8 +243,8 @@ def test_an_old_cursor_is_short(make_app: MakeApp, clock: Clock) -> None:
         assert len(reader.seen) == 100
 
 
-def test_an_old_part_of_the_cursor_moves_on(make_app: MakeApp, clock: Clock) -> None:
-    """With each page, also an empty one: what was shown and is settled is forgotten."""
+def test_a_cursor_forgets_old_ids(make_app: MakeApp, clock: Clock) -> None:
+    """Each page, even an empty one, forgets the returned ids below the high-water mark."""
     app = make_app()
     with app.app_context():
         reader = Reader()
@@ -259,16 +261,16 @@ def test_an_old_part_of_the_cursor_moves_on(make_app: MakeApp, clock: Clock) -> 
 
 
 @pytest.mark.parametrize(("limit", "removals"), [(20, 1), (1000, 1), (100, 3)])
-def test_many_that_are_unsettled(
-    make_app: MakeApp, clock: Clock, limit: int, removals: int
-) -> None:
-    """Pages get shorter when a cursor can hold no more; once they settle, nothing is missing.
+def test_many_recent_removals(make_app: MakeApp, clock: Clock, limit: int, removals: int) -> None:
+    """Pages get shorter when the cursor is full. Later, the reader sees all removals.
 
-    The cursor fits an address.
+    The cursor always fits into a URL.
     """
     draw = random.Random(1)
     with make_app().app_context():
-        moments = sorted(draw.sample(range(LATE * SECOND), MAX_SHOWN * 3))
+        moments = sorted(
+            draw.sample(range(COMMIT_SECONDS * MICROSECONDS_PER_SECOND), MAX_RETURNED_RANGES * 3)
+        )
         deliveries = [
             delivery_of(
                 *(("o", str(n)) for n in range(removals)),
@@ -277,14 +279,16 @@ def test_many_that_are_unsettled(
             for moment in moments
         ]
         records = store_all(deliveries[::2])
-        clock.move(LATE)
+        clock.move(COMMIT_SECONDS)
         reader = Reader()
-        for _ in range(MAX_SHOWN * removals // limit + 20):
+        for _ in range(MAX_RETURNED_RANGES * removals // limit + 20):
             is_more = reader.read(limit)
         assert is_more
-        assert MAX_SHOWN <= len(reader.seen) <= MAX_SHOWN * removals + 2
+        assert MAX_RETURNED_RANGES <= len(reader.seen) <= MAX_RETURNED_RANGES * removals + 2
         clock.move(0.1)
-        records += store_all(deliveries[1::2])  # each before one that was shown
+        records += store_all(
+            deliveries[1::2]
+        )  # each has a smaller id than a removal that was returned
         for _ in range(9):
             clock.move(1)
             for _ in range(3):
@@ -295,16 +299,18 @@ def test_many_that_are_unsettled(
         assert reader.longest < 2500
 
 
-def test_many_of_a_clock_that_is_far_ahead(make_app: MakeApp, clock: Clock) -> None:
-    """What a cursor cannot hold waits for its time, and nobody asks for it again and again."""
+def test_many_removals_of_a_clock_that_is_far_ahead(make_app: MakeApp, clock: Clock) -> None:
+    """Removals that no cursor can hold wait for their time, and the reader is not kept busy."""
     with make_app().app_context():
-        ahead = [clock.now + timedelta(hours=1, seconds=n) for n in range(MAX_SHOWN + 100)]
+        ahead = [
+            clock.now + timedelta(hours=1, seconds=n) for n in range(MAX_RETURNED_RANGES + 100)
+        ]
         records = store_all([delivery_of(("o", "t"), at=moment) for moment in ahead])
         reader = Reader()
         assert reader.read_all(100) < 9
-        assert len(reader.seen) == MAX_SHOWN
+        assert len(reader.seen) == MAX_RETURNED_RANGES
         records += store_all([delivery_of(("o", "now"), at=clock.now)])
-        assert reader.read(100)  # it waits until it is settled
+        assert reader.read(100)  # the new removal waits until its id is below the high-water mark
         clock.move(10)
         assert reader.read_all(100) < 9
         assert reader.seen[records[-1].id] == 1
@@ -314,8 +320,8 @@ def test_many_of_a_clock_that_is_far_ahead(make_app: MakeApp, clock: Clock) -> N
         assert reader.longest < 2500
 
 
-def test_many_that_were_shown_cost_little(make_app: MakeApp, clock: Clock) -> None:
-    """They are passed over together, however short the pages are."""
+def test_returned_removals_are_skipped_together(make_app: MakeApp, clock: Clock) -> None:
+    """Removals that were returned before cost few statements, however short the pages are."""
     with make_app().app_context():
         pairs = [("o", str(number)) for number in range(900)]
         store_all([delivery_of(*pairs, at=clock.now), delivery_of(("o", "last"), at=clock.now)])
@@ -335,10 +341,10 @@ def test_many_that_were_shown_cost_little(make_app: MakeApp, clock: Clock) -> No
 
 
 @pytest.mark.parametrize("filters", [{}, {"owner_id": ["a", "b"]}, {"platform": "iOS"}])
-def test_filters_and_limits_may_be_anything(
+def test_following_with_filters_and_limits(
     database_url: URL, make_app: MakeApp, clock: Clock, filters: dict[str, Any]
 ) -> None:
-    """The limit changes between pages; `until` is in the past, or in the middle of what is new."""
+    """The limit may change between pages, and `until` may be past or among new removals."""
     with make_app(database_url).app_context():
         middle = clock.now + timedelta(seconds=2)
         readers = [Reader(**filters), Reader(**filters, until=middle), Reader(until=PAST)]
@@ -359,8 +365,8 @@ def test_filters_and_limits_may_be_anything(
         assert not readers[2].seen
 
 
-def test_nothing_is_there_yet(database_url: URL, make_app: MakeApp, clock: Clock) -> None:
-    """Nor does anything meet the filters: there is a cursor to go on from."""
+def test_following_an_empty_history(database_url: URL, make_app: MakeApp, clock: Clock) -> None:
+    """A page without removals has a cursor too, and continues with the first removal."""
     with make_app(database_url).app_context():
         readers = [
             Reader(),
@@ -378,20 +384,20 @@ def test_nothing_is_there_yet(database_url: URL, make_app: MakeApp, clock: Clock
 
 
 def cursor_for_later(response: Any) -> str | None:
-    """What a last page tells to go on with."""
+    """Return the cursor of a last page for later."""
     return response.headers.get("Resume-Cursor")  # type: ignore[no-any-return]
 
 
 @pytest.mark.parametrize("limit", [2, 100])
-def test_over_http(make_app: MakeApp, clock: Clock, limit: int) -> None:
-    """Only the last page in ascending order tells it, and it goes on without repeating."""
+def test_following_over_http(make_app: MakeApp, clock: Clock, limit: int) -> None:
+    """Only the last page in ascending order has a Resume-Cursor. It repeats no removal."""
     app = open_history(make_app)
     cursor: str | None = None
     seen: list[str] = []
     for number in range(6):
         with app.app_context():
             pairs = [("o", f"{number}.{n}") for n in range(3)]
-            # Every other delivery is stored after one that was received later.
+            # Every other delivery is stored after a delivery that was received later.
             at = clock.now - timedelta(seconds=2 * (number % 2))
             store_all([delivery_of(*pairs, at=at)])
         while True:
@@ -411,8 +417,8 @@ def test_over_http(make_app: MakeApp, clock: Clock, limit: int) -> None:
         assert cursor_for_later(get(app, HISTORY, query_string=given)) is None
 
 
-def test_what_is_rare_is_followed(make_app: MakeApp, clock: Clock) -> None:
-    """Pages that end because much was read for them lose nothing of what is unsettled."""
+def test_following_rare_removals(make_app: MakeApp, clock: Clock) -> None:
+    """A page that ends early because few entries match loses no recent removal."""
     filters = {
         "owner_id": ["o", *(f"nobody{number}" for number in range(99))],
         "target_id": ["t", "u"],
@@ -440,7 +446,7 @@ def test_what_is_rare_is_followed(make_app: MakeApp, clock: Clock) -> None:
 
 
 def test_a_clock_that_is_put_back(make_app: MakeApp, clock: Clock) -> None:
-    """By a little: what was shown is not shown again, and what comes is."""
+    """A clock that is put back a little repeats and loses no removal."""
     with make_app().app_context():
         for number in range(20):
             store_all([delivery_of(("o", str(number)), at=clock.now)])
@@ -458,11 +464,13 @@ def test_a_clock_that_is_put_back(make_app: MakeApp, clock: Clock) -> None:
         assert len(reader.seen) == 26
 
 
-def test_an_early_page_says_when_to_come_back(make_app: MakeApp, clock: Clock) -> None:
-    """By HTTP, where there is more, but nothing of it can be shown before it is settled."""
+def test_an_incomplete_page_says_when_to_retry(make_app: MakeApp, clock: Clock) -> None:
+    """An empty page has Retry-After if more removals exist than the cursor can remember."""
     app = open_history(make_app)
     with app.app_context():
-        moments = [clock.now + timedelta(microseconds=9 * n) for n in range(MAX_SHOWN + 9)]
+        moments = [
+            clock.now + timedelta(microseconds=9 * n) for n in range(MAX_RETURNED_RANGES + 9)
+        ]
         store_all([delivery_of(("o", "t"), at=moment) for moment in moments])
     clock.move(1)
     address = f"{HISTORY}?order=asc&limit=1000"
@@ -471,5 +479,66 @@ def test_an_early_page_says_when_to_come_back(make_app: MakeApp, clock: Clock) -
         answers.append(get(app, address))
         cursor = answers[-1].get_json()["next_cursor"]
         address = f"{HISTORY}?{urlencode({'order': 'asc', 'limit': 1000, 'cursor': cursor})}"
-    assert [len(answer.get_json()["data"]) for answer in answers] == [MAX_SHOWN, 0]
+    assert [len(answer.get_json()["data"]) for answer in answers] == [MAX_RETURNED_RANGES, 0]
     assert [answer.headers.get("Retry-After") for answer in answers] == [None, "1"]
+
+
+RECENT = 1_000
+"""The high-water mark of these tests."""
+FULL = [RECENT + 2 * number for number in range(MAX_RETURNED_RANGES)]
+"""As many separate ids as a cursor can remember."""
+
+
+@pytest.mark.parametrize(
+    ("ids", "is_last", "count", "is_last_then", "mark"),
+    [
+        pytest.param([5, 7], False, 2, False, 7, id="old ids need no memory"),
+        pytest.param([], True, 0, True, RECENT - 1, id="an empty last page moves to the mark"),
+        pytest.param([5, *FULL], True, 401, True, RECENT - 1, id="a cursor can be full"),
+        pytest.param([*FULL, 5_000], True, 400, False, RECENT - 1, id="the next page has the rest"),
+        pytest.param([*FULL, 5_000, 6_000], False, 400, False, RECENT - 1, id="and so it goes on"),
+    ],
+)
+def test_a_page_fits_its_cursor(
+    ids: list[int], is_last: bool, count: int, is_last_then: bool, mark: int
+) -> None:
+    """A page returns as many removals as its cursor can remember."""
+    page = fit_page(
+        Position(-1),
+        ids,
+        is_last=is_last,
+        read_until=max(ids, default=0),
+        final_until=RECENT - 1,
+        now=9_000,
+    )
+    assert (page.count, page.is_last, page.position.high_water_mark) == (count, is_last_then, mark)
+    remembered = [removal_id for removal_id in ids[:count] if removal_id > mark]
+    assert [page.position.has_returned(removal_id) for removal_id in remembered] == [
+        True for _ in remembered
+    ]
+
+
+@pytest.mark.parametrize("now", [100_000, 4_000])
+def test_a_full_cursor_returns_an_empty_page(now: int) -> None:
+    """If the cursor is full, the page is empty. It is the last one if the ids are of the future."""
+    start = Position(RECENT - 1, tuple((removal_id, removal_id) for removal_id in FULL))
+    page = fit_page(start, [5_000], is_last=True, read_until=5_000, final_until=RECENT - 1, now=now)
+    assert (page.count, page.is_last) == (0, now == 4_000)
+    assert page.position == start
+
+
+@pytest.mark.parametrize(
+    ("returned", "mark", "ranges"),
+    [
+        ([4, 5, 6, 9], 3, ((4, 6), (9, 9))),
+        ([4, 5, 6, 9], 5, ((6, 6), (9, 9))),
+        ([], 20, ()),
+        ([7], 0, ((3, 3), (7, 7))),
+    ],
+)
+def test_a_position_advances(
+    returned: list[int], mark: int, ranges: tuple[tuple[int, int], ...]
+) -> None:
+    """Ids become ranges, ids up to the mark are forgotten, and the mark never moves back."""
+    position = Position(2, ((3, 3),)).advance(mark, returned)
+    assert position == Position(max(2, mark), ranges)
