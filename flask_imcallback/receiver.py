@@ -14,7 +14,7 @@ from .errors import BodyTooLargeError, PacketError, VerificationError
 from .providers import CallbackRequest, Provider, Reply
 from .removals import Status, announce
 from .settings import Settings
-from .storage import CallbackCounters, Delivery, Recorder
+from .storage import CallbackCounters, Delivery, Recorder, log_lost_callback
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -127,7 +127,7 @@ class Receiver:
             stored = self._recorder.record(delivery)
         except Exception as error:
             # The log is the last place that can keep the packet.
-            logger.exception(
+            log_lost_callback(
                 "A callback of %s is lost: %s. It was %r", delivery.provider, error, delivery
             )
             raise RefusalError(503, "it could not be stored") from error

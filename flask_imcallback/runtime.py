@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import logging
 import re
-import threading
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -12,7 +12,7 @@ from typing import Any
 
 from flask import Flask, current_app
 from flask_sqlalchemy import SQLAlchemy
-from sqlalchemy import Engine, event
+from sqlalchemy import Connection, Engine, event
 
 from .errors import ConfigError
 from .history import History
@@ -20,112 +20,240 @@ from .providers import Provider
 from .receiver import Receiver
 from .removals import announce
 from .settings import Settings
-from .storage import CallbackCounters, Drain, Recorder, Spool, run_alembic, set_durable_pragmas
+from .storage import (
+    CallbackCounters,
+    DatabaseState,
+    Drain,
+    Engines,
+    Inspector,
+    PerProcess,
+    Recorder,
+    Spool,
+    check_write,
+    create_private_file,
+    describe_url,
+    inspect_database,
+    new_lock,
+    run_alembic,
+    use_wal,
+)
+
+logger = logging.getLogger("flask_imcallback")
 
 EXTENSION = "imcallback"
 """The key of the `Runtime` in `app.extensions`."""
+LITE_DEFAULT_BIND = "default"
+"""The bind of Flask-SQLAlchemy-Lite that is used without `IMCALLBACK_BIND_KEY`."""
 RESERVED_NAMES = ("account", "deliveries", "health", "history", "page", "removal")
 """Path segments of our own URLs. The URL of a provider with such a name would hide them."""
 
 
 class Database:
-    """The Flask-SQLAlchemy object and the bind that hold the tables of this extension."""
+    """The host's choice of a database: a Flask-SQLAlchemy object with a bind, or an engine.
 
-    def __init__(self, db: SQLAlchemy | None, bind_key: str | None) -> None:
+    `db` is an object of Flask-SQLAlchemy or Flask-SQLAlchemy-Lite. `engine` is a SQLAlchemy engine
+    or a function that returns one. Raises `ConfigError` for other objects.
+    """
+
+    def __init__(
+        self,
+        db: Any = None,
+        engine: Engine | Callable[[], Engine] | None = None,
+        bind_key: str | None = None,
+    ) -> None:
+        if db is not None and engine is not None:
+            raise ConfigError("ImCallback has both db and engine: pass only one of them")
+        if engine is not None and bind_key is not None:
+            raise ConfigError(
+                f"IMCALLBACK_BIND_KEY is {bind_key!r}, but ImCallback has an engine: unset the key"
+            )
+        if engine is not None and not isinstance(engine, Engine) and not callable(engine):
+            raise ConfigError(
+                f"engine is {engine!r}: pass a SQLAlchemy Engine, for example "
+                "create_engine(url), or a function that returns one"
+            )
+        if db is not None and not hasattr(type(db), "engines"):
+            remedy = (
+                "pass it as engine" if isinstance(db, Engine) else "or pass an engine as engine"
+            )
+            raise ConfigError(
+                f"db is {db!r}: pass the SQLAlchemy object of Flask-SQLAlchemy, {remedy}"
+            )
         self._db = db
+        self._engine = engine
         self._bind_key = bind_key
-        self._lock = threading.Lock()
+        self._lock = PerProcess(new_lock)
 
-    def open(self) -> SQLAlchemy:
-        """Return the `SQLAlchemy` object of the host, or create one. Needs an app context.
+    def engine(self) -> Engine:
+        """Return the engine of the host. Needs an app context. Raises `ConfigError`."""
+        if self._engine is not None:
+            return self._engine if isinstance(self._engine, Engine) else self._engine()
+        engines = self._open().engines
+        keys = [self._bind_key] if self._bind_key is not None else [None, LITE_DEFAULT_BIND]
+        for key in keys:
+            if key in engines:
+                engine: Engine = engines[key]
+                return engine
+        binds = ", ".join(repr(bind) for bind in engines) or "none"
+        raise ConfigError(
+            f"IMCALLBACK_BIND_KEY is {self._bind_key!r}, "
+            f"but Flask-SQLAlchemy has other binds: use one of {binds}"
+        )
+
+    def check(self, app: Flask) -> None:
+        """Find a wrong bind at the start, if the host has already set up its database."""
+        db = app.extensions.get("sqlalchemy")
+        if db is not None and self._engine is None and self._db in (None, db):
+            with app.app_context():
+                self.engine()
+
+    def _open(self) -> Any:
+        """Return the `SQLAlchemy` object of the host, or create one.
 
         The first call creates it, because the host may initialize its own `SQLAlchemy` after this
         extension, and an app can have only one.
         """
         if self._db is None:
-            with self._lock:
+            with self._lock.get():
                 self._db = self._db or current_app.extensions.get("sqlalchemy") or _create_db()
         return self._db
 
-    def engine(self) -> Engine:
-        """Return the engine of the bind. Needs an app context.
 
-        Raises `ConfigError` if `IMCALLBACK_BIND_KEY` is not a bind.
-        """
-        engines = self.open().engines
-        if self._bind_key not in engines:
-            binds = ", ".join(repr(bind) for bind in engines) or "none"
-            raise ConfigError(
-                f"IMCALLBACK_BIND_KEY is {self._bind_key!r}, "
-                f"but Flask-SQLAlchemy has other binds: use one of {binds}"
+class ProcessState:
+    """The objects that one process uses for one app, with their threads and connections."""
+
+    def __init__(
+        self, app: Flask, settings: Settings, database: Database, secret_keys: Sequence[Any]
+    ) -> None:
+        self.engines = Engines(database.engine)
+        self.drain: Drain | None = None
+        if settings.spool is not None:
+            spool = Spool(Path(app.instance_path, settings.spool), self.engines.mark)
+            self.drain = Drain(
+                spool, self.engines.occasional, app.app_context, partial(announce, app)
             )
-        return engines[self._bind_key]
+        self.recorder = Recorder(self.engines.writing, deadline=settings.deadline, drain=self.drain)
+        self.counters = CallbackCounters(self.engines.occasional, self.engines.reading)
+        self.inspector = Inspector(self.engines.occasional)
+        self.receiver = Receiver(settings, self.recorder, self.counters)
+        self.history = History(self.engines.reading, secret_keys, settings.deadline)
+        self.is_prepared = False
 
 
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
-    """The objects that one app owns. They live in `app.extensions` as long as the app."""
+    """The objects that one app owns. They live in `app.extensions` as long as the app.
+
+    Everything with threads, locks or connections belongs to one process, and is created at its
+    first use in that process. So a fork shares nothing, and gevent may patch Python late.
+    """
 
     settings: Settings
     providers: Mapping[str, Provider]
     """The providers by name."""
     history_decorators: Sequence[Callable[..., Any]]
-    database: Database
-    drain: Drain | None
-    """None if `IMCALLBACK_SPOOL` is None."""
-    recorder: Recorder
-    counters: CallbackCounters
-    receiver: Receiver
-    history: History
+    process: PerProcess[ProcessState]
 
     @property
     def has_enabled_provider(self) -> bool:
         return any(provider.is_enabled for provider in self.providers.values())
 
+    @property
+    def drain(self) -> Drain | None:
+        """The drain of this process, or None if `IMCALLBACK_SPOOL` is None."""
+        return self.process.get().drain
+
+    @property
+    def recorder(self) -> Recorder:
+        return self.process.get().recorder
+
+    @property
+    def counters(self) -> CallbackCounters:
+        return self.process.get().counters
+
+    @property
+    def receiver(self) -> Receiver:
+        return self.process.get().receiver
+
+    @property
+    def history(self) -> History:
+        return self.process.get().history
+
+    @property
+    def inspector(self) -> Inspector:
+        """The questions to the database with a time limit, for health checks."""
+        return self.process.get().inspector
+
     def engine(self) -> Engine:
-        """Return the engine of our tables. Needs an app context. Raises `ConfigError`."""
-        return self.database.engine()
+        """Return an engine of our own for the host's database.
+
+        Needs an app context. Raises `ConfigError` if the host's database is wrong.
+        """
+        return self.process.get().engines.reading()
+
+    def inspect_database(self, seconds: float | None = None) -> DatabaseState:
+        """Return the state of the database, after a write that was rolled back.
+
+        Waits `seconds`, by default the deadline of a callback. Needs an app context. Raises
+        `ConfigError` and `StorageError`. The tables of an old migration are not written.
+        """
+
+        def inspect(connection: Connection) -> DatabaseState:
+            state = inspect_database(connection)
+            if state.is_at_head:
+                check_write(connection)
+            return state
+
+        return self.inspector.ask(inspect, seconds or self.settings.deadline)
+
+    def describe_database(self) -> str:
+        """Return the URL of the database without its password.
+
+        Needs an app context. Raises `ConfigError`.
+        """
+        return describe_url(self.process.get().engines.host().url)
+
+    @property
+    def is_prepared(self) -> bool:
+        """Whether `prepare_database` has succeeded in this process."""
+        return self.process.get().is_prepared
 
     def prepare_database(self) -> None:
         """Open the database and drain what an earlier process left in the spool.
 
-        Needs an app context.
+        Needs an app context. Raises `ConfigError`.
         """
-        self.database.open()
-        if self.drain and self.drain.spool.path.exists():
-            self.drain.start()
+        state = self.process.get()
+        try:
+            logger.info("Callbacks are stored in %s", self.describe_database())
+        finally:
+            if state.drain:
+                state.drain.start_if_due()
+        state.is_prepared = True
 
 
 def build_runtime(
     app: Flask,
     *,
-    db: SQLAlchemy | None,
+    db: Any = None,
+    engine: Engine | Callable[[], Engine] | None = None,
     providers: Iterable[type[Provider] | Provider],
     history_decorators: Iterable[Callable[..., Any]],
 ) -> Runtime:
     """Read the settings of an app and build its objects, without using the database yet.
 
-    Raises `ConfigError` for a wrong setting, for a wrong provider name, and for a provider that
-    would accept callbacks from anybody.
+    Raises `ConfigError` for a wrong setting, for a wrong database, for a wrong provider name, and
+    for a provider that would accept callbacks from anybody.
     """
     settings = Settings.from_config(app.config)
-    database = Database(db, settings.bind_key)
-    drain = None
-    if settings.spool is not None:
-        spool = Spool(Path(app.instance_path, settings.spool))
-        drain = Drain(spool, database.engine, app.app_context, partial(announce, app))
-    recorder = Recorder(database.engine, deadline=settings.deadline, drain=drain)
-    counters = CallbackCounters(database.engine)
+    database = Database(db, engine, settings.bind_key)
+    database.check(app)
+    secret_keys = _signing_keys(app)
     return Runtime(
         settings=settings,
         providers=_build_providers(providers, settings),
         history_decorators=tuple(history_decorators),
-        database=database,
-        drain=drain,
-        recorder=recorder,
-        counters=counters,
-        receiver=Receiver(settings, recorder, counters),
-        history=History(database.engine, _signing_keys(app), settings.deadline),
+        process=PerProcess(lambda: ProcessState(app, settings, database, secret_keys)),
     )
 
 
@@ -176,11 +304,18 @@ def _signing_keys(app: Flask) -> list[Any]:
 
 
 def _create_db() -> SQLAlchemy:
+    """Create a `SQLAlchemy` object. Its default is a SQLite file in the instance folder."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]
-    if not app.config.get("SQLALCHEMY_BINDS"):
-        app.config.setdefault("SQLALCHEMY_DATABASE_URI", "sqlite:///imcallback.db")
+    is_own_file = not (
+        app.config.get("SQLALCHEMY_BINDS") or app.config.get("SQLALCHEMY_DATABASE_URI")
+    )
+    if is_own_file:
+        app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///imcallback.db"
     db = SQLAlchemy(app)
     for engine in db.engines.values():
         if engine.dialect.name == "sqlite":
-            event.listen(engine, "connect", set_durable_pragmas)
+            event.listen(engine, "connect", use_wal)
+    if is_own_file:
+        path = db.engines[None].url.database or ""
+        event.listen(db.engines[None], "do_connect", lambda *_: create_private_file(path))
     return db

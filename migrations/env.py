@@ -63,7 +63,8 @@ def _migrate_sqlite(connection: Connection) -> None:
 
     @event.listens_for(connection, "begin")
     def begin(connection: Connection) -> None:
-        connection.exec_driver_sql("BEGIN IMMEDIATE")
+        if not driver.in_transaction:
+            connection.exec_driver_sql("BEGIN IMMEDIATE")
 
     try:
         _migrate(connection, transactional_ddl=True, transaction_per_migration=False)

@@ -12,9 +12,8 @@ from flask import Flask
 from sqlalchemy import URL
 
 from flask_imcallback import ImCallback, upgrade
-from flask_imcallback.runtime import get_runtime
 from support import servers
-from support.apps import DATABASES, MakeApp, join
+from support.apps import DATABASES, MakeApp, close_connections, join
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -78,10 +77,4 @@ def make_app(tmp_path: Path) -> Iterator[MakeApp]:
         file.unlink()  # so that nobody drains it any more
     join("imcallback-drain", "imcallback-health", "imcallback-counters")
     for app in apps:
-        with app.app_context():
-            runtime = get_runtime()
-            engines = list(runtime.database.open().engines.values())
-            if runtime.drain:
-                engines.append(runtime.drain.spool.engine)
-            for engine in engines:
-                engine.dispose()
+        close_connections(app)

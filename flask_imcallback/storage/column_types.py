@@ -61,7 +61,8 @@ class UtcDateTime(TypeDecorator[datetime]):
 # SQLite stores a table in the order of an INTEGER key. Any other key needs a separate index.
 Id = BigInteger().with_variant(Integer(), "sqlite")
 
-LongText = Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+# The character set of a database may be narrower than Unicode.
+LongText = Text().with_variant(mysql.LONGTEXT(charset="utf8mb4"), "mysql", "mariadb")
 
 Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 

@@ -8,7 +8,6 @@ minute for each reason of refusal.
 from __future__ import annotations
 
 import logging
-import threading
 import time
 from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
@@ -18,11 +17,12 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from ..errors import StorageError
+from ..errors import ConfigError, StorageError
 from ..text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
 from .sqlite import file_lock, sqlite_path
 from .tables import counters as counter_table
+from .threads import new_lock, start_thread
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -33,6 +33,9 @@ SAVE_INTERVAL_SECONDS = 10
 """Time after which counts are saved. A process that is killed loses its unsaved counts."""
 
 MAX_SAVE_ATTEMPTS = 20
+
+MAX_SAVE_SECONDS = 60
+"""Time after which a thread that still saves does not keep another one from saving."""
 
 MAX_UNSAVED_KEYS = 200
 """Maximum number of unsaved counts. Further names are counted together as `OTHER_NAMES`."""
@@ -61,16 +64,21 @@ Key = tuple[str, str, str]
 
 
 class CallbackCounters:
-    """The counters of one app in this process. Threads may share them."""
+    """The counters of one app in this process. Threads may share them.
 
-    def __init__(self, engine: Callable[[], Engine]) -> None:
-        self._engine = engine
-        self._lock = threading.Lock()
+    `saving` and `reading` return engines.
+    """
+
+    def __init__(self, saving: Callable[[], Engine], reading: Callable[[], Engine]) -> None:
+        self._get_saving_engine = saving
+        self._get_reading_engine = reading
+        self._lock = new_lock()
         self._unsaved: dict[Key, tuple[int, datetime]] = {}
         self._unlogged: dict[Key, int] = {}
         self._logged_at: dict[Key, float] = {}
         self._saved_at = 0.0
-        self._thread: threading.Thread | None = None
+        self._saving_since = 0.0
+        """Time of the monotonic clock, or 0 if no thread saves."""
 
     def accept(self, provider: str, command: str) -> None:
         """Count a callback that is stored."""
@@ -114,25 +122,30 @@ class CallbackCounters:
         `context` makes an app context.
         """
         with self._lock:
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(
-                    target=self._save_in, args=(context,), name="imcallback-counters", daemon=True
-                )
-                self._thread.start()
+            now = time.monotonic()
+            if self._saving_since and now - self._saving_since < MAX_SAVE_SECONDS:
+                return
+            self._saving_since = now
+        start_thread("imcallback-counters", lambda: self._save_in(context))
 
     def _save_in(self, context: Callable[[], AbstractContextManager[object]]) -> None:
-        with context():
-            self.save()
+        try:
+            with context():
+                self.save()
+        except ConfigError as error:
+            logger.warning("The counts of callbacks are not saved: %s", error)
+        finally:
+            self._saving_since = 0.0
 
     def save(self) -> None:
         """Add the unsaved counts to the table, or keep them for the next save and log a warning.
 
         Needs an app context.
         """
+        engine = self._get_saving_engine()
         with self._lock:
             self._saved_at = time.time()
             unsaved, self._unsaved = self._unsaved, {}
-        engine = self._engine()
         for attempts_left in reversed(range(MAX_SAVE_ATTEMPTS)):
             try:
                 with file_lock(sqlite_path(engine)), engine.begin() as connection:
@@ -140,7 +153,7 @@ class CallbackCounters:
                     for key, (count, last_at) in sorted(unsaved.items()):
                         _add(connection, key, count, last_at)
                 return
-            except SQLAlchemyError as error:
+            except (SQLAlchemyError, OSError) as error:
                 if classify(error) is Fault.RETRY and attempts_left:
                     continue  # MariaDB locks the gaps into which two processes insert rows
                 logger.warning(
@@ -162,7 +175,7 @@ class CallbackCounters:
         column = counter_table.c
         query = select(counter_table).order_by(column.provider, column.outcome, column.name)
         try:
-            with self._engine().connect() as connection:
+            with self._get_reading_engine().connect() as connection:
                 return [CallbackCount(**row) for row in connection.execute(query).mappings()]
         except SQLAlchemyError as error:
             raise StorageError from error

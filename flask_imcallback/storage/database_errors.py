@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from enum import Enum
 
-from sqlalchemy.exc import DBAPIError, IntegrityError, OperationalError
+from sqlalchemy.exc import (
+    DBAPIError,
+    IntegrityError,
+    OperationalError,
+    ProgrammingError,
+    SQLAlchemyError,
+)
+
+from ..errors import ImCallbackError, StorageError
 
 
 class Fault(Enum):
@@ -36,6 +44,15 @@ MYSQL_DISCONNECTED_NUMBERS = {1047, 1053, 1180, 1290, 1927, 2003, 2006, 2013, 20
 """
 
 
+MYSQL_ENTRY_NUMBERS = {1153, 1644}
+"""Operational errors that concern one entry. 1153: max_allowed_packet is too small. 1644: a trigger
+refuses the row."""
+
+
+class DeadlineError(StorageError):
+    """A database or spool that did not answer in time."""
+
+
 class FileReplacedError(Exception):
     """The path of the SQLite database no longer leads to the file that the connection writes."""
 
@@ -61,6 +78,22 @@ def classify(error: BaseException | None) -> Fault:
         or error.connection_invalidated
     )
     return Fault.DISCONNECTED if is_disconnected else Fault.FATAL
+
+
+def concerns_entry(error: BaseException | None) -> bool:
+    """Return True if the database refuses this one entry, and probably accepts others.
+
+    Other errors concern the whole database: it is away, locked, full, or has other tables.
+    """
+    if isinstance(error, ImCallbackError | OSError):
+        return False
+    if not isinstance(error, DBAPIError):
+        return not isinstance(error, SQLAlchemyError)
+    if classify(error) in (Fault.DISCONNECTED, Fault.RETRY):
+        return False
+    if isinstance(error, OperationalError | ProgrammingError):
+        return _codes(error.orig)[1] in MYSQL_ENTRY_NUMBERS
+    return True
 
 
 def describe(error: BaseException | None) -> str:

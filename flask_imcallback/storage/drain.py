@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import logging
-import threading
+import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
@@ -11,10 +11,12 @@ from enum import Enum
 
 from sqlalchemy import Engine
 
+from ..errors import StorageError
 from ..removals import Record
-from .database_errors import describe
+from .database_errors import Fault, classify, concerns_entry, describe
 from .spool import Spool, SpooledEntry
 from .sqlite import file_lock
+from .threads import new_lock, start_thread
 from .writer import Writer
 
 logger = logging.getLogger("flask_imcallback")
@@ -26,25 +28,49 @@ CHUNK_SECONDS = 10
 """Seconds that the database may take for a chunk. After a failure the next chunk is smaller."""
 
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 5.0
-"""Bounds of the pause between two attempts while the database is down."""
+"""Bounds of the pause between two attempts while the database stores nothing."""
 
 YIELD_SECONDS = 0.001
 """Pause after a stored chunk, in which another process can take the lock."""
 
+MAX_FAILURES = 3
+"""Attempts after which an entry is set aside although its error does not concern it alone."""
 
-class DrainResult(Enum):
-    """The result of an attempt to drain a chunk."""
+RETRY_SECONDS = 3600
+"""Time after which the entries that are set aside are tried again."""
 
-    EMPTY = "nothing waits"
-    STORED = "the database stored at least one delivery"
-    BLOCKED = "deliveries wait, and the database stored none of them"
+LOG_INTERVAL_SECONDS = 60
+"""Minimum time between two log lines about entries that are set aside."""
+
+
+class DrainState(Enum):
+    """What the drain knows about the database after its last step."""
+
+    IDLE = "nothing waits"
+    DRAINING = "the database stores deliveries"
+    PROBING = "the database stored nothing of the last chunk"
 
 
 class Drain:
     """A mover of deliveries from a spool into the database, oldest first.
 
-    Processes take chunks in turn, so that every process learns when the database is back. A
-    delivery that the database refuses alone is skipped, and retried after the others.
+    One step takes a chunk, and decides by the result:
+
+    | before             | the chunk                    | after    | then                          |
+    |--------------------|------------------------------|----------|-------------------------------|
+    | any                | is empty, nothing is skipped | IDLE     | the thread ends               |
+    | any                | is empty after skipped ones  | PROBING  | pause, begin again            |
+    | IDLE or DRAINING   | stored, at least in part     | DRAINING | take the next chunk           |
+    | PROBING            | stored                       | DRAINING | begin again with the oldest   |
+    | any                | all of it is set aside       | DRAINING | take the next chunk           |
+    | IDLE or DRAINING   | nothing stored               | PROBING  | pause, take half as many      |
+    | PROBING            | nothing stored               | PROBING  | pause longer, skip this entry |
+
+    An entry is set aside if the database refuses it and stores others. It then delays nobody. The
+    drain tries it again every hour, and when a process starts.
+
+    Each process has its own drain. Processes take chunks in turn, so that each process learns when
+    the database is back.
     """
 
     def __init__(
@@ -58,114 +84,193 @@ class Drain:
         self._writer = Writer(engine, retry_until_deadline=False)
         self._context = context
         self._announce = announce
-        self._lock = threading.Lock()
-        self._thread: threading.Thread | None = None
+        self._lock = new_lock()
+        self._is_running = False
         self._is_requested = False
+        self._state = DrainState.IDLE
         self._chunk_limit = MAX_CHUNK_DELIVERIES
-        self._skipped_up_to_id = 0
-        """Deliveries up to this id failed, and wait until the drain has tried all later ones."""
+        self._skipped_up_to = 0
+        """Entries up to this position failed, and wait until the drain has tried all later ones."""
+        self._failed_at: dict[int, float] = {}
+        """Time of the last failure of each entry, by its position."""
+        self._stored_at = 0.0
+        """Time at which the database last stored anything."""
+        self._retry_at = 0.0
         self._problem = ""
+        self._set_aside_logged_at = -float(LOG_INTERVAL_SECONDS)
+        self._is_foreign_logged = False
         self.database_is_down = False
-        """Whether the database stored nothing at the last attempt."""
+        """Whether new deliveries go to the spool at once."""
 
     def start(self) -> None:
         """Drain in another thread until the spool is empty."""
         with self._lock:
             self._is_requested = True
-            if self._thread is None or not self._thread.is_alive():
-                self._thread = threading.Thread(
-                    target=self._run, name="imcallback-drain", daemon=True
-                )
-                self._thread.start()
+            if self._is_running:
+                return
+            self._is_running = True
+        start_thread("imcallback-drain", self._run)
 
-    def mark_database_down(self, error: BaseException) -> None:
-        """Send new deliveries directly to the spool until the drain stores a chunk."""
-        self.database_is_down = True
-        self._log_change(describe(error))
+    def start_if_due(self) -> None:
+        """Start if the spool may hold deliveries of an earlier process, or ones set aside."""
+        if time.monotonic() >= self._retry_at and os.path.lexists(self.spool.path):
+            self.start()
+
+    def note_stored(self) -> None:
+        """Note that the database has stored a delivery."""
+        self._stored_at = time.monotonic()
+
+    def note_failure(self, error: BaseException) -> None:
+        """Note that the database did not store a delivery, which now goes to the spool.
+
+        Unless the error concerns this delivery alone, later deliveries go to the spool at once.
+        """
+        if not concerns_entry(error):
+            self.database_is_down = True
+        self._begin_outage(describe(error))
+
+    def note_spool_failure(self) -> None:
+        """Note that the spool fails, so that the next delivery tries the database again."""
+        self.database_is_down = False
 
     def finish(self) -> str:
-        """Drain until the spool is empty or the database blocks.
+        """Drain until the spool is empty or the database stores nothing.
 
-        Returns the problem, or an empty text if the database stored everything. Needs an app
-        context. Raises `StorageError` if the spool cannot be read or written.
+        Entries that were set aside are tried, too. Returns the problem, or an empty text. Needs an
+        app context. Raises `StorageError` if the spool cannot be read or written.
         """
-        while self.drain_chunk() is DrainResult.STORED:
+        self._release_set_aside()
+        while self.step() is DrainState.DRAINING:
             pass
-        return self._problem
+        waiting = self.spool.waiting()
+        if self._problem or not waiting.set_aside:
+            return self._problem
+        return self.spool.list_set_aside(1)[0].problem
 
-    def drain_chunk(self) -> DrainResult:
-        """Move one chunk into the database.
+    def step(self) -> DrainState:
+        """Move one chunk into the database, and return the new state.
 
         Needs an app context. Raises `StorageError` if the spool cannot be read or written.
         """
-        with file_lock(f"{self.spool.path}-drain"):
-            chunk = self.spool.read_oldest(self._skipped_up_to_id, self._chunk_limit)
+        with file_lock(str(self.spool.path), "drain-lock"):
+            chunk = self.spool.read(self._skipped_up_to, self._chunk_limit)
             if not chunk:
                 return self._reach_end()
-            self._writer.write(chunk, CHUNK_SECONDS)
-            stored = [entry for entry in chunk if entry.error is None]
+            stored, failed = self._store(chunk)
             if stored:
                 self.spool.remove(stored)
+            set_aside = self._judge(failed, is_alone=bool(stored))
         for entry in stored:
             self._announce(entry.records)
-        self._plan_next_chunk(chunk, stored)
-        return DrainResult.STORED if stored else DrainResult.BLOCKED
+        self._state = self._next_state(chunk, bool(stored), len(set_aside) == len(failed))
+        return self._state
 
-    def _reach_end(self) -> DrainResult:
-        if self._skipped_up_to_id:
-            self._skipped_up_to_id = 0
-            return DrainResult.BLOCKED
-        self.database_is_down = False
-        self._log_change("")
-        return DrainResult.EMPTY
+    def _store(
+        self, chunk: Sequence[SpooledEntry]
+    ) -> tuple[list[SpooledEntry], list[SpooledEntry]]:
+        """Try to store the chunk. Returns the stored entries and the failed ones."""
+        try:
+            self._writer.write(chunk, CHUNK_SECONDS)
+        except Exception as error:  # there is no engine
+            for entry in chunk:
+                entry.error = error
+        stored = [entry for entry in chunk if entry.error is None]
+        if stored:
+            self.note_stored()
+        return stored, [entry for entry in chunk if entry.error is not None]
 
-    def _plan_next_chunk(
-        self, chunk: Sequence[SpooledEntry], stored: Sequence[SpooledEntry]
-    ) -> None:
-        """Choose where the next chunk starts, and its size."""
+    def _judge(self, failed: Sequence[SpooledEntry], *, is_alone: bool) -> list[SpooledEntry]:
+        """Set entries aside that fail while the database stores others. Returns these entries."""
+        now = time.monotonic()
+        set_aside: list[SpooledEntry] = []
+        noted: list[SpooledEntry] = []
+        for entry in failed:
+            failed_before = self._failed_at.get(entry.spool_id, now)
+            self._failed_at[entry.spool_id] = now
+            if concerns_entry(entry.error):
+                if is_alone or failed_before < self._stored_at or entry.failures:
+                    set_aside.append(entry)
+            elif is_alone and classify(entry.error) is Fault.FATAL:
+                is_last = entry.failures + 1 >= MAX_FAILURES
+                (set_aside if is_last else noted).append(entry)
+        if noted:
+            self.spool.note_failures(noted, is_set_aside=False)
+        if set_aside:
+            self.spool.note_failures(set_aside, is_set_aside=True)
+            self._log_set_aside(set_aside[0].error)
+        return set_aside
+
+    def _next_state(
+        self, chunk: Sequence[SpooledEntry], has_stored: bool, has_set_aside_all: bool
+    ) -> DrainState:
+        """Choose the state, where the next chunk starts, and its size."""
         error = next((entry.error for entry in chunk if entry.error), None)
-        if error:
-            self._log_change(describe(error))
-        if not stored:
-            self._chunk_limit = max(1, len(chunk) // 2)
-            if len(chunk) == 1:
-                self._skipped_up_to_id = chunk[0].row["id"]
-        elif self.database_is_down:
-            self.database_is_down, self._skipped_up_to_id = False, 0
-        elif error:
-            self._skipped_up_to_id = chunk[-1].row["id"]
-        else:
-            self._chunk_limit = min(self._chunk_limit * 2, MAX_CHUNK_DELIVERIES)
+        if has_stored or has_set_aside_all:
+            self.database_is_down = False
+            if self._state is DrainState.PROBING:
+                self._skipped_up_to = 0
+            elif error:
+                self._skipped_up_to = chunk[-1].spool_id
+            else:
+                self._chunk_limit = min(self._chunk_limit * 2, MAX_CHUNK_DELIVERIES)
+            return DrainState.DRAINING
+        if error and not concerns_entry(error):
+            self.database_is_down = True
+        self._begin_outage(describe(error))
+        if len(chunk) == 1:
+            self._skipped_up_to = chunk[0].spool_id
+        self._chunk_limit = max(1, len(chunk) // 2)
+        return DrainState.PROBING
+
+    def _reach_end(self) -> DrainState:
+        if self._skipped_up_to:
+            self._skipped_up_to = 0
+            self._state = DrainState.PROBING
+            return self._state
+        self.database_is_down = False
+        self._failed_at.clear()
+        self._end_outage()
+        self._state = DrainState.IDLE
+        return self._state
 
     def _run(self) -> None:
         pause = MIN_PAUSE_SECONDS
         while True:
             with self._lock:
                 self._is_requested = False
-            match self._try_chunk():
-                case DrainResult.EMPTY:
+            match self._try_step():
+                case DrainState.IDLE:
                     with self._lock:
                         if not self._is_requested:
-                            self._thread = None
+                            self._is_running = False
                             return
-                case DrainResult.STORED:
+                case DrainState.DRAINING:
                     pause = MIN_PAUSE_SECONDS
                     time.sleep(YIELD_SECONDS)
-                case DrainResult.BLOCKED:
+                case DrainState.PROBING:
                     time.sleep(pause)
                     pause = min(pause * 2, MAX_PAUSE_SECONDS)
 
-    def _try_chunk(self) -> DrainResult:
+    def _try_step(self) -> DrainState:
         try:
             with self._context():
-                return self.drain_chunk()
+                if time.monotonic() >= self._retry_at:
+                    self._release_set_aside()
+                    self._log_foreign()
+                return self.step()
         except Exception as error:  # the thread must survive, whatever the error is
-            self._log_change(describe(error))
-            return DrainResult.BLOCKED
+            if isinstance(error, StorageError):
+                self.note_spool_failure()
+            self._begin_outage(describe(error))
+            return DrainState.PROBING
 
-    def _log_change(self, problem: str) -> None:
-        """Log one line when deliveries begin to wait, and one when none waits any more."""
-        if problem and not self._problem:
+    def _release_set_aside(self) -> None:
+        self._retry_at = time.monotonic() + RETRY_SECONDS
+        self.spool.release_set_aside()
+
+    def _begin_outage(self, problem: str) -> None:
+        """Log one line when deliveries begin to wait."""
+        if not self._problem:
             logger.error(
                 "The database does not store callbacks (%s). They wait in the spool %s and are "
                 "stored as soon as the database accepts them. Check the database, and run "
@@ -173,9 +278,44 @@ class Drain:
                 problem,
                 self.spool.path,
             )
-        elif not problem and self._problem:
-            logger.warning(
-                "The database has stored all callbacks that waited in the spool %s.",
-                self.spool.path,
-            )
         self._problem = problem
+
+    def _end_outage(self) -> None:
+        """Log one line when no delivery waits any more."""
+        if self._problem:
+            set_aside = self.spool.waiting().set_aside
+            logger.warning(
+                "The database has stored all callbacks that waited in the spool %s%s.",
+                self.spool.path,
+                f", except {set_aside} that are set aside" if set_aside else "",
+            )
+        self._problem = ""
+
+    def _log_set_aside(self, error: Exception | None) -> None:
+        if time.monotonic() - self._set_aside_logged_at < LOG_INTERVAL_SECONDS:
+            return
+        self._set_aside_logged_at = time.monotonic()
+        logger.error(
+            "The database refuses a callback, but stores others (%s). The callback is set aside in "
+            "the spool %s and tried again every hour. `flask imcallback spool` lists it.",
+            describe(error),
+            self.spool.path,
+        )
+
+    def _log_foreign(self) -> None:
+        """Log once that the spool holds deliveries of other databases."""
+        foreign = self.spool.waiting().foreign
+        if self._is_foreign_logged or not foreign:
+            return
+        self._is_foreign_logged = True
+        for mark, count in foreign.items():
+            logger.error(
+                "%s callbacks in the spool %s belong to the database %s, but this app uses %s. "
+                "They stay in the spool. Run `flask imcallback spool --adopt %s` if the database "
+                "has moved. Otherwise set a different IMCALLBACK_SPOOL for each deployment.",
+                count,
+                self.spool.path,
+                mark,
+                self.spool.mark,
+                mark,
+            )

@@ -5,7 +5,6 @@ from __future__ import annotations
 import hashlib
 import json
 import os
-import threading
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -17,6 +16,7 @@ from ..text import make_storable
 from .column_types import ExactText
 from .ids import moment_of
 from .tables import delivery as delivery_table
+from .threads import Signal
 
 BYTES_PER_ROW = 1024
 """Bytes of a body that cost about as much to store as one row."""
@@ -71,8 +71,8 @@ class Entry:
         self.removals = removals
         self.weight = 1 + len(removals) + len(row["body"]) // BYTES_PER_ROW
         """Estimated cost of storing the entry, in rows."""
-        self.done = threading.Event()
-        """Set when the entry is stored, or when `error` says why it is not."""
+        self.done: Signal
+        """Set when the entry is stored, or when `error` says why it is not. The writer adds it."""
         self.is_abandoned = False
         """The caller timed out. A running transaction may finish, but no new one may start."""
         self.error: Exception | None = None

@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import os
 import platform
-import threading
 from datetime import UTC, datetime, timedelta
 from zlib import crc32
+
+from .threads import new_lock
 
 EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 
@@ -52,7 +53,7 @@ class IdAllocator:
     """A source of ids that are free in this process. Threads may share it."""
 
     def __init__(self) -> None:
-        self._lock = threading.Lock()
+        self._lock = new_lock()
         self._next_free_id = 0
 
     def allocate(self, received_at: datetime, removal_count: int) -> int:

@@ -82,6 +82,15 @@ def ensure_sources(connection: Connection, entries: Sequence[Entry]) -> None:
         source_ids[key] = source_id
 
 
+def store_entries(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Store the entries in one transaction. Missing sources are added before, in their own."""
+    if connection.in_transaction():
+        connection.rollback()
+    ensure_sources(connection, entries)
+    with connection.begin():
+        insert_entries(connection, entries)
+
+
 def insert_entries(connection: Connection, entries: Sequence[Entry]) -> None:
     """Insert the rows of all entries. Call `ensure_sources` on this connection before."""
     statements = _statements(connection.dialect)

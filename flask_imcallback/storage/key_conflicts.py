@@ -9,6 +9,7 @@ from sqlalchemy import Engine, select
 from ..removals import Status
 from .entries import Entry
 from .tables import delivery as delivery_table
+from .tables import removal as removal_table
 
 
 @dataclass(frozen=True)
@@ -33,8 +34,8 @@ class IdTaken:
 KeyConflict = StoredBefore | RepetitionOf | IdTaken
 
 
-def find_key_conflict(engine: Engine, entry: Entry) -> KeyConflict:
-    """Return why the database refuses the keys of the entry. The entry stays unchanged."""
+def find_key_conflict(engine: Engine, entry: Entry) -> KeyConflict | None:
+    """Return why the database refuses the keys of the entry, or None if no key is taken."""
     column, row = delivery_table.c, entry.row
     with engine.connect() as connection:
         same_id = select(column.nonce, column.status).where(column.id == row["id"])
@@ -46,4 +47,9 @@ def find_key_conflict(engine: Engine, entry: Entry) -> KeyConflict:
             first_id = connection.scalar(same_callback)
             if first_id is not None:
                 return RepetitionOf(first_id)
-    return IdTaken()
+        last_id = row["id"] + max(len(entry.removals), 1) - 1
+        removal_ids = select(removal_table.c.id).where(
+            removal_table.c.id.between(row["id"], last_id)
+        )
+        is_taken = stored or connection.scalar(removal_ids.limit(1)) is not None
+    return IdTaken() if is_taken else None

@@ -13,11 +13,13 @@ from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from sqlalchemy import Engine
+from sqlalchemy import Connection, Engine
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import ConfigError, StorageError
 from .database_errors import describe
+from .encodings import check_encoding
+from .engines import WRITES
 
 if TYPE_CHECKING:
     from alembic.config import Config
@@ -35,16 +37,23 @@ def run_alembic(engine: Engine, command: str, *arguments: Any, **options: Any) -
     from alembic import command as commands
 
     with _storage_errors():
+        if command == "upgrade":
+            check_encoding(engine)
         getattr(commands, command)(make_config(engine), *arguments, **options)
 
 
 def current_revision(engine: Engine) -> str | None:
     """Return the revision of the tables, or None if there are no tables. Raises `StorageError`."""
+    with _storage_errors(), engine.connect() as connection:
+        return read_revision(connection)
+
+
+def read_revision(connection: Connection) -> str | None:
+    """Return the revision of the tables, or None. Raises the errors of SQLAlchemy."""
     from alembic.migration import MigrationContext
 
-    with _storage_errors(), engine.connect() as connection:
-        options = {"version_table": VERSION_TABLE}
-        return MigrationContext.configure(connection, opts=options).get_current_revision()
+    options = {"version_table": VERSION_TABLE}
+    return MigrationContext.configure(connection, opts=options).get_current_revision()
 
 
 def is_at_head(engine: Engine) -> bool:
@@ -52,8 +61,12 @@ def is_at_head(engine: Engine) -> bool:
 
     A revision that this release does not know belongs to a newer release. Raises `StorageError`.
     """
-    current = current_revision(engine)
-    return current is not None and current not in _older_revisions()
+    return is_head(current_revision(engine))
+
+
+def is_head(revision: str | None) -> bool:
+    """Return True for the newest revision of this release, and for one that it does not know."""
+    return revision is not None and revision not in _older_revisions()
 
 
 @cache
@@ -84,7 +97,7 @@ def make_config(engine: Engine) -> Config:
     config = Config(stdout=sys.stdout)
     config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    config.attributes["engine"] = engine
+    config.attributes["engine"] = engine.execution_options(**{WRITES: True})
     return config
 
 

@@ -15,7 +15,7 @@ from .writer import Writer
 
 
 class Recorder:
-    """The storage of one app's deliveries. Threads may share it."""
+    """The storage of one app's deliveries in one process. Threads may share it."""
 
     def __init__(
         self,
@@ -33,20 +33,44 @@ class Recorder:
         """Store the delivery and its removals. Both are durable when this method returns.
 
         Returns the stored entry, which is a duplicate if the delivery repeats a callback. Returns
-        None if the entry waits in the spool. Needs an app context. Raises `StorageError`.
+        None if the entry waits in the spool. Needs an app context. Raises `StorageError` if neither
+        the database nor the spool takes the delivery.
         """
         entry = self.make_entry(delivery)
-        if self._drain is None or not self._drain.database_is_down:
-            self._writer.write([entry], self._deadline)
-            if entry.error is None:
-                return entry
         if self._drain is None:
-            raise _storage_error(entry.error) from entry.error
-        if entry.error is not None:
-            self._drain.mark_database_down(entry.error)
-        self._drain.spool.put(entry.copy())
-        self._drain.start()
+            if error := self._try_database(entry):
+                raise _storage_error(error) from error
+            return entry
+        self._drain.start_if_due()
+        if self._drain.database_is_down:
+            return self._record_during_outage(entry, self._drain)
+        error = self._try_database(entry)
+        if error is None:
+            self._drain.note_stored()
+            return entry
+        self._drain.note_failure(error)
+        if spool_error := _try_spool(entry, self._drain):
+            raise _storage_error(error, spool_error) from error
         return None
+
+    def _record_during_outage(self, entry: Entry, drain: Drain) -> Entry | None:
+        """Store the entry in the spool, or else in the database, which may be back."""
+        spool_error = _try_spool(entry, drain)
+        if spool_error is None:
+            return None
+        entry = entry.copy()
+        if error := self._try_database(entry):
+            raise _storage_error(error, spool_error) from error
+        drain.note_stored()
+        return entry
+
+    def _try_database(self, entry: Entry) -> Exception | None:
+        """Store the entry in the database. Returns the error, if any."""
+        try:
+            self._writer.write([entry], self._deadline)
+        except Exception as error:  # there is no engine, and the spool must take the delivery
+            return error
+        return entry.error
 
     def make_entry(self, delivery: Delivery) -> Entry:
         """Return an entry for the delivery, with an id that is free in this process."""
@@ -54,8 +78,20 @@ class Recorder:
         return Entry.from_delivery(delivery, delivery_id)
 
 
-def _storage_error(cause: Exception | None) -> StorageError:
-    return StorageError(
+def _try_spool(entry: Entry, drain: Drain) -> Exception | None:
+    """Store the entry in the spool, and start the drain. Returns the error, if any."""
+    try:
+        drain.spool.put(entry.copy())
+    except StorageError as error:
+        drain.note_spool_failure()
+        return error
+    drain.start()
+    return None
+
+
+def _storage_error(cause: Exception, spool_cause: Exception | None = None) -> StorageError:
+    message = (
         f"cannot store the callback ({describe(cause)}): check that the database answers, and run "
         "`flask db upgrade` if a table or column is missing"
     )
+    return StorageError(f"{message}. Also {spool_cause}" if spool_cause else message)

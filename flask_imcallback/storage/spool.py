@@ -2,52 +2,82 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import os
+import sqlite3
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import (
-    URL,
-    ColumnElement,
-    Connection,
-    and_,
-    create_engine,
-    delete,
-    event,
-    func,
-    select,
-    update,
-)
-from sqlalchemy.dialects import sqlite
+from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
-from sqlalchemy.schema import CreateTable
 
 from ..errors import StorageError
-from ..removals import Relation, Removal
 from .database_errors import describe
-from .entries import BYTES_PER_ROW, Entry
-from .ids import MAX_REMOVALS
-from .inserts import ensure_sources, insert_entries
-from .sqlite import file_lock, set_durable_pragmas
-from .tables import delivery as delivery_table
-from .tables import removal as removal_table
-from .tables import source as source_table
+from .engines import UNKNOWN_DATABASE, WRITES, begin_sqlite, create_private_file
+from .entries import Entry
+from .entry_codec import decode_entry, encode_entry
+from .ids import moment_of
+from .sqlite import set_up_sqlite, use_wal
 from .writer import Writer
 
-CREATE_TABLES = [
-    str(CreateTable(table, if_not_exists=True).compile(dialect=sqlite.dialect()))
-    for table in (delivery_table, removal_table, source_table)
-]
-"""The tables of the database, without their indexes."""
+CREATE_TABLES = """
+CREATE TABLE IF NOT EXISTS imcallback_spool (
+    id INTEGER PRIMARY KEY,
+    database TEXT NOT NULL,
+    delivery_id INTEGER NOT NULL,
+    entry BLOB NOT NULL,
+    is_set_aside INTEGER NOT NULL DEFAULT 0,
+    failures INTEGER NOT NULL DEFAULT 0,
+    failed_at REAL,
+    problem TEXT NOT NULL DEFAULT ''
+);
+CREATE INDEX IF NOT EXISTS ix_imcallback_spool_order
+    ON imcallback_spool (database, is_set_aside, id);
+CREATE INDEX IF NOT EXISTS ix_imcallback_spool_oldest
+    ON imcallback_spool (database, delivery_id);
+CREATE TABLE IF NOT EXISTS imcallback_spool_count (
+    database TEXT NOT NULL,
+    is_set_aside INTEGER NOT NULL,
+    count INTEGER NOT NULL,
+    PRIMARY KEY (database, is_set_aside)
+);
+CREATE TRIGGER IF NOT EXISTS imcallback_spool_insert AFTER INSERT ON imcallback_spool BEGIN
+    INSERT OR IGNORE INTO imcallback_spool_count VALUES (NEW.database, NEW.is_set_aside, 0);
+    UPDATE imcallback_spool_count SET count = count + 1
+        WHERE database = NEW.database AND is_set_aside = NEW.is_set_aside;
+END;
+CREATE TRIGGER IF NOT EXISTS imcallback_spool_delete AFTER DELETE ON imcallback_spool BEGIN
+    UPDATE imcallback_spool_count SET count = count - 1
+        WHERE database = OLD.database AND is_set_aside = OLD.is_set_aside;
+END;
+CREATE TRIGGER IF NOT EXISTS imcallback_spool_update
+    AFTER UPDATE OF database, is_set_aside ON imcallback_spool BEGIN
+    INSERT OR IGNORE INTO imcallback_spool_count VALUES (NEW.database, NEW.is_set_aside, 0);
+    UPDATE imcallback_spool_count SET count = count - 1
+        WHERE database = OLD.database AND is_set_aside = OLD.is_set_aside;
+    UPDATE imcallback_spool_count SET count = count + 1
+        WHERE database = NEW.database AND is_set_aside = NEW.is_set_aside;
+END;
+"""
+"""The triggers count what waits, because health checks must stay quick however much waits.
+`delivery_id` is the time at which the delivery was received."""
 
 PUT_SECONDS = 3
 """Seconds that the spool may take to store a delivery. A late answer is better than no answer."""
 
+LOOK_MILLISECONDS = 500
+"""Time for which a look into the spool waits for a lock."""
+
 MAX_CHUNK_ROWS = 4000
 """Maximum size of the deliveries that are read at once, in rows (`Entry.weight`)."""
+
+PROBE_BYTES = 64 * 1024
+"""Bytes that `check_writable` writes to find a full disk."""
 
 REMEDY = "check the disk, the permissions and IMCALLBACK_SPOOL"
 
@@ -57,25 +87,66 @@ class Waiting:
     """The content of a spool, in short."""
 
     count: int
-    """Number of deliveries."""
+    """Number of deliveries that wait for this database."""
     oldest: datetime | None
-    """Time at which the oldest delivery was received, aware and in UTC. None for an empty spool."""
+    """Time at which the oldest delivery for this database was received, aware and in UTC. It may be
+    set aside. None if there is no delivery."""
+    set_aside: int
+    """Number of deliveries that this database refused, while it stored others."""
+    foreign: Mapping[str, int]
+    """Number of deliveries that belong to another database, by the mark of that database."""
+
+    @property
+    def foreign_count(self) -> int:
+        """Number of deliveries that belong to other databases."""
+        return sum(self.foreign.values())
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SetAside:
+    """A delivery that the database refused, while it stored others."""
+
+    received_at: datetime
+    """Time at which the delivery was received, aware and in UTC."""
+    failures: int
+    """Number of failed attempts to store it."""
+    failed_at: datetime
+    """Time of the last attempt, aware and in UTC."""
+    problem: str
+    """The last error of the database."""
 
 
 class Spool:
-    """A file that keeps deliveries until they are drained. Threads and processes may share it."""
+    """A file that keeps deliveries until they are drained. Threads and processes may share it.
 
-    def __init__(self, path: Path) -> None:
+    Each process has its own object. `get_mark` returns the mark of the database for which the
+    deliveries wait. Several databases may share a file: an app sees the deliveries of its own only.
+    """
+
+    def __init__(self, path: Path, get_mark: Callable[[], str]) -> None:
         self.path = path
-        self.engine = create_engine(URL.create("sqlite", database=str(path)))
-        event.listen(self.engine, "do_connect", self._create_file)
-        event.listen(self.engine, "connect", set_durable_pragmas)
-        event.listen(self.engine, "connect", _create_tables)
-        self._writer = Writer(lambda: self.engine, retry_until_deadline=False)
+        self._get_mark = get_mark
+        self._writing = self._new_engine(poolclass=QueuePool, pool_size=1, max_overflow=-1)
+        self._occasional = self._new_engine(poolclass=NullPool)
+        self._writer = Writer(lambda: self._writing, retry_until_deadline=False, store=self._insert)
+
+    def _new_engine(self, **options: Any) -> Engine:
+        url = URL.create("sqlite", database=str(self.path))
+        engine = create_engine(
+            url, hide_parameters=True, execution_options={WRITES: True}, **options
+        )
+        event.listen(engine, "do_connect", self._create_file)
+        event.listen(engine, "connect", _set_up)
+        event.listen(engine, "begin", begin_sqlite)
+        return engine
 
     def _create_file(self, *_: object) -> None:
-        self.path.parent.mkdir(parents=True, exist_ok=True)
-        self.path.touch(0o600)  # the file holds packets, so other users may not read it
+        create_private_file(self.path)  # the file holds packets, so other users may not read it
+
+    @property
+    def mark(self) -> str:
+        """The mark of the database that drains this spool."""
+        return self._get_mark()
 
     def put(self, entry: Entry) -> None:
         """Keep an entry. It is durable when this method returns. Raises `StorageError`."""
@@ -83,60 +154,175 @@ class Spool:
         if entry.error:
             raise self._error("write", entry.error) from entry.error
 
-    def waiting(self) -> Waiting:
-        """Return how much waits. Creates no file. Raises `StorageError`."""
-        query = select(func.count(), func.min(delivery_table.c.received_at))
-        with self._reading() as connection:
-            count, oldest = connection.execute(query).one() if connection else (0, None)
-        return Waiting(count=count, oldest=oldest)
-
-    def read_oldest(self, after_id: int, limit: int) -> list[SpooledEntry]:
-        """Return the oldest entries with an id above `after_id`, at most `limit` entries.
-
-        The entries fit into one transaction. Raises `StorageError`.
-        """
-        with self._reading() as connection:
-            if not connection:
-                return []
-            ids = _ids_of_chunk(connection, after_id, limit)
-            removals = _removals_of(connection, ids)
-            rows = (
-                select(delivery_table)
-                .where(delivery_table.c.id.in_(ids))
-                .order_by(delivery_table.c.id)
+    def _insert(self, connection: Connection, entries: Sequence[Entry]) -> None:
+        mark = self.mark
+        rows = [(mark, entry.row["id"], encode_entry(entry)) for entry in entries]
+        with connection.begin():
+            connection.exec_driver_sql(
+                "INSERT INTO imcallback_spool (database, delivery_id, entry) VALUES (?, ?, ?)", rows
             )
-            return [
-                SpooledEntry(self, dict(row), removals[row["id"]])
-                for row in connection.execute(rows).mappings()
-            ]
+
+    def waiting(self) -> Waiting:
+        """Return how much waits. Creates no file. Raises `StorageError`.
+
+        The method costs the same however much waits.
+        """
+        mark = self.mark
+        with self._looking() as connection:
+            rows: list[tuple[str, int, int]] = []
+            oldest: int | None = None
+            if connection:
+                rows = connection.execute(
+                    "SELECT database, is_set_aside, count FROM imcallback_spool_count "
+                    "WHERE count > 0"
+                ).fetchall()
+                (oldest,) = connection.execute(
+                    "SELECT min(delivery_id) FROM imcallback_spool WHERE database = ?", (mark,)
+                ).fetchone()
+        foreign: dict[str, int] = {}
+        for database, _, count in rows:
+            if database != mark:
+                foreign[database] = foreign.get(database, 0) + count
+        own = {is_set_aside: count for database, is_set_aside, count in rows if database == mark}
+        return Waiting(
+            count=own.get(0, 0),
+            oldest=None if oldest is None else moment_of(oldest),
+            set_aside=own.get(1, 0),
+            foreign=foreign,
+        )
+
+    def list_set_aside(self, limit: int = 20) -> list[SetAside]:
+        """Return the deliveries that are set aside, oldest first. Raises `StorageError`."""
+        query = (
+            "SELECT delivery_id, failures, failed_at, problem FROM imcallback_spool "
+            "WHERE database = ? AND is_set_aside = 1 ORDER BY id LIMIT ?"
+        )
+        with self._looking() as connection:
+            rows = connection.execute(query, (self.mark, limit)).fetchall() if connection else []
+        return [
+            SetAside(
+                received_at=moment_of(delivery_id),
+                failures=failures,
+                failed_at=moment_of(int(failed_at * 1_000_000)),
+                problem=problem,
+            )
+            for delivery_id, failures, failed_at, problem in rows
+        ]
+
+    def read(self, after: int, limit: int) -> list[SpooledEntry]:
+        """Return the next entries of this database, in the order in which they came.
+
+        `after` is a `spool_id`. The entries fit into one transaction. An entry that this release
+        cannot read is set aside. Raises `StorageError`.
+        """
+        query = (
+            "SELECT id, entry, failures FROM imcallback_spool "
+            "WHERE database = ? AND is_set_aside = 0 AND id > ? ORDER BY id LIMIT ?"
+        )
+        entries: list[SpooledEntry] = []
+        unreadable: dict[int, Exception] = {}
+        weight = 0
+        with self._looking() as connection:
+            rows = connection.execute(query, (self.mark, after, limit)) if connection else ()
+            for spool_id, encoded, failures in rows:
+                try:
+                    entry = SpooledEntry(self, spool_id, failures, encoded)
+                except (ValueError, TypeError, LookupError) as error:
+                    unreadable[spool_id] = error
+                    continue
+                entries.append(entry)
+                weight += entry.weight
+                if weight >= MAX_CHUNK_ROWS:
+                    break
+        if unreadable:
+            with self.writing() as writing:
+                for spool_id, problem in unreadable.items():
+                    _note_failure(writing, spool_id, problem, is_set_aside=True)
+        return entries
 
     def remove(self, entries: Sequence[SpooledEntry]) -> None:
         """Remove entries that the database has stored. Raises `StorageError`."""
         with self.writing() as connection:
-            _delete(connection, [entry.spooled_id for entry in entries])
+            connection.exec_driver_sql(
+                "DELETE FROM imcallback_spool WHERE id = ?",
+                [(entry.spool_id,) for entry in entries],
+            )
+
+    def note_failures(self, entries: Sequence[SpooledEntry], *, is_set_aside: bool) -> None:
+        """Keep why the entries failed, and set them aside if wanted. Raises `StorageError`."""
+        with self.writing() as connection:
+            for entry in entries:
+                _note_failure(connection, entry.spool_id, entry.error, is_set_aside=is_set_aside)
+
+    def release_set_aside(self) -> int:
+        """Let the entries that are set aside wait again. Returns their number.
+
+        Raises `StorageError`.
+        """
+        if not os.path.lexists(self.path):
+            return 0
+        with self.writing() as connection:
+            return connection.exec_driver_sql(
+                "UPDATE imcallback_spool SET is_set_aside = 0 "
+                "WHERE database = ? AND is_set_aside = 1",
+                (self.mark,),
+            ).rowcount
+
+    def adopt(self, mark: str) -> int:
+        """Take over the deliveries of another database. Returns their number.
+
+        This is for a database that has moved. `mark` is a key of `Waiting.foreign`. Raises
+        `StorageError`, also if the own database is unknown.
+        """
+        if self.mark == UNKNOWN_DATABASE:
+            raise StorageError(
+                "cannot find out the database of this app: correct its configuration first"
+            )
+        if not os.path.lexists(self.path):
+            return 0
+        with self.writing() as connection:
+            return connection.exec_driver_sql(
+                "UPDATE imcallback_spool SET database = ?, is_set_aside = 0 WHERE database = ?",
+                (self.mark, mark),
+            ).rowcount
+
+    def check_writable(self) -> None:
+        """Check that the spool can be used before it is needed. Leaves no file behind.
+
+        Raises `StorageError`.
+        """
+        try:
+            if os.path.lexists(self.path):
+                _try_insert(self.path)
+            else:
+                _try_file(self.path.parent)
+        except (SQLAlchemyError, sqlite3.Error, OSError) as error:
+            raise self._error("write", error) from error
 
     @contextmanager
-    def _reading(self) -> Iterator[Connection | None]:
-        """Yield a connection, or None if the file does not exist. Raises `StorageError`."""
-        if not self.path.exists():
-            yield None
-            return
+    def _looking(self) -> Iterator[sqlite3.Connection | None]:
+        """Yield a connection, or None if there is nothing to see. Raises `StorageError`."""
         try:
-            with self.engine.connect() as connection:
-                yield connection
-        except SQLAlchemyError as error:
+            if not _exists(self.path):
+                yield None
+                return
+            with closing(_connect(self.path, "rw", LOOK_MILLISECONDS)) as connection:
+                yield connection if _has_tables(connection) else None
+        except (sqlite3.Error, OSError) as error:
             raise self._error("read", error) from error
 
     @contextmanager
-    def writing(self, *entries: Entry) -> Iterator[Connection]:
-        """Yield a connection in a transaction. It may insert `entries`. Raises `StorageError`."""
+    def writing(self) -> Iterator[Connection]:
+        """Yield a connection in a transaction. Raises `StorageError`."""
         try:
-            with file_lock(str(self.path)), self.engine.connect() as connection:
-                ensure_sources(connection, entries)
-                with connection.begin():
-                    yield connection
-        except SQLAlchemyError as error:
+            with self._occasional.connect() as connection, connection.begin():
+                yield connection
+        except (SQLAlchemyError, OSError) as error:
             raise self._error("write", error) from error
+
+    def dispose(self) -> None:
+        """Close the idle connections of this process."""
+        self._writing.dispose()
 
     def _error(self, verb: str, cause: Exception) -> StorageError:
         return StorageError(f"cannot {verb} the spool {self.path} ({describe(cause)}): {REMEDY}")
@@ -145,17 +331,13 @@ class Spool:
 class SpooledEntry(Entry):
     """An entry that stays in a spool until the database has stored it."""
 
-    def __init__(self, spool: Spool, row: dict[str, Any], removals: list[Removal]) -> None:
-        super().__init__(row, removals)
+    def __init__(self, spool: Spool, spool_id: int, failures: int, encoded: bytes) -> None:
+        super().__init__(*decode_entry(encoded))
         self._spool = spool
-        self.spooled_id: int = row["id"]
-        """The id under which the spool holds the entry."""
-
-    def mark_duplicate(self, first_id: int) -> None:
-        """Turn the entry, and its repetitions in the spool, into repetitions of `first_id`."""
-        super().mark_duplicate(first_id)
-        with self._spool.writing() as connection:
-            self._point_repetitions_to(connection, first_id)
+        self.spool_id = spool_id
+        """The position of the entry in the order in which the entries came."""
+        self.failures = failures
+        """Number of attempts that failed while the database stored other entries."""
 
     def assign_id(self, delivery_id: int) -> None:
         """Give the entry another id, and write the id to the spool at once.
@@ -164,66 +346,69 @@ class SpooledEntry(Entry):
         the row that was stored.
         """
         super().assign_id(delivery_id)
-        with self._spool.writing(self) as connection:
-            self._point_repetitions_to(connection, delivery_id)
-            _delete(connection, [self.spooled_id])
-            insert_entries(connection, [self])
-        self.spooled_id = delivery_id
-
-    def _point_repetitions_to(self, connection: Connection, first_id: int) -> None:
-        is_repetition = delivery_table.c.duplicate_of == self.spooled_id
-        connection.execute(
-            update(delivery_table).where(is_repetition).values(duplicate_of=first_id)
-        )
+        with self._spool.writing() as connection:
+            connection.exec_driver_sql(
+                "UPDATE imcallback_spool SET delivery_id = ?, entry = ? WHERE id = ?",
+                (delivery_id, encode_entry(self), self.spool_id),
+            )
 
 
-def _create_tables(connection: Any, _: object) -> None:
-    for statement in CREATE_TABLES:
-        connection.execute(statement)
+def _set_up(driver: sqlite3.Connection, _: object) -> None:
+    set_up_sqlite(driver)
+    use_wal(driver)
+    if not _has_tables(driver):
+        driver.executescript(CREATE_TABLES)
 
 
-def _ids_of_chunk(connection: Connection, after_id: int, limit: int) -> list[int]:
-    """Return the ids of the oldest deliveries that fit into one transaction."""
-    column = delivery_table.c
-    weight = 1 + column.removal_count + func.length(column.body) / BYTES_PER_ROW
-    query = select(column.id, column.duplicate_of, weight).where(column.id > after_id)
-    ids: list[int] = []
-    total = 0
-    for delivery_id, first_id, rows in connection.execute(query.order_by(column.id).limit(limit)):
-        if first_id in ids:  # the first delivery may get another id when it is stored
-            break
-        ids.append(delivery_id)
-        total += rows
-        if total >= MAX_CHUNK_ROWS:
-            break
-    return ids
+def _has_tables(driver: sqlite3.Connection) -> bool:
+    query = "SELECT 1 FROM sqlite_master WHERE name = 'imcallback_spool_update'"
+    return driver.execute(query).fetchone() is not None
 
 
-def _removals_of(connection: Connection, ids: Sequence[int]) -> dict[int, list[Removal]]:
-    """Return the removals of each delivery, in their order."""
-    removals: dict[int, list[Removal]] = {delivery_id: [] for delivery_id in ids}
-    query = (
-        select(
-            removal_table.c.delivery_id,
-            source_table.c.relation,
-            removal_table.c.owner_id,
-            removal_table.c.target_id,
-        )
-        .where(_belongs_to(ids), removal_table.c.source_id == source_table.c.id)
-        .order_by(removal_table.c.id)
+def _note_failure(
+    connection: Connection, spool_id: int, error: Exception | None, *, is_set_aside: bool
+) -> None:
+    connection.exec_driver_sql(
+        "UPDATE imcallback_spool SET is_set_aside = ?, failures = failures + 1, failed_at = ?, "
+        "problem = ? WHERE id = ?",
+        (int(is_set_aside), time.time(), describe(error), spool_id),
     )
-    for delivery_id, relation, *accounts in connection.execute(query):
-        removals[delivery_id].append(Removal(Relation(relation), *accounts))
-    return removals
 
 
-def _belongs_to(ids: Sequence[int]) -> ColumnElement[bool]:
-    """Return the condition for the removals of the deliveries. It uses the primary key."""
-    last = max(ids, default=0) + MAX_REMOVALS
-    is_near = removal_table.c.id.between(min(ids, default=0), last)
-    return and_(is_near, removal_table.c.delivery_id.in_(ids))
+def _exists(path: Path) -> bool:
+    """Return whether the file exists. Unlike `Path.exists`, raises `OSError` if nobody can know."""
+    try:
+        os.stat(path)
+    except FileNotFoundError:
+        return False
+    return True
 
 
-def _delete(connection: Connection, ids: Sequence[int]) -> None:
-    connection.execute(delete(removal_table).where(_belongs_to(ids)))
-    connection.execute(delete(delivery_table).where(delivery_table.c.id.in_(ids)))
+def _connect(path: Path, mode: str, milliseconds: int) -> sqlite3.Connection:
+    """Open an existing file without SQLAlchemy. `mode` is a mode of SQLite's URIs."""
+    uri = f"{path.absolute().as_uri()}?mode={mode}"
+    return sqlite3.connect(uri, uri=True, timeout=milliseconds / 1000, isolation_level=None)
+
+
+def _try_insert(path: Path) -> None:
+    """Insert into the spool, and roll back."""
+    with closing(_connect(path, "rw", LOOK_MILLISECONDS)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        if _has_tables(connection):
+            connection.execute(
+                "INSERT INTO imcallback_spool (database, delivery_id, entry) VALUES ('', 0, ?)",
+                (bytes(PROBE_BYTES),),
+            )
+        else:
+            connection.execute("CREATE TABLE imcallback_spool_probe (id INTEGER)")
+        connection.execute("ROLLBACK")
+
+
+def _try_file(folder: Path) -> None:
+    """Write a file without a name into the folder, or into the folder that would get it."""
+    while not _exists(folder) and folder != folder.parent:
+        folder = folder.parent
+    with tempfile.TemporaryFile(dir=folder) as file:
+        file.write(bytes(PROBE_BYTES))
+        file.flush()
+        os.fsync(file.fileno())

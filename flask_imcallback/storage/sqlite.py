@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
 
-from sqlalchemy import Engine
+from sqlalchemy import URL, Engine
 
 try:
     import fcntl
@@ -19,12 +21,33 @@ CACHE_KIB = 64 * 1024
 WAL_CHECKPOINT_PAGES = 8000
 """Pages of 4 KiB that SQLite writes to its log before it copies them into the database file."""
 
+BUSY_TIMEOUT_MILLISECONDS = 5000
+"""Time for which SQLite waits for a lock. No request waits that long: see `Writer`."""
 
-def set_durable_pragmas(connection: Any, _: object) -> None:
-    """Let readers and a writer work at the same time, and write each commit to disk."""
-    cursor = connection.cursor()
-    cursor.execute("PRAGMA journal_mode=WAL")
+UNSAFE_JOURNAL_MODES = ("off", "memory")
+"""Modes in which a crash during a transaction destroys the database file."""
+
+
+def use_wal(driver: Any, _: object = None) -> None:
+    """Let readers and a writer work at the same time. The database file keeps this mode."""
+    driver.execute("PRAGMA journal_mode=WAL")
+
+
+def set_up_sqlite(driver: Any) -> None:
+    """Give a connection of sqlite3 what durable transactions need.
+
+    The driver begins no transactions of its own, so that SQLAlchemy's BEGIN is the only one.
+    """
+    driver.rollback()  # a listener of the host may have begun a transaction
+    if hasattr(driver, "autocommit"):  # Python 3.12
+        driver.autocommit = sqlite3.LEGACY_TRANSACTION_CONTROL  # type: ignore[attr-defined]
+    driver.isolation_level = None
+    cursor = driver.cursor()
     cursor.execute("PRAGMA synchronous=FULL")
+    cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MILLISECONDS}")
+    (journal_mode,) = cursor.execute("PRAGMA journal_mode").fetchone()
+    if journal_mode in UNSAFE_JOURNAL_MODES and is_file(cursor):
+        cursor.execute("PRAGMA journal_mode=DELETE")
     # Account ids arrive in no order. SQLite's defaults, 2 MB of cache and 4 MB of log, make it
     # read and write the same index pages again and again.
     cursor.execute(f"PRAGMA cache_size=-{CACHE_KIB}")
@@ -32,12 +55,28 @@ def set_durable_pragmas(connection: Any, _: object) -> None:
     cursor.close()
 
 
+def is_file(cursor: Any) -> bool:
+    return any(row[2] for row in cursor.execute("PRAGMA database_list").fetchall())
+
+
 def sqlite_path(engine: Engine) -> str | None:
     """Return the path of a SQLite database, or None for a database in memory or of another kind."""
-    if engine.dialect.name != "sqlite":
+    return resolve_path(engine.url) if engine.dialect.name == "sqlite" else None
+
+
+def resolve_path(url: URL) -> str | None:
+    """Return the absolute path of the SQLite file without links, or None for a database in memory.
+
+    A URL may name the file by its path or by a URI, see https://sqlite.org/uri.html.
+    """
+    database = url.database or ":memory:"
+    if database.startswith("file:"):
+        uri = urlsplit(database)
+        is_in_memory = "memory" in parse_qs(uri.query).get("mode", ()) or ":memory:" in uri.path
+        database = ":memory:" if is_in_memory else unquote(uri.path)
+    if database == ":memory:" or not database:
         return None
-    path = engine.url.database or ":memory:"
-    return None if ":memory:" in path or path.startswith("file:") else path
+    return os.path.realpath(database)
 
 
 def file_identity(path: str) -> tuple[int, int] | None:
@@ -50,8 +89,8 @@ def file_identity(path: str) -> tuple[int, int] | None:
 
 
 @contextmanager
-def file_lock(path: str | None) -> Iterator[Callable[[], None]]:
-    """Hold the lock file of `path`. Yields a function that releases the lock early.
+def file_lock(path: str | None, name: str = "lock") -> Iterator[Callable[[], None]]:
+    """Hold the lock file `path-name`. Yields a function that releases the lock early.
 
     `flock` wakes waiting processes in order. SQLite's own waiting polls and can starve a process.
     Working without this lock is safe, because SQLite's own locks still apply: there is no lock if
@@ -61,7 +100,17 @@ def file_lock(path: str | None) -> Iterator[Callable[[], None]]:
         if path is not None and fcntl is not None:
             # A separate file: opening and closing the database file would drop SQLite's locks.
             with suppress(OSError):
-                lock = os.open(f"{path}-lock", os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+                lock = _open_lock_file(f"{path}-{name}", beside=path)
                 stack.callback(os.close, lock)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield stack.close
+
+
+def _open_lock_file(path: str, *, beside: str) -> int:
+    """Open the lock file. A file that root creates gets the owner of the file beside it."""
+    lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    if os.geteuid() == 0:
+        with suppress(OSError):
+            owner = os.stat(beside)
+            os.fchown(lock, owner.st_uid, owner.st_gid)
+    return lock

@@ -7,27 +7,29 @@ that arrive during a commit share the next transaction. A single delivery is wri
 
 from __future__ import annotations
 
+import logging
 import os
+import queue
 import random
 import socket
 import sqlite3
-import threading
 import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
-from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine
 
-from ..errors import StorageError
 from ..removals import Status
-from .database_errors import Fault, FileReplacedError, classify
+from .database_errors import DeadlineError, Fault, FileReplacedError, classify
 from .entries import Entry
-from .inserts import ensure_sources, insert_entries
+from .inserts import store_entries
 from .key_conflicts import IdTaken, KeyConflict, RepetitionOf, StoredBefore, find_key_conflict
 from .sqlite import file_identity, file_lock, sqlite_path
+from .threads import new_lock, new_queue, new_signal, start_thread
+
+logger = logging.getLogger("flask_imcallback")
 
 MIN_TRANSACTION_ROWS, MAX_TRANSACTION_ROWS = 1000, 20_000
 """Bounds of the size of a transaction, in rows (`Entry.weight`). Larger transactions write the
@@ -65,7 +67,6 @@ class _QueuedEntry(NamedTuple):
 class _Worker:
     """A writer thread and its current work."""
 
-    thread: threading.Thread | None = None
     busy_since: float = 0
     """Time of the monotonic clock at which the current work began, or 0 if the worker is idle."""
     connection: Connection | None = None
@@ -73,24 +74,26 @@ class _Worker:
     is_abandoned: bool = False
     """Whether the writer has given up this thread. The thread ends when the driver returns."""
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread runs. A fork leaves a worker without a running thread."""
-        return self.thread is not None and self.thread.is_alive()
-
 
 class Writer:
-    """A queue of entries and the thread that stores them. Threads may share a writer.
+    """A queue of entries and the thread that stores them. The threads of a process may share it.
 
-    After a lost connection, a writer with `retry_until_deadline` retries until the deadline. Other
-    writers retry once.
+    `store` inserts entries by a connection. After a lost connection, a writer with
+    `retry_until_deadline` retries until the deadline. Other writers retry once.
     """
 
-    def __init__(self, engine: Callable[[], Engine], *, retry_until_deadline: bool) -> None:
+    def __init__(
+        self,
+        engine: Callable[[], Engine],
+        *,
+        retry_until_deadline: bool,
+        store: Callable[[Connection, Sequence[Entry]], None] = store_entries,
+    ) -> None:
         self._get_engine = engine
         self._retry_until_deadline = retry_until_deadline
-        self._lock = threading.Lock()
-        self._queue: SimpleQueue[_QueuedEntry] = SimpleQueue()
+        self._store_entries = store
+        self._lock = new_lock()
+        self._queue = new_queue()
         self._worker: _Worker | None = None
         self._max_rows = MIN_TRANSACTION_ROWS
 
@@ -102,6 +105,7 @@ class Writer:
         """
         engine, deadline = self._get_engine(), time.monotonic() + seconds
         for entry in entries:
+            entry.done = new_signal()
             self._queue.put(_QueuedEntry(engine, deadline, entry))
         self._ensure_worker()
         for entry in entries:
@@ -110,18 +114,14 @@ class Writer:
                 return
 
     def _ensure_worker(self) -> None:
-        """Start a worker at the first call, after a fork, and after a worker was abandoned."""
-        worker = self._worker  # another thread may replace it at any time
-        if worker and worker.is_alive:
+        """Start a worker at the first call, and after a worker was abandoned."""
+        if self._worker is not None:
             return
         with self._lock:
-            if self._worker and self._worker.is_alive:
+            if self._worker is not None:
                 return
             self._worker = worker = _Worker()
-            worker.thread = threading.Thread(
-                target=self._work, args=(worker,), name="imcallback-writer", daemon=True
-            )
-            worker.thread.start()
+        start_thread("imcallback-writer", lambda: self._work(worker))
 
     def _abandon(self, entries: Sequence[Entry], seconds: float) -> None:
         """Give up the unfinished entries, and the worker if it hangs."""
@@ -129,7 +129,7 @@ class Writer:
             for entry in entries:
                 if not entry.done.is_set():
                     entry.is_abandoned = True
-                    entry.error = StorageError(
+                    entry.error = DeadlineError(
                         f"the database did not store the delivery within {seconds:g} seconds"
                     )
             worker = self._worker
@@ -139,18 +139,21 @@ class Writer:
             worker.is_abandoned = True
             self._worker = None
         if worker.connection is not None:
-            _interrupt(worker.connection)
+            interrupt(worker.connection)
         self._ensure_worker()  # other callers wait for the queue
 
     def _work(self, worker: _Worker) -> None:
         while not worker.is_abandoned:
             first = self._queue.get()
             worker.busy_since = time.monotonic()
-            # Deliveries that arrive while this process waits for the lock share the transaction.
-            with file_lock(sqlite_path(first.engine)) as release_lock:
-                started_at, worker.release_lock = time.monotonic(), release_lock
-                self._write_queued(first, worker)
-            self._adjust_transaction_size(time.monotonic() - started_at)
+            try:
+                # Deliveries that arrive while this process waits for the lock share a transaction.
+                with file_lock(sqlite_path(first.engine)) as release_lock:
+                    started_at, worker.release_lock = time.monotonic(), release_lock
+                    self._write_queued(first, worker)
+                self._adjust_transaction_size(time.monotonic() - started_at)
+            except Exception:  # the thread must survive, and its callers stop at their deadlines
+                logger.exception("The writer thread failed unexpectedly")
             worker.busy_since = 0
 
     def _adjust_transaction_size(self, seconds: float) -> None:
@@ -162,7 +165,7 @@ class Writer:
     def _write_queued(self, first: _QueuedEntry, worker: _Worker) -> None:
         """Store an entry together with the entries that wait behind it."""
         queued, weight = [first], first.entry.weight
-        with suppress(Empty):
+        with suppress(queue.Empty):
             while weight < self._max_rows:
                 queued.append(self._queue.get_nowait())
                 weight += queued[-1].entry.weight
@@ -197,9 +200,11 @@ class Writer:
             try:
                 if classify(error) is Fault.DUPLICATE_KEY:
                     conflict = find_key_conflict(engine, entries[0])
+                    if conflict is None:  # not a key, but another constraint or a trigger
+                        return error
                     if self._resolve_key_conflict(entries[0], conflict, attempt):
                         return None
-                _commit(engine, entries, worker)
+                self._commit(engine, entries, worker)
                 return None
             except Exception as failure:  # a caller waits for an answer, whatever the error is
                 error = failure
@@ -211,6 +216,24 @@ class Writer:
             if worker.is_abandoned or time.monotonic() > deadline:
                 break
         return error
+
+    def _commit(self, engine: Engine, entries: list[Entry], worker: _Worker) -> None:
+        """Store all entries in one transaction. They are durable when this function returns."""
+        path = sqlite_path(engine)
+        with engine.connect() as connection:
+            worker.connection = connection
+            try:
+                if path and FILE_IDENTITY_KEY not in connection.info:
+                    connection.info[FILE_IDENTITY_KEY] = file_identity(path)
+                self._store_entries(connection, entries)
+                worker.release_lock()
+                identity = connection.info.get(FILE_IDENTITY_KEY)
+                if path and (identity is None or identity != file_identity(path)):
+                    raise FileReplacedError(f"the database file {path} was deleted or replaced")
+            finally:
+                worker.connection = None
+                if worker.is_abandoned:
+                    connection.invalidate()  # a socket of gevent serves only one thread
 
     def _reconnect(self, engine: Engine, error: Exception, attempt: int) -> bool:
         """Prepare another attempt after a lost connection. Returns False to give up."""
@@ -224,7 +247,7 @@ class Writer:
     def _resolve_key_conflict(self, entry: Entry, conflict: KeyConflict, attempt: int) -> bool:
         """Change the keys of the entry for another attempt. Returns True if it is stored already.
 
-        Raises `StorageError` if the caller abandoned the entry: the caller may now be storing the
+        Raises `DeadlineError` if the caller abandoned the entry: the caller may now be storing the
         entry elsewhere, under its present keys.
         """
         if isinstance(conflict, StoredBefore):
@@ -233,7 +256,7 @@ class Writer:
             return True
         with self._lock:
             if entry.is_abandoned:
-                raise StorageError("the deadline passed while the delivery was being stored")
+                raise DeadlineError("the deadline passed while the delivery was being stored")
             match conflict:
                 case RepetitionOf(first_id):
                     entry.mark_duplicate(first_id)
@@ -252,26 +275,7 @@ class Writer:
                     entry.done.set()
 
 
-def _commit(engine: Engine, entries: list[Entry], worker: _Worker) -> None:
-    """Store all entries in one transaction. They are durable when this function returns."""
-    path = sqlite_path(engine)
-    with engine.connect() as connection:
-        worker.connection = connection
-        try:
-            if path and FILE_IDENTITY_KEY not in connection.info:
-                connection.info[FILE_IDENTITY_KEY] = file_identity(path)
-            ensure_sources(connection, entries)
-            with connection.begin():
-                insert_entries(connection, entries)
-            worker.release_lock()
-            identity = connection.info.get(FILE_IDENTITY_KEY)
-            if path and (identity is None or identity != file_identity(path)):
-                raise FileReplacedError(f"the database file {path} was deleted or replaced")
-        finally:
-            worker.connection = None
-
-
-def _interrupt(connection: Connection) -> None:
+def interrupt(connection: Connection) -> None:
     """Abort the driver call that blocks a worker, if the driver allows it."""
     with suppress(Exception):
         driver: Any = connection.connection.driver_connection

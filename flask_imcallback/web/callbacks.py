@@ -15,6 +15,7 @@ from ..errors import BodyTooLargeError
 from ..providers import CallbackRequest, Reply
 from ..receiver import Body
 from ..runtime import get_runtime
+from ..storage import log_lost_callback
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -60,7 +61,7 @@ def _callback(name: str, rest: str = "") -> Response:
                 provider, _callback_request(rest), _read_body, sender=app
             )
     except Exception:
-        logger.exception("A callback of %s is lost after an unexpected error", name)
+        log_lost_callback("A callback of %s is lost after an unexpected error", name)
         reply = provider.refuse(503, "the callback could not be stored")
     if runtime.counters.is_due:
         runtime.counters.save_soon(app.app_context)

@@ -38,15 +38,12 @@ def install_middleware(app: Flask, runtime: Runtime) -> None:
     names = "|".join(re.escape(name) for name in runtime.providers)
     callback_path = re.compile(f"{re.escape(runtime.settings.url_prefix)}/({names})(/|$)")
     inner_app = app.wsgi_app
-    is_prepared = False
 
     def serve(environ: dict[str, Any], start_response: Callable[..., Any]) -> Iterable[bytes]:
-        nonlocal is_prepared
-        if not is_prepared:
+        if not runtime.is_prepared:
             # The first use of the database reports what is wrong with it.
             with suppress(Exception), app.app_context():
                 runtime.prepare_database()
-                is_prepared = True
         path = environ.get("PATH_INFO", "")
         if "//" in path:
             single_slashes = re.sub("//+", "/", path)

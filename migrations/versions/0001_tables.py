@@ -136,7 +136,7 @@ def _utc_datetime() -> sa.DateTime:
 
 
 def _long_text() -> sa.types.TypeEngine[str]:
-    return sa.Text().with_variant(mysql.LONGTEXT(), "mysql", "mariadb")
+    return sa.Text().with_variant(mysql.LONGTEXT(charset="utf8mb4"), "mysql", "mariadb")
 
 
 def _long_bytes() -> sa.types.TypeEngine[bytes]:

@@ -22,7 +22,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from flask_imcallback import ImCallback, upgrade
 from flask_imcallback.runtime import get_runtime
 from support import ROOT
-from support.apps import join
+from support.apps import close_connections, join
 
 PAGES = {
     page.name: page.read_text("utf-8") for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
@@ -105,11 +105,7 @@ class LiveApp:
         self.server.server_close()
         join("docs-server", "imcallback-drain", "imcallback-health", "imcallback-counters")
         for app in self.apps:
-            with app.app_context():
-                runtime = get_runtime()
-                spools = [runtime.drain.spool.engine] if runtime.drain else []
-                for engine in [*runtime.database.open().engines.values(), *spools]:
-                    engine.dispose()
+            close_connections(app)
 
 
 @pytest.fixture

@@ -5,7 +5,6 @@ from __future__ import annotations
 import re
 from typing import Any
 
-from flask_imcallback.runtime import get_runtime
 from support import ROOT, servers
 from support.apps import MakeApp, rows
 from support.deliveries import DELIVERY, record
@@ -23,7 +22,7 @@ def test_unavailable_nodes_are_skipped(
     with servers.database(database_servers["mariadb"]) as url:
         app = make_app(url)
         with app.app_context():
-            db = get_runtime().database.open()
+            db = app.extensions["sqlalchemy"]
             names: dict[str, Any] = {"app": app, "db": db}
             exec(CODE.replace('"db1.example", "db2.example", "db3.example"', NODES), names)
             for _ in range(5):

@@ -18,6 +18,7 @@ from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.tables import delivery
 from support import ROOT, samples
 from support.api import get
+from support.apps import close_connections
 from support.callbacks import run_command, served
 
 PAGE = ROOT / "docs" / "providers.md"
@@ -51,9 +52,7 @@ def app(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Flask]:
     with app.app_context():
         upgrade()
     yield app
-    with app.app_context():
-        for engine in get_runtime().database.open().engines.values():
-            engine.dispose()
+    close_connections(app)
 
 
 def send(app: Flask, sample: samples.Sample) -> None:

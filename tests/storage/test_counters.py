@@ -75,7 +75,7 @@ def test_the_counts_of_many_processes_add_up(database_url: URL, make_app: MakeAp
 
     def count(_: int) -> None:
         with app.app_context():
-            counters = CallbackCounters(get_runtime().engine)
+            counters = CallbackCounters(get_runtime().engine, get_runtime().engine)
             for _ in range(5):
                 counters.accept("openim", "a")
                 counters.refuse("openim", "b")

@@ -18,7 +18,7 @@ from sqlalchemy import URL
 
 from flask_imcallback import Record, StorageError, removals_recorded, upgrade
 from flask_imcallback.runtime import get_runtime
-from flask_imcallback.storage.drain import Drain, DrainResult
+from flask_imcallback.storage.drain import Drain, DrainState
 from flask_imcallback.storage.entries import Entry
 from flask_imcallback.storage.spool import Spool
 from support import faults, servers
@@ -45,7 +45,8 @@ def put(app: Flask, *entries: Entry) -> None:
 
 def new_drain(app: Flask) -> Drain:
     """Return a drain like the one of another process."""
-    return Drain(spool_of(app), get_runtime().engine, app.app_context, lambda _: None)
+    engines = get_runtime().process.get().engines
+    return Drain(spool_of(app), engines.occasional, app.app_context, lambda _: None)
 
 
 def drain(app: Flask) -> str:
@@ -159,7 +160,7 @@ def test_a_new_id_survives_the_end_of_the_process(
     with monkeypatch.context() as patch, suppress(ProcessEnds):
         patch.setattr(Spool, "remove", end_process)
         drain(app)
-    assert len(rows(app)[0]) == 2
+    assert len(rows(app)[0]) == 3
     drain(app)
     deliveries, removals = rows(app)
     assert [row["status"] for row in deliveries] == ["recorded", "recorded", "duplicate"]
@@ -196,25 +197,26 @@ def test_a_refused_delivery_does_not_block_the_others(make_app: MakeApp) -> None
     refuse_nonce(app, entries[0])
     assert drain(app) == "IntegrityError: refused on purpose"
     assert len(rows(app)[0]) == 4
-    assert spool_of(app).waiting().count == 1
+    waiting = spool_of(app).waiting()
+    assert (waiting.count, waiting.set_aside) == (0, 1)
     assert post(app) == 200
     assert len(rows(app)[0]) == 5
 
 
-def test_a_drained_chunk_says_what_became_of_it(make_app: MakeApp) -> None:
-    """A chunk is stored, blocked by the database, or empty."""
+def test_a_drain_step_returns_the_state(make_app: MakeApp) -> None:
+    """Nothing waits, the database stores deliveries, or it stored nothing of the last chunk."""
     app = make_app()
     (entry,) = entries_of(app, 1)
     with app.app_context():
         drain = new_drain(app)
-        assert drain.drain_chunk() is DrainResult.EMPTY
+        assert drain.step() is DrainState.IDLE
         put(app, entry)
-        assert drain.drain_chunk() is DrainResult.STORED
-        assert drain.drain_chunk() is DrainResult.EMPTY
+        assert drain.step() is DrainState.DRAINING
+        assert drain.step() is DrainState.IDLE
         (refused,) = entries_of(app, 1)
         refuse_nonce(app, refused)
         put(app, refused)
-        assert [drain.drain_chunk() for _ in range(3)] == [DrainResult.BLOCKED] * 3
+        assert [drain.step() for _ in range(3)] == [DrainState.PROBING] * 3
 
 
 def test_the_signal_comes_when_the_database_has_the_removals(make_app: MakeApp) -> None:
@@ -310,6 +312,7 @@ def test_the_spool_command_shows_and_drains(make_app: MakeApp) -> None:
     run = app.test_cli_runner().invoke
     assert run(args=["imcallback", "spool"]).output.startswith("0 waiting in ")
     put(app, *entries_of(app, 3))
+    put(without_database, *entries_of(without_database, 2))
     shown = run(args=["imcallback", "spool"])
     assert shown.exit_code == 0
     assert "3 waiting in " in shown.output
@@ -317,7 +320,7 @@ def test_the_spool_command_shows_and_drains(make_app: MakeApp) -> None:
     run_without_database = without_database.test_cli_runner().invoke
     failed = run_without_database(args=["imcallback", "spool", "--drain"])
     assert failed.exit_code == 1
-    assert "3 waiting" in failed.output
+    assert "2 waiting" in failed.output
     assert "connection" in failed.output
     assert "pass-word" not in failed.output
     drained = run(args=["imcallback", "spool", "--drain"])

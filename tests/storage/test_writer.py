@@ -14,7 +14,7 @@ from typing import Any
 import psycopg
 import pytest
 from flask import Flask
-from sqlalchemy import URL, create_engine, event, text
+from sqlalchemy import URL, Engine, create_engine, event, text
 
 from flask_imcallback import StorageError
 from flask_imcallback.runtime import get_runtime
@@ -37,13 +37,18 @@ def count_commits(app: Flask) -> Callable[[], int]:
     write(app, entry_of(app, replace(ANONYMOUS, received_at=MOMENT - timedelta(days=1))))
     commits: list[object] = []
     with app.app_context():
-        event.listen(get_runtime().engine(), "commit", commits.append)
+        event.listen(writing_engine(), "commit", commits.append)
     return lambda: len(commits)
+
+
+def writing_engine() -> Engine:
+    """Return the engine of the writer thread in the current app."""
+    return get_runtime().process.get().engines.writing()
 
 
 def new_writer(app: Flask) -> Writer:
     with app.app_context():
-        return Writer(get_runtime().engine, retry_until_deadline=False)
+        return Writer(writing_engine, retry_until_deadline=False)
 
 
 def test_deliveries_that_wait_share_a_transaction(database_url: URL, make_app: MakeApp) -> None:
@@ -210,7 +215,7 @@ def test_a_blocked_thread_is_replaced(
         app = make_app(url)
         entries = entries_of(app, 3)
         with app.app_context():
-            engine = get_runtime().engine()
+            engine = writing_engine()
             engine.dispose()
         writer = new_writer(app)
 
@@ -250,7 +255,7 @@ def test_a_refused_connection_is_retried(
         app = make_app(url)
         (entry,) = entries_of(app, 1)
         with app.app_context():
-            engine = get_runtime().engine()
+            engine = writing_engine()
         engine.dispose()
         connections: list[None] = []
 
@@ -272,7 +277,7 @@ def test_an_abandoned_entry_keeps_its_id(make_app: MakeApp) -> None:
     second.assign_id(first.row["id"])
     write(app, first)
     with app.app_context():
-        engine = get_runtime().engine()
+        engine = writing_engine()
 
     def abandon(*_: Any) -> None:
         second.is_abandoned = True

@@ -5,11 +5,13 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable
+from contextlib import suppress
 from typing import Any
 
 from flask import Flask
 from sqlalchemy import Connection, select
 
+from flask_imcallback import ConfigError
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.ids import moment_of
 from flask_imcallback.storage.tables import delivery, removal, source
@@ -42,6 +44,18 @@ def join(*names: str) -> None:
         if thread.name in names:
             thread.join(30)
             assert not thread.is_alive()
+
+
+def close_connections(app: Flask) -> None:
+    """Close the idle connections of the app, and those of the host."""
+    with app.app_context():
+        runtime = get_runtime()
+        engines = runtime.process.get().engines
+        engines.dispose()
+        if runtime.drain:
+            runtime.drain.spool.dispose()
+        with suppress(ConfigError):
+            engines.host().dispose()
 
 
 def rows(app: Flask) -> tuple[list[Any], list[Any]]:

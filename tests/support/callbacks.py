@@ -17,7 +17,7 @@ from flask_imcallback import ImCallback, OpenIMProvider, upgrade
 from flask_imcallback.providers import Callback, CallbackRequest
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.tables import delivery, removal
-from support.apps import join
+from support.apps import close_connections, join
 
 SECRET = "a-secret-of-16-characters"
 
@@ -68,12 +68,7 @@ class SharedApps:
         """Close all connections to the database."""
         join("imcallback-drain", "imcallback-counters")
         for app in self._apps.values():
-            with app.app_context():
-                runtime = get_runtime()
-                engines = list(runtime.database.open().engines.values())
-                engines += [runtime.drain.spool.engine] if runtime.drain else []
-                for engine in engines:
-                    engine.dispose()
+            close_connections(app)
 
 
 @contextmanager

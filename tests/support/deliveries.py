@@ -77,7 +77,8 @@ def write(
 ) -> None:
     """Store the entries by a new writer."""
     with app.app_context():
-        writer = Writer(get_runtime().engine, retry_until_deadline=retry_until_deadline)
+        engine = get_runtime().process.get().engines.writing
+        writer = Writer(engine, retry_until_deadline=retry_until_deadline)
         writer.write(entries, seconds)
 
 
@@ -115,7 +116,7 @@ def store_all(deliveries: Sequence[Delivery]) -> list[Record]:
     """Record the deliveries in the current app in few transactions, and return their removals."""
     runtime = get_runtime()
     entries = [runtime.recorder.make_entry(delivery) for delivery in deliveries]
-    Writer(runtime.engine, retry_until_deadline=True).write(entries, 60)
+    Writer(runtime.process.get().engines.writing, retry_until_deadline=True).write(entries, 60)
     assert [entry.error for entry in entries if entry.error] == []
     return [record for entry in entries for record in entry.records()]
 

@@ -16,8 +16,10 @@ from http.client import HTTPConnection, HTTPException
 from pathlib import Path
 from typing import NamedTuple
 
-from sqlalchemy import URL, NullPool, create_engine, select
+from sqlalchemy import URL, NullPool, create_engine, inspect, select
 
+from flask_imcallback.storage.entries import Entry
+from flask_imcallback.storage.entry_codec import decode_entry
 from flask_imcallback.storage.tables import delivery, removal
 
 SECRET = "a-secret-of-16-characters"
@@ -260,6 +262,24 @@ def check(callbacks: Iterable[Callback], *databases: URL | Path) -> Report:
     return report
 
 
+def sqlite_url(path: Path) -> URL:
+    return URL.create("sqlite", database=str(path))
+
+
+def has_spool(url: URL) -> bool:
+    """Return whether the database is a spool."""
+    engine = create_engine(url, poolclass=NullPool)
+    return inspect(engine).has_table("imcallback_spool")
+
+
+def entries_in(url: URL) -> list[Entry]:
+    """Return all entries in a spool, also of other databases and ones set aside."""
+    engine = create_engine(url, poolclass=NullPool)
+    with engine.connect() as connection:
+        encoded = connection.exec_driver_sql("SELECT entry FROM imcallback_spool ORDER BY id")
+        return [Entry(*decode_entry(entry)) for entry in encoded.scalars()]
+
+
 def _judge(callback: Callback, rows: set[Stored], miscounted: set[int]) -> Report:
     copies = Counter(row.target for row in rows)
     is_whole = copies.keys() == set(callback.targets)
@@ -290,11 +310,15 @@ def _read(databases: Iterable[URL | Path]) -> tuple[dict[str, set[Stored]], dict
     counts: dict[int, int] = {}
     row = removal.c
     for database in databases:
-        if isinstance(database, URL):
-            url = database
-        elif database.exists():
-            url = URL.create("sqlite", database=str(database))
-        else:
+        if isinstance(database, Path) and not database.exists():
+            continue
+        url = database if isinstance(database, URL) else sqlite_url(database)
+        if has_spool(url):
+            for entry in entries_in(url):
+                counts[entry.row["id"]] = entry.row["removal_count"]
+                for position, pair in enumerate(entry.removals):
+                    stored = Stored(entry.row["id"] + position, entry.row["id"], pair.target_id)
+                    rows[pair.owner_id].add(stored)
             continue
         engine = create_engine(url, poolclass=NullPool)
         with engine.connect() as connection:

@@ -27,8 +27,8 @@ from flask import Flask
 from sqlalchemy import URL
 
 from flask_imcallback import ImCallback, upgrade
-from flask_imcallback.runtime import get_runtime
 from support import faults, servers
+from support.apps import close_connections
 from support.clusters import Galera, Replicas, ask, galera, postgresql_replicas
 from support.faults import Cut
 from support.load import (
@@ -122,8 +122,7 @@ def create_tables(url: URL) -> None:
     ImCallback(app)
     with app.app_context():
         upgrade()
-        for engine in get_runtime().database.open().engines.values():
-            engine.dispose()
+    close_connections(app)
 
 
 @contextmanager

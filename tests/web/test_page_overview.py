@@ -125,7 +125,7 @@ def test_the_spool_is_shown(make_app: MakeApp) -> None:
         assert "the spool is empty" in read_page(app).text
         runtime.drain.spool.put(runtime.recorder.make_entry(delivery_of(("alice", "bob"))))
         assert "1 callback waits in the spool" in read_page(app).words
-        runtime.drain.spool.engine.dispose()
+        runtime.drain.spool.dispose()
         runtime.drain.spool.path.write_bytes(b"no database" * 1000)
         assert "The spool cannot be read" in read_page(app).text
         runtime.drain.spool.path.unlink()

@@ -1,0 +1,261 @@
+"""Engines of our own, made from the engine of the host.
+
+The host chooses the database, the driver and the login. Everything else belongs to this extension:
+its connections share nothing with the host, whatever pool, isolation level, event listener or
+character set the host uses.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from contextlib import suppress
+from typing import Any
+from urllib.parse import quote
+
+from sqlalchemy import URL, Connection, Dialect, Engine, NullPool, QueuePool, StaticPool, event
+from sqlalchemy.pool import Pool, SingletonThreadPool
+
+from ..errors import ConfigError
+from .sqlite import resolve_path, set_up_sqlite
+from .threads import PerProcess
+
+WRITES = "imcallback_writes"
+"""Execution option of engines whose transactions write. SQLite then takes its write lock at BEGIN,
+because it cannot wait for the lock in a transaction that has already read."""
+
+DEFAULT_PORTS: dict[str, int] = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+
+MARK_OPTIONS = ("host", "port", "unix_socket", "service", "options", "schema")
+"""Query parameters of a URL that lead to another database or another schema."""
+
+UNKNOWN_DATABASE = "unknown"
+"""Mark of a database that this process could not find out."""
+
+
+class _ProcessEngines:
+    """The engines that one process has created."""
+
+    host: Engine | None = None
+    reading: Engine | None = None
+    writing: Engine | None = None
+    occasional: Engine | None = None
+
+
+class Engines:
+    """The engines of one database. Each process has its own, created at their first use.
+
+    `get_host_engine` returns the engine of the host. It may need an app context, and may raise
+    `ConfigError`.
+    """
+
+    def __init__(self, get_host_engine: Callable[[], Engine]) -> None:
+        self._get_host_engine = get_host_engine
+        self._process = PerProcess(_ProcessEngines)
+
+    def host(self) -> Engine:
+        """Return the engine of the host. Raises `ConfigError` if there is none."""
+        engines = self._process.get()
+        if engines.host is None:
+            engines.host = _check(self._get_host_engine())
+        return engines.host
+
+    def reading(self) -> Engine:
+        """Return an engine for requests, with the limits of the host's pool."""
+        engines, host = self._process.get(), self.host()
+        if engines.reading is None:
+            pool = host.pool.recreate()
+            if not isinstance(pool, QueuePool | NullPool):
+                pool = _queue_pool(host.pool)
+            engines.reading = engines.reading or _derive(host, pool)
+        return engines.reading
+
+    def writing(self) -> Engine:
+        """Return an engine for the writer thread.
+
+        The writer thread uses one connection. It needs another one only after it gave up a
+        connection that hangs, so its pool has no upper limit.
+        """
+        engines, host = self._process.get(), self.host()
+        if engines.writing is None:
+            has_no_pool = isinstance(host.pool, NullPool)
+            pool = _null_pool(host.pool) if has_no_pool else _queue_pool(host.pool)
+            engines.writing = engines.writing or _derive(host, pool, **{WRITES: True})
+        return engines.writing
+
+    def occasional(self) -> Engine:
+        """Return an engine for rare work. Each use opens a connection and closes it."""
+        engines, host = self._process.get(), self.host()
+        if engines.occasional is None:
+            pool = _null_pool(host.pool)
+            engines.occasional = engines.occasional or _derive(host, pool, **{WRITES: True})
+        return engines.occasional
+
+    def mark(self) -> str:
+        """Return the mark of the database, or `UNKNOWN_DATABASE` if there is no engine."""
+        with suppress(Exception):
+            return database_mark(self.host().url)
+        return UNKNOWN_DATABASE
+
+    def dispose(self) -> None:
+        """Close the idle connections of this process."""
+        engines = self._process.get()
+        for engine in (engines.reading, engines.writing, engines.occasional):
+            if engine is not None and engine is not engines.host:
+                engine.dispose()
+
+
+def database_mark(url: URL) -> str:
+    """Return a text that tells databases apart: without user, password and driver.
+
+    The same database has the same mark in each process, so a spool keeps it with each entry.
+    """
+    backend = url.get_backend_name()
+    if backend == "sqlite":
+        return f"sqlite:///{resolve_path(url) or ':memory:'}"
+    backend = "mysql" if backend == "mariadb" else backend
+    host, port = url.host or "localhost", url.port or DEFAULT_PORTS.get(backend)
+    options = [
+        f"{name}={quote(value, safe='/:,=')}"
+        for name in MARK_OPTIONS
+        for value in _values(url.query.get(name, ()))
+    ]
+    return f"{backend}://{host}:{port}/{url.database or ''}" + "".join(
+        f"{'&' if number else '?'}{option}" for number, option in enumerate(options)
+    )
+
+
+def _values(value: str | tuple[str, ...]) -> tuple[str, ...]:
+    return (value,) if isinstance(value, str) else value
+
+
+def is_in_memory(engine: Engine) -> bool:
+    """Return True for a SQLite database that lives in the memory of one process."""
+    if engine.dialect.name != "sqlite" or not isinstance(
+        engine.pool, StaticPool | SingletonThreadPool
+    ):
+        return False
+    # A `creator` may open a file although the URL names none.
+    with engine.connect() as connection:
+        files = connection.exec_driver_sql("PRAGMA database_list").all()
+    return not any(row[2] for row in files)
+
+
+def _check(engine: Any) -> Engine:
+    """Return the engine. Raises `ConfigError` if it cannot serve several threads."""
+    if not isinstance(engine, Engine):
+        raise ConfigError(
+            f"the engine of the database is {engine!r}: pass a SQLAlchemy Engine, or a function "
+            "that returns one. An AsyncEngine has it as sync_engine"
+        )
+    if isinstance(engine.pool, SingletonThreadPool) and is_in_memory(engine):
+        raise ConfigError(
+            f"each thread has its own empty database with {engine.url!r}: create the engine with "
+            "poolclass=StaticPool and connect_args={'check_same_thread': False}, or use a file"
+        )
+    return engine
+
+
+def _queue_pool(pool: Pool) -> QueuePool:
+    """Return a pool that keeps one connection, with the options of the host's pool."""
+    return QueuePool(
+        pool._creator,
+        pool_size=1,
+        max_overflow=-1,
+        recycle=pool._recycle,
+        **_common_options(pool),
+    )
+
+
+def _null_pool(pool: Pool) -> NullPool:
+    return NullPool(pool._creator, **_common_options(pool))
+
+
+def _common_options(pool: Pool) -> dict[str, Any]:
+    """Return what `Pool.recreate` passes on: the listeners of the host, and its dialect."""
+    return {
+        "pre_ping": pool._pre_ping,
+        "dialect": pool._dialect,
+        "_dispatch": pool.dispatch,
+    }
+
+
+def _derive(host: Engine, pool: Pool, **options: Any) -> Engine:
+    """Return an engine on the pool. A database in memory has only the engine of the host."""
+    if is_in_memory(host):
+        return host
+    engine = Engine(
+        pool,
+        host.dialect,
+        host.url,
+        echo=host.echo,
+        # An error message would hold the packets.
+        hide_parameters=True,
+        execution_options=options,
+    )
+    # Our listener runs after the copied listeners of the host, and so has the last word.
+    event.listen(engine, "connect", lambda driver, _: set_up_connection(driver, host.dialect))
+    if engine.dialect.name == "sqlite":
+        event.listen(engine, "begin", begin_sqlite)
+    return engine
+
+
+def begin_sqlite(connection: Connection) -> None:
+    """Begin a transaction. The sqlite3 driver begins none, because `set_up_sqlite` says so."""
+    driver: Any = connection.connection.driver_connection
+    options = connection.get_execution_options()
+    if not driver.in_transaction and options.get("isolation_level") != "AUTOCOMMIT":
+        connection.exec_driver_sql("BEGIN IMMEDIATE" if options.get(WRITES) else "BEGIN")
+
+
+def set_up_connection(driver: Any, dialect: Dialect) -> None:
+    """Give a new connection of the driver what durable transactions need."""
+    if dialect.name == "sqlite":
+        set_up_sqlite(driver)
+    elif dialect.name == "postgresql":
+        _set_up_postgresql(driver, dialect)
+    elif dialect.name in ("mysql", "mariadb"):
+        _set_up_mysql(driver, dialect)
+
+
+def _set_up_postgresql(driver: Any, dialect: Dialect) -> None:
+    # A listener of the host may have left a transaction open, and the driver refuses changes in it.
+    driver.commit()
+    dialect.set_isolation_level(driver, "READ COMMITTED")
+    if hasattr(driver, "set_client_encoding"):  # psycopg2 does not notice a SET
+        driver.set_client_encoding("UTF8")
+    cursor = driver.cursor()
+    cursor.execute(
+        "SELECT set_config('client_encoding', 'UTF8', false), "
+        "set_config('synchronous_commit', CASE current_setting('synchronous_commit') "
+        "WHEN 'off' THEN 'on' ELSE current_setting('synchronous_commit') END, false)"
+    )
+    cursor.fetchall()
+    cursor.close()
+    driver.commit()
+
+
+def _set_up_mysql(driver: Any, dialect: Dialect) -> None:
+    # Each driver also encodes texts by the character set that its own method sets.
+    for name in ("set_character_set", "set_charset", "set_charset_collation"):
+        if hasattr(driver, name):
+            getattr(driver, name)("utf8mb4")
+            break
+    else:
+        cursor = driver.cursor()
+        cursor.execute("SET NAMES utf8mb4")
+        cursor.close()
+    dialect.set_isolation_level(driver, "REPEATABLE READ")
+
+
+def describe_url(url: URL) -> str:
+    """Return the URL without its password, with the full path of a SQLite file."""
+    if url.get_backend_name() == "sqlite" and (path := resolve_path(url)):
+        return f"sqlite:///{path}"
+    return url.render_as_string(hide_password=True)
+
+
+def create_private_file(path: str | os.PathLike[str]) -> None:
+    """Create the file and its folder if they are missing. Only the owner may read the file."""
+    os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
+    os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600))

@@ -1,0 +1,59 @@
+"""The form in which a spool keeps an entry: JSON with a version number."""
+
+from __future__ import annotations
+
+import json
+from base64 import b64decode, b64encode
+from typing import TYPE_CHECKING, Any
+
+from ..removals import Relation, Removal
+from .ids import moment_of
+
+if TYPE_CHECKING:
+    from .entries import Entry
+
+VERSION = 1
+"""A release that changes the form takes the next number, and still reads this one."""
+
+BYTES_COLUMNS = ("body", "fingerprint", "nonce")
+
+
+class UnknownVersionError(ValueError):
+    """An entry that a newer release wrote."""
+
+
+def encode_entry(entry: Entry) -> bytes:
+    """Return the entry as bytes. The time of the delivery is in its id."""
+    row: dict[str, Any] = {
+        name: b64encode(value).decode() if name in BYTES_COLUMNS and value is not None else value
+        for name, value in entry.row.items()
+        if name != "received_at"
+    }
+    removals = [(removal.relation.value, *_accounts(removal)) for removal in entry.removals]
+    return json.dumps({"version": VERSION, "row": row, "removals": removals}).encode()
+
+
+def _accounts(removal: Removal) -> tuple[str, str]:
+    return removal.owner_id, removal.target_id
+
+
+def decode_entry(encoded: bytes) -> tuple[dict[str, Any], list[Removal]]:
+    """Return the row and the removals of an entry.
+
+    Raises `UnknownVersionError`, and `ValueError`, `TypeError` or `LookupError` for damaged bytes.
+    """
+    content = json.loads(encoded)
+    if content["version"] != VERSION:
+        raise UnknownVersionError(
+            f"a newer release of flask-imcallback wrote this entry (version {content['version']}): "
+            "install that release again"
+        )
+    row = content["row"]
+    for name in BYTES_COLUMNS:
+        row[name] = None if row[name] is None else b64decode(row[name], validate=True)
+    row["received_at"] = moment_of(row["id"])
+    removals = [
+        Removal(Relation(relation), owner_id, target_id)
+        for relation, owner_id, target_id in content["removals"]
+    ]
+    return row, removals
