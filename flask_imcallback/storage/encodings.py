@@ -38,6 +38,13 @@ def encoding_problem(encoding: str) -> str:
 
 def check_encoding(engine: Engine) -> None:
     """Raise `ConfigError` if the database cannot store every account id."""
-    with engine.connect() as connection:
-        if problem := encoding_problem(read_encoding(connection)):
-            raise ConfigError(problem)
+    try:
+        with engine.connect() as connection:
+            encoding = read_encoding(connection)
+    except TypeError as error:
+        # psycopg returns bytes from such a database, and SQLAlchemy fails at the first of them.
+        if engine.dialect.name != "postgresql":
+            raise
+        raise ConfigError(encoding_problem("SQL_ASCII")) from error
+    if problem := encoding_problem(encoding):
+        raise ConfigError(problem)

@@ -73,6 +73,8 @@ class Entry:
         """Estimated cost of storing the entry, in rows."""
         self.done: Signal
         """Set when the entry is stored, or when `error` says why it is not. The writer adds it."""
+        self.database = ""
+        """Mark of the database for which the entry waits. The spool sets it."""
         self.is_abandoned = False
         """The caller timed out. A running transaction may finish, but no new one may start."""
         self.error: Exception | None = None

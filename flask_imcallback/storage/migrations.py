@@ -37,7 +37,7 @@ def run_alembic(engine: Engine, command: str, *arguments: Any, **options: Any) -
     from alembic import command as commands
 
     with _storage_errors():
-        if command == "upgrade":
+        if command == "upgrade" and not options.get("sql"):
             check_encoding(engine)
         getattr(commands, command)(make_config(engine), *arguments, **options)
 

@@ -149,14 +149,17 @@ class Spool:
         return self._get_mark()
 
     def put(self, entry: Entry) -> None:
-        """Keep an entry. It is durable when this method returns. Raises `StorageError`."""
+        """Keep an entry. It is durable when this method returns.
+
+        Needs an app context at the first use of the database. Raises `StorageError`.
+        """
+        entry.database = self.mark  # the writer thread has no app context
         self._writer.write([entry], PUT_SECONDS)
         if entry.error:
             raise self._error("write", entry.error) from entry.error
 
     def _insert(self, connection: Connection, entries: Sequence[Entry]) -> None:
-        mark = self.mark
-        rows = [(mark, entry.row["id"], encode_entry(entry)) for entry in entries]
+        rows = [(entry.database, entry.row["id"], encode_entry(entry)) for entry in entries]
         with connection.begin():
             connection.exec_driver_sql(
                 "INSERT INTO imcallback_spool (database, delivery_id, entry) VALUES (?, ?, ?)", rows
@@ -294,8 +297,7 @@ class Spool:
         try:
             if os.path.lexists(self.path):
                 _try_insert(self.path)
-            else:
-                _try_file(self.path.parent)
+            _try_file(self.path.parent)
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise self._error("write", error) from error
 
@@ -391,7 +393,9 @@ def _connect(path: Path, mode: str, milliseconds: int) -> sqlite3.Connection:
 
 
 def _try_insert(path: Path) -> None:
-    """Insert into the spool, and roll back."""
+    """Insert into the spool, and roll back. Nothing is written to the disk."""
+    if not path.is_file():
+        raise FileExistsError(f"{path} is not a regular file")
     with closing(_connect(path, "rw", LOOK_MILLISECONDS)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         if _has_tables(connection):

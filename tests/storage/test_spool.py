@@ -39,8 +39,9 @@ def spool_of(app: Flask) -> Spool:
 
 def put(app: Flask, *entries: Entry) -> None:
     """Put entries into the spool without starting a drain."""
-    for entry in entries:
-        spool_of(app).put(entry.copy())
+    with app.app_context():
+        for entry in entries:
+            spool_of(app).put(entry.copy())
 
 
 def new_drain(app: Flask) -> Drain:

@@ -1,0 +1,268 @@
+"""The extension stores everything, whatever engine the host has."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack
+from dataclasses import replace
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import pytest
+from flask import Flask
+from sqlalchemy import URL, Engine, create_engine, event, make_url, text
+
+from flask_imcallback import ConfigError, ImCallback, Relation, Removal, upgrade
+from flask_imcallback.runtime import build_runtime, get_runtime
+from flask_imcallback.storage.engines import database_mark, describe_url
+from support import engines, servers
+from support.apps import close_connections, rows
+from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, record
+from support.servers import Server
+
+HAN_AND_EMOJI = "𠮷😀é"
+"""Characters that need four bytes, and one that Latin-1 has, too."""
+
+MakeHost = Callable[..., Flask]
+
+
+@pytest.fixture
+def url_of(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Callable[[str], URL]]:
+    """Return a function that returns the URL of an empty database of a kind."""
+    with ExitStack() as stack:
+
+        def url(kind: str) -> URL:
+            if kind == "sqlite":
+                return URL.create("sqlite", database=str(tmp_path / "test.db"))
+            database_servers: dict[str, Server] = request.getfixturevalue("database_servers")
+            return stack.enter_context(servers.database(database_servers[kind]))
+
+        yield url
+
+
+@pytest.fixture
+def make_host(tmp_path: Path) -> Iterator[MakeHost]:
+    """Return a function that returns an app on an engine of the host, with our tables."""
+    apps: list[Flask] = []
+
+    def make(engine: Engine | Callable[[], Engine], **config: Any) -> Flask:
+        app = Flask("host", instance_path=str(tmp_path / "instance"))
+        app.config.update(SECRET_KEY="a secret key", IMCALLBACK_SPOOL=None, **config)
+        runtime = build_runtime(app, engine=engine, providers=(), history_decorators=())
+        app.extensions["imcallback"] = runtime
+        apps.append(app)
+        with app.app_context():
+            upgrade()
+        return app
+
+    yield make
+    for app in apps:
+        close_connections(app)
+
+
+@pytest.mark.parametrize(("name", "database"), engines.CASES)
+def test_the_engine_of_the_host_changes_nothing(
+    name: str, database: str, url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """With each engine, deliveries of many threads are stored once, and a rollback works."""
+    create, _ = engines.HOSTS[name]
+    host = create(url_of(database))
+    app = make_host(host, IMCALLBACK_DEADLINE=20)
+    moments = [MOMENT + timedelta(seconds=number) for number in range(40)]
+    deliveries = [replace(ANONYMOUS, received_at=moment) for moment in moments]
+    with ThreadPoolExecutor(8) as pool:
+        list(pool.map(lambda delivery: record(app, delivery), deliveries))
+    stored, removals = rows(app)
+    assert (len(stored), len(removals)) == (40, 80)
+    with app.app_context():
+        assert len(get_runtime().history.find().data) == 80
+        with get_runtime().engine().connect() as connection:
+            connection.execute(text("DELETE FROM imcallback_removal"))
+            connection.rollback()
+        assert len(get_runtime().history.find().data) == 80
+
+
+def test_the_only_connection_of_the_host_may_be_in_use(
+    url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """A request of the host holds the only connection of its pool, and its callback is stored."""
+    host = engines.one_connection(url_of("postgresql"))
+    app = make_host(host)
+    with host.connect() as connection:
+        connection.execute(text("SELECT 1"))
+        record(app, DELIVERY)
+        assert len(rows(app)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("database", "driver"),
+    [(database, driver) for database, drivers in engines.DRIVERS.items() for driver in drivers],
+)
+def test_each_driver_stores_all_of_unicode(
+    database: str, driver: str, url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """Account ids with rare Han characters and emoji are stored and found by each driver."""
+    if module := engines.OPTIONAL_DRIVERS.get(driver):
+        pytest.importorskip(module)
+    app = make_host(create_engine(url_of(database).set(drivername=driver)))
+    check_unicode(app)
+    many = tuple(Removal(Relation.FRIEND, HAN_AND_EMOJI, f"b{n}") for n in range(100))
+    later = MOMENT + timedelta(seconds=1)
+    record(app, replace(ANONYMOUS, removals=many, received_at=later))
+    assert len(rows(app)[1]) == 101
+
+
+def check_unicode(app: Flask) -> None:
+    """Store and find an account id with characters outside the basic plane."""
+    removal = Removal(Relation.FRIEND, HAN_AND_EMOJI, "bob")
+    record(app, replace(ANONYMOUS, removals=(removal,), error=HAN_AND_EMOJI))
+    with app.app_context():
+        (found,) = get_runtime().history.find(owner_id=HAN_AND_EMOJI).data
+        assert found.owner_id == HAN_AND_EMOJI
+    assert rows(app)[0][0]["error"] == HAN_AND_EMOJI
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"query": {"charset": "utf8"}},
+        {"query": {"charset": "latin1"}},
+        {"connect_args": {"init_command": "SET NAMES latin1"}},
+    ],
+    ids=["utf8", "latin1", "init_command"],
+)
+def test_a_narrow_character_set_of_the_connection_is_widened(
+    options: dict[str, Any], url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """`?charset=utf8`, which many tutorials have, loses neither account ids nor searches."""
+    url = url_of("mariadb").update_query_dict(options.pop("query", {}))
+    check_unicode(make_host(create_engine(url, **options)))
+
+
+def test_a_narrow_character_set_of_the_database_is_no_problem(
+    url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """On MariaDB the tables have a character set of their own."""
+    url = url_of("mariadb")
+    host = create_engine(url)
+    with host.begin() as connection:
+        connection.execute(text(f"ALTER DATABASE {url.database} CHARACTER SET latin1"))
+    check_unicode(make_host(host))
+
+
+def test_a_narrow_client_encoding_is_widened(
+    url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """A host whose connections use Latin-1 on PostgreSQL loses nothing."""
+    url = url_of("postgresql").update_query_dict({"options": "-c client_encoding=latin1"})
+    check_unicode(make_host(create_engine(url)))
+
+
+@pytest.mark.parametrize(
+    ("encoding", "driver"),
+    [("SQL_ASCII", "psycopg"), ("SQL_ASCII", "psycopg2"), ("LATIN1", "psycopg")],
+)
+def test_a_database_that_loses_account_ids_is_refused_at_the_upgrade(
+    encoding: str, driver: str, database_servers: dict[str, Server], make_host: MakeHost
+) -> None:
+    """The message names the encoding and what to do."""
+    server = database_servers["postgresql"]
+    name = f"imcallback_{encoding.lower()}_{driver}"
+    url = server.url.set(database=name, drivername=f"postgresql+{driver}")
+    administrator = create_engine(server.url, isolation_level="AUTOCOMMIT")
+    with administrator.connect() as connection:
+        template = "TEMPLATE template0 LC_COLLATE 'C' LC_CTYPE 'C'"
+        connection.execute(text(f"CREATE DATABASE {name} ENCODING '{encoding}' {template}"))
+    try:
+        message = f"^the database has the encoding {encoding}, which cannot store every account id"
+        with pytest.raises(ConfigError, match=message):
+            make_host(create_engine(url))
+    finally:
+        with administrator.connect() as connection:
+            connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
+        administrator.dispose()
+
+
+@pytest.mark.parametrize("create", [create_engine, engines.not_durable], ids=["default", "unsafe"])
+def test_our_connections_to_sqlite_are_durable(
+    create: Callable[[URL], Engine], url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """`synchronous` is FULL and the journal is in a file, whatever the host does."""
+    app = make_host(create(url_of("sqlite")))
+    with app.app_context():
+        state = get_runtime().process.get().engines
+        for engine in (state.reading(), state.writing(), state.occasional()):
+            with engine.connect() as connection:
+                assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
+                mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
+                assert mode not in ("memory", "off")
+
+
+def test_commits_wait_for_the_disk_of_postgresql(
+    url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """A host that switched `synchronous_commit` off has it on in our connections."""
+    url = url_of("postgresql").update_query_dict({"options": "-c synchronous_commit=off"})
+    app = make_host(create_engine(url))
+    with app.app_context(), get_runtime().engine().connect() as connection:
+        assert connection.scalar(text("SHOW synchronous_commit")) == "on"
+
+
+def test_the_host_may_give_the_password_late(
+    url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """A `do_connect` listener of the host, for example for tokens of a cloud, works for us."""
+    url = url_of("postgresql")
+    host = create_engine(url.set(username="nobody", port=1))
+
+    @event.listens_for(host, "do_connect")
+    def provide(_dialect: object, _record: object, _arguments: object, options: Any) -> None:
+        options.update(user=url.username, port=url.port)
+
+    app = make_host(lambda: host)
+    record(app, DELIVERY)
+    assert len(rows(app)[0]) == 1
+
+
+@pytest.mark.parametrize(
+    ("url", "mark"),
+    [
+        ("postgresql+psycopg://u:p@db.example/app", "postgresql://db.example:5432/app"),
+        ("postgresql+psycopg2://v@db.example:5432/app", "postgresql://db.example:5432/app"),
+        ("postgresql://db.example:6432/app", "postgresql://db.example:6432/app"),
+        ("postgresql:///app?host=/run/pg", "postgresql://localhost:5432/app?host=/run/pg"),
+        (
+            "postgresql://db/app?options=-csearch_path=tenant&sslmode=require",
+            "postgresql://db:5432/app?options=-csearch_path=tenant",
+        ),
+        ("mysql+pymysql://u:p@db/app?charset=utf8", "mysql://db:3306/app"),
+        ("mariadb+pymysql://db/app", "mysql://db:3306/app"),
+        ("sqlite:////srv/app.db", "sqlite:////srv/app.db"),
+        ("sqlite:///file:/srv/app.db?uri=true&mode=ro", "sqlite:////srv/app.db"),
+        ("sqlite://", "sqlite:///:memory:"),
+    ],
+)
+def test_a_mark_names_a_database_without_login_and_driver(url: str, mark: str) -> None:
+    """Another login or driver leads to the same database, another schema does not."""
+    assert database_mark(make_url(url)) == mark
+
+
+def test_a_described_database_has_no_password() -> None:
+    """The start of the app logs the URL, with the full path of a SQLite file."""
+    assert describe_url(make_url("postgresql://u:p@db/app")) == "postgresql://u:***@db/app"
+    assert describe_url(make_url("sqlite:////srv/app.db")) == "sqlite:////srv/app.db"
+
+
+def test_our_own_database_file_is_private(tmp_path: Path) -> None:
+    """Other users of the machine cannot read the file that the extension creates."""
+    app = Flask("host", instance_path=str(tmp_path / "instance"))
+    ImCallback(app)
+    with app.app_context():
+        upgrade()
+    record(app, DELIVERY)
+    files = list((tmp_path / "instance").glob("imcallback.db*"))
+    assert len(files) >= 3
+    assert [file.name for file in files if file.stat().st_mode & 0o077] == []
+    close_connections(app)

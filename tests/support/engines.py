@@ -1,0 +1,111 @@
+"""Engines as hosts create them, each in a way that once lost callbacks."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from sqlalchemy import URL, AssertionPool, Connection, Engine, NullPool, create_engine, event
+
+
+def autocommit(url: URL) -> Engine:
+    """Each statement is a transaction of its own."""
+    return create_engine(url, isolation_level="AUTOCOMMIT")
+
+
+def autocommit_option(url: URL) -> Engine:
+    """Autocommit as an option of the engine."""
+    return create_engine(url, execution_options={"isolation_level": "AUTOCOMMIT"})
+
+
+def serializable(url: URL) -> Engine:
+    return create_engine(url, isolation_level="SERIALIZABLE")
+
+
+def ping(url: URL) -> Engine:
+    """SQLAlchemy's old recipe for stale connections leaves each connection in a transaction."""
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "engine_connect")
+    def check(connection: Connection) -> None:
+        connection.exec_driver_sql("SELECT 1")
+
+    return engine
+
+
+def open_transaction(url: URL) -> Engine:
+    """A listener leaves each new connection of the driver in a transaction."""
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def select(driver: Any, _: object) -> None:
+        cursor = driver.cursor()
+        cursor.execute("BEGIN" if engine.dialect.name == "sqlite" else "SELECT 1")
+        cursor.close()
+
+    return engine
+
+
+def begin(url: URL) -> Engine:
+    """SQLAlchemy's recipe that takes the transactions of SQLite from the driver."""
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def disable(driver: Any, _: object) -> None:
+        driver.isolation_level = None
+
+    @event.listens_for(engine, "begin")
+    def emit_begin(connection: Connection) -> None:
+        connection.exec_driver_sql("BEGIN")
+
+    return engine
+
+
+def not_durable(url: URL) -> Engine:
+    """Fast and unsafe settings of SQLite."""
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def relax(driver: Any, _: object) -> None:
+        driver.execute("PRAGMA journal_mode=MEMORY")
+        driver.execute("PRAGMA synchronous=OFF")
+
+    return engine
+
+
+def one_connection(url: URL) -> Engine:
+    """A pool with a single connection."""
+    return create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.5)
+
+
+def no_pool(url: URL) -> Engine:
+    return create_engine(url, poolclass=NullPool)
+
+
+def debug_pool(url: URL) -> Engine:
+    """A pool that allows one connection at a time, for debugging."""
+    return create_engine(url, poolclass=AssertionPool)
+
+
+HOSTS: dict[str, tuple[Callable[[URL], Engine], tuple[str, ...]]] = {
+    "autocommit": (autocommit, ("sqlite", "postgresql", "mariadb")),
+    "autocommit_option": (autocommit_option, ("sqlite", "postgresql", "mariadb")),
+    "serializable": (serializable, ("sqlite", "postgresql", "mariadb")),
+    "ping": (ping, ("sqlite", "postgresql", "mariadb")),
+    "open_transaction": (open_transaction, ("sqlite", "postgresql", "mariadb")),
+    "begin": (begin, ("sqlite",)),
+    "not_durable": (not_durable, ("sqlite",)),
+    "one_connection": (one_connection, ("sqlite", "postgresql", "mariadb")),
+    "no_pool": (no_pool, ("sqlite", "postgresql", "mariadb")),
+    "debug_pool": (debug_pool, ("sqlite", "postgresql", "mariadb")),
+}
+"""The functions that create an engine, and the databases that they are for, by name."""
+
+CASES = [(name, database) for name, (_, databases) in HOSTS.items() for database in databases]
+
+DRIVERS = {
+    "postgresql": ("postgresql+psycopg", "postgresql+psycopg2"),
+    "mariadb": ("mysql+pymysql", "mariadb+pymysql", "mysql+mysqldb", "mariadb+mariadbconnector"),
+}
+OPTIONAL_DRIVERS = {"mysql+mysqldb": "MySQLdb", "mariadb+mariadbconnector": "mariadb"}
+"""Drivers that need a C compiler, and their modules."""
