@@ -44,6 +44,9 @@ MYSQL_DISCONNECTED_NUMBERS = {1047, 1053, 1180, 1290, 1927, 2003, 2006, 2013, 20
 """
 
 
+ENTRY_STATE_CLASSES = {"22", "23", "54", "P0"}
+"""PostgreSQL: wrong data, a constraint, a limit of the server, an error that a trigger raises."""
+
 MYSQL_ENTRY_NUMBERS = {1153, 1644}
 """Operational errors that concern one entry. 1153: max_allowed_packet is too small. 1644: a trigger
 refuses the row."""
@@ -91,9 +94,10 @@ def concerns_entry(error: BaseException | None) -> bool:
         return not isinstance(error, SQLAlchemyError)
     if classify(error) in (Fault.DISCONNECTED, Fault.RETRY):
         return False
-    if isinstance(error, OperationalError | ProgrammingError):
-        return _codes(error.orig)[1] in MYSQL_ENTRY_NUMBERS
-    return True
+    state, number = _codes(error.orig)
+    if (state or "")[:2] in ENTRY_STATE_CLASSES or number in MYSQL_ENTRY_NUMBERS:
+        return True
+    return not isinstance(error, OperationalError | ProgrammingError)
 
 
 def describe(error: BaseException | None) -> str:

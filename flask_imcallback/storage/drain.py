@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from ..errors import StorageError
 from ..removals import Record
 from .database_errors import Fault, classify, concerns_entry, describe
+from .entries import Entry
 from .spool import Spool, SpooledEntry
 from .sqlite import file_lock
 from .threads import new_lock, start_thread
@@ -91,8 +92,8 @@ class Drain:
         self._chunk_limit = MAX_CHUNK_DELIVERIES
         self._skipped_up_to = 0
         """Entries up to this position failed, and wait until the drain has tried all later ones."""
-        self._failed_at: dict[int, float] = {}
-        """Time of the last failure of each entry, by its position."""
+        self._failed_at: dict[bytes, float] = {}
+        """Time of the last failure of each entry, by its nonce."""
         self._stored_at = 0.0
         """Time at which the database last stored anything."""
         self._retry_at = 0.0
@@ -120,12 +121,14 @@ class Drain:
         """Note that the database has stored a delivery."""
         self._stored_at = time.monotonic()
 
-    def note_failure(self, error: BaseException) -> None:
-        """Note that the database did not store a delivery, which now goes to the spool.
+    def note_failure(self, entry: Entry, error: BaseException) -> None:
+        """Note that the database did not store an entry, which now goes to the spool.
 
-        Unless the error concerns this delivery alone, later deliveries go to the spool at once.
+        Unless the error concerns this entry alone, later deliveries go to the spool at once.
         """
-        if not concerns_entry(error):
+        if concerns_entry(error):
+            self._failed_at[entry.row["nonce"]] = time.monotonic()
+        else:
             self.database_is_down = True
         self._begin_outage(describe(error))
 
@@ -185,8 +188,8 @@ class Drain:
         set_aside: list[SpooledEntry] = []
         noted: list[SpooledEntry] = []
         for entry in failed:
-            failed_before = self._failed_at.get(entry.spool_id, now)
-            self._failed_at[entry.spool_id] = now
+            failed_before = self._failed_at.get(entry.row["nonce"], now)
+            self._failed_at[entry.row["nonce"]] = now
             if concerns_entry(entry.error):
                 if is_alone or failed_before < self._stored_at or entry.failures:
                     set_aside.append(entry)

@@ -67,6 +67,8 @@ class Engines:
             pool = host.pool.recreate()
             if not isinstance(pool, QueuePool | NullPool):
                 pool = _queue_pool(host.pool)
+            if host.dialect.name != "sqlite":
+                pool._pre_ping = True  # after a restart of the server, no query of a reader fails
             engines.reading = engines.reading or _derive(host, pool)
         return engines.reading
 

@@ -48,7 +48,7 @@ class Recorder:
         if error is None:
             self._drain.note_stored()
             return entry
-        self._drain.note_failure(error)
+        self._drain.note_failure(entry, error)
         if spool_error := _try_spool(entry, self._drain):
             raise _storage_error(error, spool_error) from error
         return None

@@ -20,7 +20,7 @@ from flask_imcallback import Record, StorageError, removals_recorded, upgrade
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.drain import Drain, DrainState
 from flask_imcallback.storage.entries import Entry
-from flask_imcallback.storage.spool import Spool
+from flask_imcallback.storage.spool import SetAside, Spool, Waiting
 from support import faults, servers
 from support.apps import MakeApp, rows, until
 from support.callbacks import BODY, SECRET
@@ -202,6 +202,184 @@ def test_a_refused_delivery_does_not_block_the_others(make_app: MakeApp) -> None
     assert (waiting.count, waiting.set_aside) == (0, 1)
     assert post(app) == 200
     assert len(rows(app)[0]) == 5
+
+
+REFUSE = {
+    "sqlite": """CREATE TRIGGER refuse BEFORE INSERT ON imcallback_removal
+WHEN NEW.owner_id = 'bad' BEGIN SELECT RAISE(ABORT, 'refused on purpose'); END""",
+    "postgresql": """CREATE FUNCTION refuse() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN
+    IF NEW.owner_id = 'bad' THEN RAISE EXCEPTION 'refused on purpose'; END IF; RETURN NEW; END $$;;
+CREATE TRIGGER refuse BEFORE INSERT ON imcallback_removal FOR EACH ROW EXECUTE FUNCTION refuse()""",
+    "mysql": """CREATE TRIGGER refuse BEFORE INSERT ON imcallback_removal FOR EACH ROW
+IF NEW.owner_id = 'bad' THEN SIGNAL SQLSTATE '45000' SET MESSAGE_TEXT = 'refused on purpose';
+END IF""",
+}
+"""Triggers that let the database refuse the removals of one account."""
+
+
+def test_a_refused_callback_is_set_aside_and_delays_nobody(
+    database_url: URL, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is counted, it mutes no log line, and it is stored once the database takes it."""
+    app = make_app(database_url, IMCALLBACK_SECRETS=[SECRET])
+    with app.app_context(), get_runtime().engine().begin() as connection:
+        for statement in REFUSE[database_url.get_backend_name()].split(";;"):
+            connection.exec_driver_sql(statement)
+    assert post(app, "bad") == 200
+    began = time.monotonic()
+    assert [post(app, f"good{number}") for number in range(5)] == [200] * 5
+    assert time.monotonic() - began < 1
+    assert len(rows(app)[1]) == 5
+    until(lambda: waiting_in(app).set_aside == 1)
+    (entry,) = spool_entries(app)
+    assert "refused on purpose" in entry.problem
+    refusals = [line for line in caplog.messages if "The callback is set aside in" in line]
+    assert len(refusals) == 1
+    caplog.clear()
+
+    until(lambda: not get_drain(app)._problem)
+    with faults.locked(database_url):
+        assert post(app, "later") == 200
+    assert [line for line in caplog.messages if "does not store callbacks" in line]
+    until(lambda: len(rows(app)[1]) == 6)
+
+    with app.app_context(), get_runtime().engine().begin() as connection:
+        on = " ON imcallback_removal" if connection.dialect.name == "postgresql" else ""
+        connection.exec_driver_sql(f"DROP TRIGGER refuse{on}")
+    assert drain(app) == ""
+    assert "bad" in {row["owner_id"] for row in rows(app)[1]}
+    assert waiting_in(app).set_aside == 0
+
+
+def get_drain(app: Flask) -> Drain:
+    with app.app_context():
+        drain = get_runtime().drain
+        assert drain
+        return drain
+
+
+def waiting_in(app: Flask) -> Waiting:
+    with app.app_context():
+        return spool_of(app).waiting()
+
+
+def spool_entries(app: Flask) -> list[SetAside]:
+    with app.app_context():
+        return spool_of(app).list_set_aside()
+
+
+def test_a_set_aside_callback_is_tried_when_a_process_starts(make_app: MakeApp) -> None:
+    """The first callback of a new process releases what an earlier process set aside."""
+    app = make_app(IMCALLBACK_SECRETS=[SECRET])
+    (entry,) = entries_of(app, 1)
+    put(app, entry)
+    with app.app_context():
+        (spooled,) = spool_of(app).read(0, 1)
+        spooled.error = ValueError("refused before")
+        spool_of(app).note_failures([spooled], is_set_aside=True)
+    waiting = waiting_in(app)
+    assert (waiting.count, waiting.set_aside, waiting.oldest) == (0, 1, MOMENT)
+    new_process = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET])
+    assert post(new_process) == 200
+    until(lambda: len(rows(app)[0]) == 2)
+
+
+def test_two_deployments_in_one_folder_never_mix(
+    make_app: MakeApp, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A deployment leaves the callbacks of another database alone, and reports them once."""
+    production = make_app(NO_SERVER, migrate=False, IMCALLBACK_SECRETS=[SECRET])
+    assert [post(production, f"production{number}") for number in range(5)] == [200] * 5
+    url = URL.create("sqlite", database=str(tmp_path / "staging.db"))
+    staging = make_app(url, IMCALLBACK_SECRETS=[SECRET])
+    assert post(staging, "staging") == 200
+    assert drain(staging) == ""
+    mark = "postgresql://127.0.0.1:1/database"
+    assert waiting_in(staging).foreign == {mark: 5}
+    assert waiting_in(production).count == 5
+    assert {row["owner_id"] for row in rows(staging)[1]} == {"staging"}
+    line = f"Run `flask imcallback spool --adopt {mark}` if the database has moved"
+    until(lambda: sum(line in message for message in caplog.messages) == 1)
+    assert "pass-word" not in caplog.text
+
+
+def test_a_database_that_moved_adopts_its_callbacks(make_app: MakeApp, tmp_path: Path) -> None:
+    """The command takes the mark from the report. Then the drain stores the callbacks."""
+    old = make_app(NO_SERVER, migrate=False, IMCALLBACK_SECRETS=[SECRET])
+    assert post(old, "alice") == 200
+    new = make_app(URL.create("sqlite", database=str(tmp_path / "new.db")))
+    with new.app_context():
+        (mark,) = spool_of(new).waiting().foreign
+        assert spool_of(new).adopt("another") == 0
+        assert spool_of(new).adopt(mark) == 1
+    assert drain(new) == ""
+    assert [row["owner_id"] for row in rows(new)[1]] == ["alice"]
+
+
+def test_a_hanging_commit_that_succeeds_later_is_stored_once(
+    database_servers: dict[str, servers.Server], make_app: MakeApp
+) -> None:
+    """The first commit hangs in the network, and the callback goes to the spool with its id.
+
+    Another callback in the spool has the same id, because another process used the microsecond.
+    """
+    server = database_servers["postgresql"]
+    with servers.database(server) as url, faults.proxy(url.port or 0) as proxy:
+        app = make_app(url.set(port=proxy.port), IMCALLBACK_DEADLINE=0.5)
+        write(app, *entries_of(app, 1, removals=()))
+        first = replace(ANONYMOUS, received_at=MOMENT + timedelta(seconds=1))
+        other = entry_of(app, replace(first, body=b"another"))
+        put(app, other)
+        with app.app_context():
+            runtime = get_runtime()
+            runtime.recorder._ids._next_free_id = 0
+            with proxy.holding_commits():
+                assert runtime.recorder.record(first) is None
+        until(lambda: not waiting_in(app).count)
+        deliveries, removals = rows(app)
+        bodies = [row["body"] for row in deliveries[1:]]
+        assert sorted(bodies) == sorted([first.body, b"another"])
+        assert len(removals) == 4
+
+
+@pytest.mark.parametrize(
+    ("content", "problem"),
+    [
+        (b'{"version": 2}', "a newer release of flask-imcallback wrote this entry (version 2)"),
+        (b"\xff", "codec can't decode byte"),
+        (b"{}", "KeyError"),
+    ],
+    ids=["newer", "damaged", "incomplete"],
+)
+def test_an_unreadable_entry_is_set_aside_and_kept(
+    make_app: MakeApp, content: bytes, problem: str
+) -> None:
+    """The others are stored. The entry waits for the release that can read it."""
+    app = make_app()
+    put(app, *entries_of(app, 2))
+    with app.app_context(), spool_of(app).writing() as connection:
+        connection.exec_driver_sql("UPDATE imcallback_spool SET entry = ? WHERE id = 1", (content,))
+    assert problem in drain(app)
+    assert len(rows(app)[0]) == 1
+    assert waiting_in(app).set_aside == 1
+
+
+def test_a_look_into_a_large_spool_is_quick(make_app: MakeApp) -> None:
+    """The number of waiting callbacks is known without counting them."""
+    app = make_app(migrate=False)
+    (entry,) = entries_of(app, 1)
+    put(app, entry)
+    double = (
+        "INSERT INTO imcallback_spool (database, delivery_id, entry) "
+        "SELECT database, delivery_id + id, entry FROM imcallback_spool"
+    )
+    with app.app_context(), spool_of(app).writing() as connection:
+        for _ in range(16):
+            connection.exec_driver_sql(double)
+    began = time.monotonic()
+    waiting = waiting_in(app)
+    assert time.monotonic() - began < 0.1
+    assert (waiting.count, waiting.oldest) == (2**16, MOMENT)
 
 
 def test_a_drain_step_returns_the_state(make_app: MakeApp) -> None:

@@ -66,6 +66,7 @@ class Proxy:
         self._flows.set()
         self._lock = threading.Lock()
         self._cuts: list[Cut] = []
+        self._holds_commits = False
         self._connections: list[tuple[socket.socket, socket.socket]] = []
         self.delay = 0.0
         """Seconds by which all data is delayed."""
@@ -80,6 +81,16 @@ class Proxy:
         try:
             yield
         finally:
+            self._flows.set()
+
+    @contextmanager
+    def holding_commits(self) -> Iterator[None]:
+        """Hold each COMMIT, and deliver it at the end."""
+        self._holds_commits = True
+        try:
+            yield
+        finally:
+            self._holds_commits = False
             self._flows.set()
 
     def cut(self) -> None:
@@ -129,6 +140,8 @@ class Proxy:
         back.start()
         with suppress(OSError):
             while chunk := client.recv(65536):
+                if self._holds_commits and COMMIT.search(chunk):
+                    self._flows.clear()
                 self._wait()
                 cut = self._take_cut() if COMMIT.search(chunk) else None
                 if cut is Cut.BEFORE_COMMIT:
