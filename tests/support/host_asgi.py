@@ -4,6 +4,6 @@ from __future__ import annotations
 
 from a2wsgi import WSGIMiddleware
 
-from support.host_app import app as flask_app
+from support.host_app import app
 
-app = WSGIMiddleware(flask_app, workers=16)
+asgi_app = WSGIMiddleware(app, workers=16)

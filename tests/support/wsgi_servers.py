@@ -16,6 +16,7 @@ from pathlib import Path
 from sqlalchemy import URL
 
 from support import ROOT
+from support.apps import DATABASES
 from support.servers import free_port
 from support.serving import Running, environment, start
 
@@ -23,7 +24,7 @@ START_SECONDS = 30
 STOP_SECONDS = 30
 GUNICORN = "gunicorn -c gunicorn.conf.py"
 UWSGI = (
-    "uwsgi --master --processes 2 --disable-logging --module app:app"
+    "uwsgi --master --need-app --processes 2 --disable-logging --module app:app"
     " --hook-master-start 'unix_signal:15 gracefully_kill_them_all'"
 )
 UWSGI_HTTP11 = f"{UWSGI} --http11-socket 127.0.0.1:8000 --socket-timeout 75"
@@ -44,6 +45,8 @@ class WsgiServer:
     stops_group: bool = False
     """Whether the signal goes to the whole process group, as Ctrl-C does."""
     exit_status: int = 0
+    databases: tuple[str, ...] = ("sqlite",)
+    """The databases on which the server is tested. The most used servers have all of them."""
 
     def __str__(self) -> str:
         return self.name
@@ -51,7 +54,7 @@ class WsgiServer:
     def command_for_tests(self, port: int) -> list[str]:
         """Return the command with the programs of this Python, the app of the tests and a port."""
         command = self.command.replace("8000", str(port))
-        command = command.replace("asgi:app", "support.host_asgi:app")
+        command = command.replace(" app:asgi_app", " support.host_asgi:asgi_app")
         command = command.replace(" app:app", " support.host_app:app")
         command = command.replace("gunicorn.conf.py", str(ROOT / "gunicorn.conf.py"))
         program, *options = shlex.split(command)
@@ -77,18 +80,26 @@ WSGI_SERVERS = [
         name="gunicorn-gthread",
         command="gunicorn --workers 2 --threads 16 --keep-alive 75 app:app",
     ),
-    WsgiServer(name="gunicorn-gthread-preload", command=f"{GUNICORN} app:app"),
+    WsgiServer(name="gunicorn-gthread-preload", command=f"{GUNICORN} app:app", databases=DATABASES),
     WsgiServer(
         name="gunicorn-gevent",
         command="gunicorn --workers 2 --worker-class gevent --keep-alive 75 app:app",
     ),
-    WsgiServer(name="gunicorn-gevent-preload", command=f"{GUNICORN} --worker-class gevent app:app"),
+    WsgiServer(
+        name="gunicorn-gevent-preload",
+        command=f"{GUNICORN} --worker-class gevent app:app",
+        databases=DATABASES,
+    ),
     WsgiServer(
         name="uwsgi-processes",
         command=f"{UWSGI} --http-socket 127.0.0.1:8000",
         has_concurrency=False,
     ),
-    WsgiServer(name="uwsgi-threads", command=f"{UWSGI} --http-socket 127.0.0.1:8000 --threads 16"),
+    WsgiServer(
+        name="uwsgi-threads",
+        command=f"{UWSGI} --http-socket 127.0.0.1:8000 --threads 16",
+        databases=DATABASES,
+    ),
     WsgiServer(name="uwsgi-threads-http11", command=f"{UWSGI_HTTP11} --threads 16"),
     WsgiServer(
         name="uwsgi-gevent",
@@ -121,7 +132,7 @@ WSGI_SERVERS = [
     ),
     WsgiServer(
         name="uvicorn-a2wsgi",
-        command="uvicorn --port 8000 --workers 2 --timeout-keep-alive 75 --no-access-log asgi:app",
+        command="uvicorn --port 8000 --workers 2 --timeout-keep-alive 75 --no-access-log app:asgi_app",
     ),
     WsgiServer(
         name="flask-run",
@@ -135,8 +146,7 @@ WSGI_SERVERS = [
 @contextmanager
 def running(server: WsgiServer, folder: Path, url: URL, **variables: str) -> Iterator[Running]:
     """Run the host app on a server, and kill what is left of the server at the end."""
-    python_path = os.pathsep.join([str(ROOT), str(ROOT / "tests")])
-    env = environment(folder, url) | {"PYTHONPATH": python_path} | variables
+    env = environment(folder, url) | python_path() | variables
     port = free_port()
     # gunicorn reads gunicorn.conf.py in its working folder, even if no option names it.
     process = start(folder, server.command_for_tests(port), env, cwd=folder)
@@ -148,6 +158,11 @@ def running(server: WsgiServer, folder: Path, url: URL, **variables: str) -> Ite
         with suppress(ProcessLookupError):
             os.killpg(process.pid, signal.SIGKILL)
         process.wait()
+
+
+def python_path() -> dict[str, str]:
+    """Return the environment variable with which every server finds the host app."""
+    return {"PYTHONPATH": os.pathsep.join([str(ROOT), str(ROOT / "tests")])}
 
 
 def stop(server: WsgiServer, host: Running) -> int:
