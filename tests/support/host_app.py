@@ -11,6 +11,8 @@ from sqlalchemy import text
 
 from example_app import app
 
+__all__ = ["app"]
+
 db = SQLAlchemy(app)
 
 with app.app_context():

@@ -6,4 +6,4 @@ from a2wsgi import WSGIMiddleware
 
 from support.host_app import app
 
-asgi_app = WSGIMiddleware(app, workers=16)
+asgi_app = WSGIMiddleware(app, workers=16)  # type: ignore[arg-type]

@@ -68,12 +68,12 @@ class WsgiServer:
 WSGI_SERVERS = [
     WsgiServer(
         name="gunicorn-sync",
-        command="gunicorn --workers 4 app:app",
+        command="gunicorn --workers 2 app:app",
         has_concurrency=False,
     ),
     WsgiServer(
         name="gunicorn-sync-preload",
-        command=f"{GUNICORN} --worker-class sync --threads 1 --workers 4 app:app",
+        command=f"{GUNICORN} --worker-class sync --threads 1 app:app",
         has_concurrency=False,
     ),
     WsgiServer(
@@ -118,7 +118,7 @@ WSGI_SERVERS = [
         name="uwsgi-router",
         command=f"{UWSGI} --http 127.0.0.1:8000 --threads 16",
         chunked_problem="this server does not hand over chunked bodies: "
-        "start uWSGI with http-chunked-input = true",
+        "start the HTTP router of uWSGI with http-chunked-input = true",
     ),
     WsgiServer(
         name="uwsgi-router-chunked",
@@ -132,7 +132,8 @@ WSGI_SERVERS = [
     ),
     WsgiServer(
         name="uvicorn-a2wsgi",
-        command="uvicorn --port 8000 --workers 2 --timeout-keep-alive 75 --no-access-log app:asgi_app",
+        command="uvicorn --port 8000 --workers 2 --timeout-keep-alive 75 --no-access-log"
+        " app:asgi_app",
     ),
     WsgiServer(
         name="flask-run",
