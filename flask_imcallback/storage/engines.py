@@ -16,7 +16,8 @@ from urllib.parse import quote
 from sqlalchemy import URL, Connection, Dialect, Engine, NullPool, QueuePool, StaticPool, event
 from sqlalchemy.pool import Pool, SingletonThreadPool
 
-from ..errors import ConfigError
+from ..errors import ConfigError, ImCallbackError, StorageError
+from .database_errors import describe
 from .sqlite import resolve_path, set_up_sqlite
 from .threads import PerProcess
 
@@ -54,10 +55,18 @@ class Engines:
         self._process = PerProcess(_ProcessEngines)
 
     def host(self) -> Engine:
-        """Return the engine of the host. Raises `ConfigError` if there is none."""
+        """Return the engine of the host. Raises `ConfigError`, and `StorageError` if it fails."""
         engines = self._process.get()
         if engines.host is None:
-            engines.host = _check(self._get_host_engine())
+            try:
+                engines.host = _check(self._get_host_engine())
+            except ImCallbackError:
+                raise
+            except Exception as error:  # a mistake of the host
+                raise StorageError(
+                    f"the app gives no database engine ({describe(error)}): check the engine that "
+                    "ImCallback gets"
+                ) from error
         return engines.host
 
     def reading(self) -> Engine:

@@ -5,7 +5,6 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
@@ -13,7 +12,7 @@ from typing import Generic, TypeVar
 from sqlalchemy import Connection, Engine, text
 from sqlalchemy.exc import SQLAlchemyError
 
-from ..errors import ImCallbackError, StorageError
+from ..errors import StorageError
 from .database_errors import DeadlineError, describe
 from .encodings import encoding_problem, read_encoding
 from .migrations import is_head, read_revision
@@ -55,6 +54,7 @@ class Inspector:
         The function runs in a transaction that is rolled back. Raises `ConfigError` if there is no
         engine, and `StorageError` for an error of the database.
         """
+        self._get_engine()  # needs the app context of this thread
         with self._lock:
             if self._open_questions >= MAX_HANGING_QUESTIONS:
                 raise DeadlineError(
@@ -63,8 +63,6 @@ class Inspector:
                 )
             self._open_questions += 1
         question: _Question[T] = _Question()
-        with suppress(ImCallbackError):
-            self._get_engine()  # needs the app context of this thread
         start_thread("imcallback-health", lambda: self._run(question, function))
         if not question.is_answered.wait(seconds):
             if question.connection is not None:

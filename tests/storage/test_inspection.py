@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import socket
 import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, create_engine, text
+from sqlalchemy import URL, create_engine, event, text
 
 from flask_imcallback import StorageError
 from flask_imcallback.runtime import get_runtime
@@ -109,3 +111,26 @@ def test_a_question_that_hangs_is_given_up(
                     break
                 except StorageError:
                     assert time.monotonic() < deadline
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_one_silent_connection_does_not_spoil_the_next_questions(
+    database: str, request: pytest.FixtureRequest, make_app: MakeApp
+) -> None:
+    """Two connections lead to a server that never answers. The third question is answered."""
+    server = request.getfixturevalue("database_servers")[database]
+    with servers.database(server) as url, socket.create_server(("127.0.0.1", 0)) as silent:
+        app = make_app(url)
+        silent_ports = [silent.getsockname()[1]] * 2
+        with app.app_context():
+            host = app.extensions["sqlalchemy"].engine
+
+            @event.listens_for(host, "do_connect")
+            def redirect(_dialect: object, _record: object, _args: object, options: Any) -> None:
+                if silent_ports:
+                    options["port"] = silent_ports.pop()
+
+            for _ in range(2):
+                with pytest.raises(StorageError, match=r"did not answer within 0\.3 seconds"):
+                    get_runtime().inspect_database(0.3)
+            assert get_runtime().inspect_database(5).is_at_head

@@ -14,7 +14,7 @@ from flask import Flask
 from sqlalchemy import Engine, create_engine
 from sqlalchemy.orm import Session, sessionmaker
 
-from flask_imcallback import ConfigError, upgrade
+from flask_imcallback import ConfigError, StorageError, upgrade
 from flask_imcallback.runtime import Runtime, build_runtime, get_runtime
 from support.apps import close_connections
 from support.deliveries import DELIVERY
@@ -118,6 +118,10 @@ def test_a_mistake_at_the_first_use_loses_no_callback(tmp_path: Path) -> None:
         drain = get_runtime().drain
         assert drain
         assert drain.spool.waiting().count == 1
+        message = r"^the app gives no database engine \(LookupError: no such configuration\): check"
+        for question in (get_runtime().inspect_database, get_runtime().history.find):
+            with pytest.raises(StorageError, match=message):
+                question()
         drain.spool.path.unlink()
 
 

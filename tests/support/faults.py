@@ -31,8 +31,8 @@ from support.servers import (
     running,
 )
 
-# Both protocols send COMMIT as text. PyMySQL also sends SET AUTOCOMMIT.
-COMMIT = re.compile(rb"(?<!AUTO)COMMIT")
+# Both protocols send COMMIT as text. They also send SET AUTOCOMMIT and READ COMMITTED.
+COMMIT = re.compile(rb"(?<!AUTO)COMMIT(?!TED)")
 LOCKS = {
     "sqlite": ("BEGIN EXCLUSIVE", "ROLLBACK"),
     "postgresql": ("BEGIN; LOCK TABLE imcallback_delivery IN ACCESS EXCLUSIVE MODE", "ROLLBACK"),
@@ -142,6 +142,7 @@ class Proxy:
             while chunk := client.recv(65536):
                 if self._holds_commits and COMMIT.search(chunk):
                     self._flows.clear()
+                    answers_are_lost.set()  # so that the server gets the COMMIT before a reset
                 self._wait()
                 cut = self._take_cut() if COMMIT.search(chunk) else None
                 if cut is Cut.BEFORE_COMMIT:
