@@ -20,7 +20,7 @@ from support.wsgi_servers import WSGI_SERVERS, running
 pytestmark = pytest.mark.slow
 
 HEAD = f"POST {PATH} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n".encode()
-NAMES = ("uwsgi-threads", "uwsgi-threads-http11", "uwsgi-gevent-patched")
+NAMES = ("uwsgi-threads-http11", "uwsgi-gevent-patched")
 
 
 @pytest.fixture(scope="module", params=NAMES)
