@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run check test lint docs translations screenshots vendor fuzz torture test-oldest benchmark benchmark-history
+.PHONY: run check test lint docs translations screenshots vendor fuzz torture test-oldest test-between benchmark benchmark-history
 .PHONY: clean
 
 # One install for both; made anew when what is asked for changes.
@@ -62,12 +62,19 @@ ROUNDS ?= 100
 torture: $(VENV)/tested
 	PYTHONPATH=tests $(BIN)/python -m support.torture --rounds $(ROUNDS) $(SCENARIOS)
 
-# The oldest dependencies that setup.cfg admits, in an environment of their own.
+# All tests with the oldest dependencies that setup.cfg admits.
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' \
 		--constraint tests/oldest.txt
 	.venv-oldest/bin/python -m pytest -n 2
+
+# The tests that depend on SQLAlchemy, Alembic or marshmallow, with the versions of many hosts.
+test-between:
+	$(PYTHON) -m venv .venv-between
+	.venv-between/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' \
+		--constraint tests/between.txt
+	.venv-between/bin/python -m pytest -n 2 tests/storage tests/providers tests/hosts tests/history
 
 # How fast callbacks are stored, by us and by other ways to write it; about 20 minutes. What else it
 # can measure: .venv-benchmark/bin/python benchmarks/run.py --help
@@ -85,4 +92,4 @@ benchmark-history:
 	.venv-benchmark/bin/python benchmarks/history.py --output build/history.md
 
 clean:
-	rm -rf $(VENV) .venv-oldest .venv-benchmark build dist *.egg-info
+	rm -rf $(VENV) .venv-oldest .venv-between .venv-benchmark build dist *.egg-info

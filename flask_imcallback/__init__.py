@@ -53,7 +53,7 @@ from .providers import (
 from .removals import Record, Relation, Removal, Status, removals_recorded
 from .runtime import upgrade
 from .settings import Settings
-from .storage import CallbackCount
+from .storage import CallbackCount, protect_tables
 
 __version__ = "0.1.0"
 
@@ -111,3 +111,6 @@ __all__ = [
     "removals_recorded",
     "upgrade",
 ]
+
+# An env.py may import the package without creating an app.
+protect_tables()

@@ -7,14 +7,14 @@ from collections.abc import Callable, Iterable
 from typing import Any
 
 from flask import Flask
-from flask_sqlalchemy import SQLAlchemy
+from sqlalchemy import Engine
 
 from . import cli, web
 from .errors import ConfigError
 from .history import History
 from .providers import PROVIDERS, Provider
 from .runtime import EXTENSION, build_runtime, get_runtime
-from .storage import CallbackCount
+from .storage import CallbackCount, protect_tables
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -22,40 +22,58 @@ logger = logging.getLogger("flask_imcallback")
 class ImCallback:
     """Flask extension that receives the callbacks of IM servers and records the removals.
 
-    `db` is the Flask-SQLAlchemy object to use. Without it, the extension uses the object of the
-    app, or creates one. `providers` are provider classes or provider objects. A class is called
-    with the `Settings`. `history_decorators` protect the history in the same way as the host
-    protects its own views. The last decorator is the outermost.
+    `db` is the object of Flask-SQLAlchemy or Flask-SQLAlchemy-Lite to use. Without it, the
+    extension uses the object of the app, or creates one. `engine` is for an app with plain
+    SQLAlchemy: an `Engine`, or a function that returns one. `providers` are provider classes or
+    provider objects. A class is called with the `Settings`. `history_decorators` protect the
+    history in the same way as the host protects its own views. The last decorator is the outermost.
     """
 
     def __init__(
         self,
         app: Flask | None = None,
         *,
-        db: SQLAlchemy | None = None,
+        db: Any = None,
+        engine: Engine | Callable[[], Engine] | None = None,
         providers: Iterable[type[Provider] | Provider] = PROVIDERS,
         history_decorators: Iterable[Callable[..., Any]] = (),
     ) -> None:
         self._db = db
+        self._engine = engine
         self._providers = tuple(providers)
         self._history_decorators = tuple(history_decorators)
         if app is not None:
             self.init_app(app)
 
-    def init_app(self, app: Flask, db: SQLAlchemy | None = None) -> None:
+    def init_app(
+        self,
+        app: Flask,
+        db: Any = None,
+        *,
+        engine: Engine | Callable[[], Engine] | None = None,
+    ) -> None:
         """Set up an app. One extension object can serve several apps.
 
-        Raises `ConfigError` for a wrong setting, for a provider that would accept callbacks from
-        anybody, and if the app already has an `ImCallback`.
+        A `db` or an `engine` for this app replaces the one of the extension object. Raises
+        `ConfigError` for a wrong setting, for a wrong `db` or `engine`, for a provider that would
+        accept callbacks from anybody, and if the app already has an `ImCallback`.
         """
+        if not isinstance(app, Flask):
+            raise ConfigError(
+                f"{type(app).__module__}.{type(app).__name__} is not a Flask app: pass the Flask "
+                "app, or run flask-imcallback in a Flask app of its own beside it"
+            )
         if EXTENSION in app.extensions:
             raise ConfigError(
                 "this app already has an ImCallback: call ImCallback(app) or init_app(app), "
                 "not both"
             )
+        if db is None and engine is None:
+            db, engine = self._db, self._engine
         runtime = build_runtime(
             app,
-            db=db or self._db,
+            db=db,
+            engine=engine,
             providers=self._providers,
             history_decorators=self._history_decorators,
         )
@@ -63,6 +81,7 @@ class ImCallback:
         web.install(app, runtime)
         cli.add_commands(app)
         cli.follow_host_migrations(app)
+        protect_tables()
         if not runtime.has_enabled_provider:
             keys = [
                 key for provider in runtime.providers.values() for key in provider.settings_keys

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -67,28 +68,35 @@ class Database:
             raise ConfigError(
                 f"IMCALLBACK_BIND_KEY is {bind_key!r}, but ImCallback has an engine: unset the key"
             )
-        if engine is not None and not isinstance(engine, Engine) and not callable(engine):
+        is_function = callable(engine) and not isinstance(engine, type)
+        if engine is not None and not isinstance(engine, Engine) and not is_function:
             raise ConfigError(
-                f"engine is {engine!r}: pass a SQLAlchemy Engine, for example "
+                f"engine is {_describe_type(engine)}: pass a SQLAlchemy Engine, for example "
                 "create_engine(url), or a function that returns one"
             )
         if db is not None and not hasattr(type(db), "engines"):
             remedy = (
-                "pass it as engine" if isinstance(db, Engine) else "or pass an engine as engine"
+                "pass it as engine"
+                if isinstance(db, Engine)
+                else "pass the SQLAlchemy object of Flask-SQLAlchemy, or pass an engine as engine"
             )
-            raise ConfigError(
-                f"db is {db!r}: pass the SQLAlchemy object of Flask-SQLAlchemy, {remedy}"
-            )
+            raise ConfigError(f"db is {_describe_type(db)}: {remedy}")
         self._db = db
         self._engine = engine
         self._bind_key = bind_key
         self._lock = PerProcess(new_lock)
+        self._error: Exception | None = None
 
     def engine(self) -> Engine:
         """Return the engine of the host. Needs an app context. Raises `ConfigError`."""
+        if isinstance(self._engine, Engine):
+            return self._engine
         if self._engine is not None:
-            return self._engine if isinstance(self._engine, Engine) else self._engine()
-        engines = self._open().engines
+            with _config_errors("the function that is passed as engine failed ({}): correct it"):
+                return self._engine()
+        db = self._open()
+        with _config_errors("db is not initialized for this app ({}): call db.init_app(app)"):
+            engines = db.engines
         keys = [self._bind_key] if self._bind_key is not None else [None, LITE_DEFAULT_BIND]
         for key in keys:
             if key in engines:
@@ -101,9 +109,11 @@ class Database:
         )
 
     def check(self, app: Flask) -> None:
-        """Find a wrong bind at the start, if the host has already set up its database."""
-        db = app.extensions.get("sqlalchemy")
-        if db is not None and self._engine is None and self._db in (None, db):
+        """Find a wrong `db` and a wrong bind at the start, if the host has its database already.
+
+        Raises `ConfigError`.
+        """
+        if "sqlalchemy" in app.extensions and self._engine is None:
             with app.app_context():
                 self.engine()
 
@@ -115,8 +125,35 @@ class Database:
         """
         if self._db is None:
             with self._lock.get():
-                self._db = self._db or current_app.extensions.get("sqlalchemy") or _create_db()
+                self._db = self._db or self._find_or_create_db()
         return self._db
+
+    def _find_or_create_db(self) -> Any:
+        if self._error is not None:
+            # Flask-SQLAlchemy has left a half-made object in the app.
+            raise self._error.with_traceback(None)
+        try:
+            with _config_errors("cannot create an engine ({}): check SQLALCHEMY_DATABASE_URI"):
+                return current_app.extensions.get("sqlalchemy") or _create_db()
+        except Exception as error:
+            self._error = error
+            raise
+
+
+def _describe_type(value: object) -> str:
+    """Return what a wrong argument is. Its text may hold a password, or need an app context."""
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
+    return f"an object of the type {type(value).__name__}"
+
+
+@contextmanager
+def _config_errors(message: str) -> Iterator[None]:
+    """Raise `ConfigError` for every error in the code of the host. `{}` becomes the error."""
+    try:
+        yield
+    except Exception as error:
+        raise ConfigError(message.format(f"{type(error).__name__}: {error}")) from error
 
 
 class ProcessState:

@@ -9,9 +9,10 @@ from typing import Any
 from alembic import context
 from alembic.util import CommandError
 from flask import current_app
-from sqlalchemy import Connection, Engine, create_engine, event, text
+from sqlalchemy import Connection, Engine, create_engine, text
 
 from flask_imcallback.runtime import EXTENSION
+from flask_imcallback.storage.engines import WRITES
 from flask_imcallback.storage.migrations import VERSION_TABLE
 from flask_imcallback.storage.tables import metadata
 
@@ -53,41 +54,35 @@ def _migrate(connection: Connection, **options: Any) -> None:
         context.run_migrations()
 
 
-def _migrate_sqlite(connection: Connection) -> None:
-    """Migrate in one transaction, which also keeps other processes out.
+def _migrate_postgresql(connection: Connection) -> None:
+    """Migrate in one transaction, with a lock that keeps other processes out."""
+    with connection.begin():
+        # This lock ends with the transaction, so it also works behind PgBouncer.
+        connection.execute(text(f"SELECT pg_advisory_xact_lock({ADVISORY_LOCK_KEY})"))
+        _migrate(connection, transactional_ddl=True)
 
-    Left alone, the sqlite3 driver commits before each DDL statement.
+
+def _migrate_sqlite(connection: Connection) -> None:
+    """Migrate in one transaction that begins with the write lock.
+
+    Left alone, the sqlite3 driver begins no transaction and commits before each DDL statement.
     """
     driver: Any = connection.connection.driver_connection
     level, driver.isolation_level = driver.isolation_level, None
-
-    @event.listens_for(connection, "begin")
-    def begin(connection: Connection) -> None:
-        if not driver.in_transaction:
-            connection.exec_driver_sql("BEGIN IMMEDIATE")
-
     try:
-        _migrate(connection, transactional_ddl=True, transaction_per_migration=False)
-        connection.commit()
+        with connection.begin():
+            if not driver.in_transaction:  # the engine may have begun it
+                connection.exec_driver_sql("BEGIN IMMEDIATE")
+            _migrate(connection, transactional_ddl=True)
     finally:
-        connection.rollback()
-        event.remove(connection, "begin", begin)
         driver.isolation_level = level
 
 
 @contextmanager
-def _advisory_lock(connection: Connection) -> Iterator[None]:
-    """Keep other processes from migrating the same database."""
-    if connection.dialect.name == "postgresql":
-        acquire = f"SELECT pg_advisory_lock({ADVISORY_LOCK_KEY})"
-        release = f"SELECT pg_advisory_unlock({ADVISORY_LOCK_KEY})"
-    elif connection.dialect.name in ("mysql", "mariadb"):
-        name = "CONCAT('imcallback.', MD5(DATABASE()))"  # names have at most 64 characters
-        acquire = f"SELECT GET_LOCK({name}, {LOCK_TIMEOUT_SECONDS})"
-        release = f"SELECT RELEASE_LOCK({name})"
-    else:
-        acquire = release = "SELECT 1"
-    if connection.scalar(text(acquire)) == 0:
+def _mysql_lock(connection: Connection) -> Iterator[None]:
+    """Keep other processes from migrating the same database. Each DDL statement commits."""
+    name = "CONCAT('imcallback.', MD5(DATABASE()))"  # names have at most 64 characters
+    if connection.scalar(text(f"SELECT GET_LOCK({name}, {LOCK_TIMEOUT_SECONDS})")) == 0:
         raise CommandError(
             f"another process has been migrating this database for {LOCK_TIMEOUT_SECONDS} "
             "seconds: wait until it ends, or stop it, and try again"
@@ -97,7 +92,7 @@ def _advisory_lock(connection: Connection) -> Iterator[None]:
         yield
     finally:
         connection.rollback()
-        connection.execute(text(release))
+        connection.execute(text(f"SELECT RELEASE_LOCK({name})"))
         connection.commit()
 
 
@@ -116,11 +111,13 @@ def _run() -> None:
         with context.begin_transaction():
             context.run_migrations()
         return
-    with engine.connect() as connection:
+    with engine.connect().execution_options(**{WRITES: True}) as connection:
         if connection.dialect.name == "sqlite":
             _migrate_sqlite(connection)
+        elif connection.dialect.name == "postgresql":
+            _migrate_postgresql(connection)
         else:
-            with _advisory_lock(connection):
+            with _mysql_lock(connection):
                 _migrate(connection, transaction_per_migration=True)
 
 

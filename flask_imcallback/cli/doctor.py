@@ -1,165 +1,137 @@
-"""Finds out why callbacks do not arrive, or get lost."""
+"""Finds out why callbacks do not arrive, or get lost: all checks, and the live address."""
 
 from __future__ import annotations
 
 import json
+import os
 import secrets
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from email.utils import parsedate_to_datetime
 from typing import Any
+from urllib.parse import urlsplit
 
-from sqlalchemy import func, select
+from flask import Flask
+from sqlalchemy import select
 
-from ..errors import ImCallbackError, SendError
+from ..checks import (
+    EXEMPTION,
+    GATE_REMEDY,
+    MAX_CLOCK_DIFFERENCE,
+    Finding,
+    Level,
+    check_database,
+    check_hooks,
+    check_log,
+    check_settings,
+    check_spool,
+    explain,
+    explain_clock,
+    failure,
+    guard,
+    note,
+    ok,
+    warning,
+)
+from ..errors import SendError
 from ..providers import Callback, OutgoingCallback, Provider
 from ..runtime import Runtime
-from ..storage import delivery, id_at, is_at_head
+from ..storage import delivery, id_at
 from .sender import Answer, Sender
 
 SLOW_ANSWER_SECONDS = 1.0
-MAX_CLOCK_DIFFERENCE = timedelta(seconds=5)
 MAX_PROBE_AGE = timedelta(minutes=5)
 """How far back the probe is searched in the database. Clocks may differ by this much."""
 
 
-@dataclass(frozen=True)
-class Finding:
-    """A result of the examination: what is wrong, why it matters, and what to do."""
-
-    level: str
-    """`ok`, `warning` or `failure`. A failure loses callbacks."""
-    title: str
-    why: str = ""
-    remedy: str = ""
-
-
-def ok(title: str) -> Finding:
-    """Return the finding that something is right."""
-    return Finding("ok", title)
-
-
-def warning(title: str, why: str, remedy: str) -> Finding:
-    """Return the finding that something needs attention, but loses no callbacks."""
-    return Finding("warning", title, why, remedy)
-
-
-def failure(title: str, why: str, remedy: str) -> Finding:
-    """Return the finding that something loses callbacks."""
-    return Finding("failure", title, why, remedy)
-
-
 def examine(
-    runtime: Runtime, url: str | None = None, idle_seconds: float = 60
+    app: Flask, runtime: Runtime, url: str | None = None, idle_seconds: float = 60
 ) -> Iterator[Finding]:
-    """Check the settings, database and spool of an app, and with `url` also its live address.
+    """Check an app, and with `url` also its live address. Needs an app context.
 
-    Needs an app context.
+    Every check is tried, whatever the others find. Without `url`, nothing is stored. Nothing is
+    left behind: if root runs this command, its files could lock the app out.
     """
-    yield from _check_settings(runtime)
-    yield from _check_database(runtime)
-    yield from _check_spool(runtime)
+    had_folder = os.path.isdir(app.instance_path)
+    try:
+        yield from _examine(app, runtime, url, idle_seconds)
+    finally:
+        runtime.process.get().engines.dispose()
+        if not had_folder:  # Flask-SQLAlchemy has created it
+            with suppress(OSError):
+                os.rmdir(app.instance_path)
+
+
+def _examine(
+    app: Flask, runtime: Runtime, url: str | None, idle_seconds: float
+) -> Iterator[Finding]:
+    yield from guard("the settings", lambda: check_settings(app, runtime))
+    yield from guard("the log", check_log)
+    yield from guard("the database", lambda: check_database(app, runtime))
+    yield from guard("the spool", lambda: check_spool(runtime))
+    yield from guard("the functions before each request", lambda: check_hooks(app, runtime))
     if url is None:
+        yield note("The live address was not checked", "Pass it with --url.")
         return
+    yield from guard("the running app", lambda: _ask_running_app(runtime, url))
     providers = [provider for provider in runtime.providers.values() if provider.is_enabled]
     for provider in providers:
-        yield from _check_address(runtime, provider, url)
+        yield from guard(
+            f"the address of {provider.name}",
+            lambda provider=provider: _check_address(runtime, provider, url),  # type: ignore[misc]
+        )
     with_probe = [provider for provider in providers if _make_probe(provider, "")]
     if with_probe:
-        yield from _check_idle_connection(with_probe[0], url, idle_seconds)
-
-
-def _check_settings(runtime: Runtime) -> Iterator[Finding]:
-    settings = runtime.settings
-    providers = runtime.providers.values()
-    if not any(provider.is_enabled for provider in providers):
-        keys = " or ".join(key for provider in providers for key in provider.settings_keys)
-        yield failure(
-            "No provider is on",
-            "Every callback is answered with 404.",
-            f"Set {keys or 'what the providers need'}, and start the app again.",
+        yield from guard(
+            "idle connections", lambda: _check_idle_connection(with_probe[0], url, idle_seconds)
         )
-    if settings.allow_unauthenticated:
-        yield warning(
-            "IMCALLBACK_ALLOW_UNAUTHENTICATED is on",
-            "Anybody can write into the history.",
-            "Set a token, a secret path segment or credentials, and remove this setting.",
-        )
-    if not settings.history_tokens and not runtime.history_decorators:
-        yield warning(
-            "The history is closed",
-            "Nobody can read it over HTTP.",
-            "Set IMCALLBACK_HISTORY_TOKENS or pass history_decorators, if somebody should read it.",
-        )
-    yield ok("The settings are well formed")
 
 
-def _check_database(runtime: Runtime) -> Iterator[Finding]:
+def _ask_running_app(runtime: Runtime, url: str) -> Iterator[Finding]:
+    """Read what the running app finds in its own process. Its health check tells it to readers."""
+    tokens = runtime.settings.history_tokens
+    if not tokens:
+        yield note(
+            "The running app was not asked about itself",
+            "It answers readers with a token of IMCALLBACK_HISTORY_TOKENS only.",
+        )
+        return
     try:
-        engine = runtime.engine()
-        if not is_at_head(engine):
-            yield failure(
-                "The tables are not at the newest migration",
-                "Callbacks wait in the spool. Without a spool they are lost.",
-                "Run flask db upgrade.",
-            )
-            return
-        before = datetime.now(UTC)
-        with engine.connect() as connection:
-            database_time = connection.scalar(select(func.current_timestamp()))
-        after = datetime.now(UTC)
-    except ImCallbackError as error:
-        yield failure(
-            "The database does not answer",
-            f"Callbacks wait in the spool. Without a spool they are lost. The error: {error}",
-            "Check SQLALCHEMY_DATABASE_URI, IMCALLBACK_BIND_KEY, and the database itself.",
-        )
-        return
-    yield ok(f"The database answers ({engine.dialect.name}), at the newest migration")
-    if isinstance(database_time, datetime) and database_time.tzinfo:
-        difference = max(before - database_time, database_time - after, timedelta())
-        if difference > MAX_CLOCK_DIFFERENCE:
-            yield _clock_failure("The clocks of this host and of the database are", difference)
-
-
-def _clock_failure(title: str, difference: timedelta) -> Finding:
-    return failure(
-        f"{title} {difference.total_seconds():.0f} seconds apart",
-        "With a wrong clock, signatures are refused and the history has wrong times.",
-        "Set both clocks by NTP.",
-    )
-
-
-def _check_spool(runtime: Runtime) -> Iterator[Finding]:
-    if runtime.drain is None:
+        sender = Sender(url)
+        answer = sender.get("/health", {"Authorization": f"Bearer {tokens[0]}"})
+        sender.close()
+    except SendError:
+        return  # `_check_address` reports it.
+    health = _read_object(answer.body)
+    if "findings" not in health:
         yield warning(
-            "There is no spool",
-            "While the database is unavailable, callbacks are answered with 503, and only the log "
-            "keeps their packets.",
-            "Set IMCALLBACK_SPOOL to a file on a disk that outlives the process.",
+            f"The health check answers {answer.status} without the state of the running app",
+            "The running app has other tokens in IMCALLBACK_HISTORY_TOKENS, or something in front "
+            "of it answers.",
+            "Compare the settings of the running app and of this command.",
         )
         return
-    spool = runtime.drain.spool
-    try:
-        with spool.writing():
-            pass
-        waiting = spool.waiting()
-    except (ImCallbackError, OSError) as error:
+    if health["problem"]:
         yield failure(
-            f"The spool {spool.path} cannot be written",
-            "While the database is unavailable, only the log keeps the packets. "
-            f"The error: {error}",
-            "Set IMCALLBACK_SPOOL to a file that the app may write.",
+            f"The running app: {health['problem']}",
+            "Its health check says so.",
+            "Run flask imcallback doctor on its host, with its settings and as its user.",
         )
-        return
-    yield ok(f"The spool {spool.path} can be written")
-    if waiting.count:
-        yield warning(
-            f"{waiting.count} callbacks wait in the spool, the oldest since {waiting.oldest}",
-            "The history does not show them yet.",
-            "Run flask imcallback spool --drain. It stores them or prints the reason.",
+    database = runtime.describe_database()
+    if health["database"] != database:
+        yield note(
+            f"The running app names its database {health['database']}",
+            f"This command names it {database}. Both may be the same database.",
+        )
+    for finding in health["findings"]:
+        yield Finding(
+            Level(finding["level"]),
+            f"The running app: {finding['title']}",
+            finding["why"],
+            finding["remedy"],
         )
 
 
@@ -196,7 +168,7 @@ def _check_address(runtime: Runtime, provider: Provider, url: str) -> Iterator[F
             "trusted.",
         )
         return
-    if problem := _check_answer(provider, answer):
+    if problem := _check_answer(runtime, provider, answer, url, probe[0]):
         yield problem
         return
     yield ok(f"{name}: the probe gets the answer that the IM server expects")
@@ -206,79 +178,130 @@ def _check_address(runtime: Runtime, provider: Provider, url: str) -> Iterator[F
             provider.reactions.to_slow_answer,
             "Find the slow part: the proxy, the database, or too few threads.",
         )
-    if not _is_stored(runtime, provider, mark, started - MAX_PROBE_AGE):
-        yield failure(
-            f"{name}: the probe was answered, but is not in this app's database",
-            "Another app answers at this URL, or this command uses another database.",
-            "Compare SQLALCHEMY_DATABASE_URI and IMCALLBACK_BIND_KEY of both.",
-        )
-        return
-    yield ok(f"{name}: the probe is stored")
+    yield from _check_stored(runtime, provider, mark, started - MAX_PROBE_AGE)
     if date := answer.headers.get("date"):
         difference = abs(parsedate_to_datetime(date) - datetime.now(UTC))
         sign_window = timedelta(seconds=runtime.settings.sign_window)
         if difference > max(MAX_CLOCK_DIFFERENCE, sign_window / 2):
-            yield _clock_failure(
+            yield explain_clock(
                 f"{name}: the clocks of the server and of this host are", difference
             )
 
 
-REFUSALS: dict[int, tuple[str, str]] = {
-    400: (
-        "The request was not taken for a callback, but for example for a form without a CSRF "
-        "token.",
-        'With Flask-WTF, call csrf.exempt(app.blueprints["imcallback_callbacks"]). Otherwise look '
-        "for a proxy or middleware in front of the app.",
+@dataclass(frozen=True)
+class Refusal:
+    """What an answer means: why it matters and what to do."""
+
+    why: str
+    remedy: str
+
+
+LOST = "No callback reaches the extension, and the IM server sends none again."
+OUR_REFUSALS = {
+    400: Refusal(
+        "The extension got the request without its body, or with another one.",
+        "Find the proxy or the function of the app that reads or changes the body.",
     ),
-    401: (
-        "Something in front of the app requires a login, and the IM server has none.",
-        "Let the URLs of the callbacks pass. They have their own guards.",
-    ),
-    403: (
+    403: Refusal(
         "The running app has other tokens, secrets or networks, or another clock. Or a proxy drops "
         "the Authorization header or changes the path.",
-        "Compare the settings of the running app and of this command. The app logs the reason.",
+        "Compare the settings of the running app and of this command. The app logs the reason, and "
+        "flask imcallback status counts it.",
     ),
-    404: (
-        "The path does not lead to the extension, or the provider is off in the running app.",
-        "Check the prefix of the proxy and IMCALLBACK_URL_PREFIX.",
+    404: Refusal(
+        "The provider is off in the running app.",
+        "Compare the settings of the running app and of this command.",
     ),
-    405: (
-        "The proxy changed the method, or the URL belongs to something else.",
-        "Check the proxy and the URL.",
+    405: Refusal(
+        "A proxy or a redirect turned the POST request into another one.",
+        "Check the proxy, and give the IM server the final URL.",
     ),
-    413: (
-        "The limit of the proxy or IMCALLBACK_MAX_BODY is too small even for a probe.",
-        "Allow bodies of 1 MiB.",
+    413: Refusal(
+        "IMCALLBACK_MAX_BODY is too small even for a probe.",
+        "Set IMCALLBACK_MAX_BODY to 1048576, which is the default.",
     ),
-    503: (
+    503: Refusal(
         "The running app cannot store callbacks, and no IM server sends them again.",
         "Read the log of the running app. It has the cause and the packets.",
     ),
 }
-"""HTTP status -> why it matters and what to do."""
-OTHER_REFUSAL = (
+"""HTTP status -> what it means if the extension answered."""
+OTHER_REFUSALS = {
+    400: Refusal(
+        f"Something in front of the extension takes callbacks for forms without a CSRF token. "
+        f"{LOST}",
+        f"With Flask-WTF, call csrf.exempt({EXEMPTION}). Otherwise look for a proxy or a function "
+        "of the app that answers 400.",
+    ),
+    401: Refusal(
+        f"Something in front of the extension requires a login. {LOST}",
+        f"If it is a before_request function of the app, {GATE_REMEDY} "
+        "If it is the proxy, let the URLs of the callbacks pass.",
+    ),
+    403: Refusal(
+        f"Something in front of the extension refuses the request. {LOST}",
+        "Look for a firewall of the proxy, and for a before_request function of the app. In the "
+        f"function, {GATE_REMEDY}",
+    ),
+    404: Refusal(
+        "The path does not lead to the extension.",
+        "Check the prefix of the proxy and IMCALLBACK_URL_PREFIX.",
+    ),
+    405: Refusal(
+        "The URL belongs to something else.",
+        "Check the URL, the prefix of the proxy and IMCALLBACK_URL_PREFIX.",
+    ),
+    413: Refusal(
+        "The limit of the proxy or of the app is too small even for a probe.",
+        "Allow bodies of 1 MiB: client_max_body_size in nginx, MAX_CONTENT_LENGTH in Flask.",
+    ),
+    429: Refusal(
+        f"Something in front of the extension limits how many requests may come. {LOST}",
+        f"With Flask-Limiter, call limiter.exempt({EXEMPTION}). In a proxy, take the URLs of the "
+        "callbacks out of the limit, such as limit_req in nginx.",
+    ),
+    500: Refusal(
+        f"The app fails before the extension gets the request. {LOST}",
+        "Read the log of the running app. It has the traceback.",
+    ),
+    502: Refusal(
+        f"The proxy does not reach the app. {LOST}",
+        "Start the app, and check the address to which the proxy forwards.",
+    ),
+    503: Refusal(
+        f"The proxy or the platform says that the app is unavailable. {LOST}",
+        "Start the app, and check the address to which the proxy forwards.",
+    ),
+    504: Refusal(
+        f"The proxy waited too long for the app. {LOST}",
+        "Read the log of the running app, and check the address to which the proxy forwards.",
+    ),
+}
+"""HTTP status -> what it means if something else answered."""
+UNKNOWN_REFUSAL = Refusal(
     "The IM server counts this as failed.",
-    "Read the log of the running app.",
+    "Find out whether the proxy or the app answers, and read its log.",
 )
 
 
-def _check_answer(provider: Provider, answer: Answer) -> Finding | None:
+def _check_answer(
+    runtime: Runtime, provider: Provider, answer: Answer, url: str, probe: OutgoingCallback
+) -> Finding | None:
     """Return what is wrong with the answer to a probe."""
     name = provider.name
     if 300 <= answer.status < 400:
-        return failure(
-            f"{name}: the URL redirects to {answer.headers.get('location', 'another one')}",
-            provider.reactions.to_redirect,
-            "Give the IM server the URL at the end of the redirect. Often it begins with https://.",
-        )
+        location = answer.headers.get("location", "")
+        is_same_page = _segments(location) == _segments(url) + _segments(probe.path)
+        return _explain_redirect(provider, _show_location(runtime, location), is_same_page)
     if answer.status != 200:
+        is_ours = _has_members(answer.body, _keys_of(provider.refuse(answer.status, "").body))
+        refusals = OUR_REFUSALS if is_ours else OTHER_REFUSALS
+        refusal = refusals.get(answer.status, UNKNOWN_REFUSAL)
         return failure(
-            f"{name}: the probe is answered {answer.status}",
-            *REFUSALS.get(answer.status, OTHER_REFUSAL),
+            f"{name}: the probe is answered {answer.status}", refusal.why, refusal.remedy
         )
     expected = provider.accept(Callback(command=provider.probe_command, removals=None, packet={}))
-    if not _has_members(answer.body, dict(expected.body)):
+    if not _has_members(answer.body, expected.body):
         return failure(
             f"{name}: the answer is not the one that the IM server expects",
             provider.reactions.to_wrong_answer,
@@ -287,27 +310,94 @@ def _check_answer(provider: Provider, answer: Answer) -> Finding | None:
     return None
 
 
-def _has_members(body: bytes, expected: dict[str, Any]) -> bool:
+def _explain_redirect(provider: Provider, location: str, is_same_page: bool) -> Finding:
+    """Tell a redirect to the same page elsewhere from a redirect to a login page."""
+    if is_same_page:
+        return failure(
+            f"{provider.name}: the URL redirects to {location}",
+            provider.reactions.to_redirect,
+            "Give the IM server the URL at the end of the redirect. Often it begins with https://. "
+            "Behind a proxy with HTTPS, use ProxyFix of Werkzeug with x_proto=1.",
+        )
+    return failure(
+        f"{provider.name}: the probe is sent to another page: {location or 'the page has no URL'}",
+        f"Something in front of the extension probably requires a login. {LOST}",
+        f"If it is a before_request function of the app, {GATE_REMEDY} If it is the proxy, let the "
+        "URLs of the callbacks pass.",
+    )
+
+
+def _segments(url: str) -> list[str]:
+    """Return the path of a URL without empty segments."""
+    return [segment for segment in urlsplit(url).path.split("/") if segment]
+
+
+def _show_location(runtime: Runtime, location: str) -> str:
+    """Return a URL without its secrets. Login pages get the old URL as a parameter."""
+    text = urlsplit(location)._replace(query="", fragment="").geturl()
+    for secret in runtime.settings.secrets:
+        text = text.replace(secret, "<secret>")
+    return text
+
+
+def _keys_of(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members of an answer of ours that do not depend on the problem."""
+    return {name: value for name, value in body.items() if value != ""}
+
+
+def _has_members(body: bytes, expected: Mapping[str, Any]) -> bool:
     """Return whether the body is a JSON object with these members, of the same types."""
-    try:
-        members: Any = json.loads(body)
-    except ValueError:
-        return False
-    return isinstance(members, dict) and all(
+    members = _read_object(body)
+    return bool(members) and all(
         type(members.get(name)) is type(value) and members[name] == value
         for name, value in expected.items()
     )
 
 
-def _is_stored(runtime: Runtime, provider: Provider, mark: str, since: datetime) -> bool:
+def _read_object(body: bytes) -> dict[str, Any]:
+    """Return the JSON object in a body, or an empty one."""
+    try:
+        members: Any = json.loads(body)
+    except ValueError:
+        return {}
+    return members if isinstance(members, dict) else {}
+
+
+def _check_stored(
+    runtime: Runtime, provider: Provider, mark: str, since: datetime
+) -> Iterator[Finding]:
+    """Look for the probe in the database."""
     column = delivery.c
     probes = select(column.body).where(
         column.id >= id_at(since),
         column.provider == provider.name,
         column.command == provider.probe_command,
     )
-    with runtime.engine().connect() as connection:
-        return any(mark.encode() in body for body in connection.scalars(probes))
+    try:
+        with runtime.engine().connect() as connection:
+            is_stored = any(mark.encode() in body for body in connection.scalars(probes))
+    except Exception as error:
+        problem = explain(error)
+        yield warning(
+            f"{provider.name}: nobody knows whether the probe is stored",
+            f"This command cannot read the database. {problem.title}.",
+            problem.remedy,
+        )
+        return
+    if is_stored:
+        yield ok(f"{provider.name}: the probe is stored")
+    elif runtime.drain and runtime.drain.spool.waiting().count:
+        yield warning(
+            f"{provider.name}: the probe is not in the database, but callbacks wait in the spool",
+            "The probe probably waits with them.",
+            "Find out why the database does not store callbacks. The log of the app says it.",
+        )
+    else:
+        yield failure(
+            f"{provider.name}: the probe was answered, but is not in this app's database",
+            "Another app answers at this URL, or this command uses another database.",
+            "Compare SQLALCHEMY_DATABASE_URI and IMCALLBACK_BIND_KEY of both.",
+        )
 
 
 def _check_idle_connection(provider: Provider, url: str, seconds: float) -> Iterator[Finding]:

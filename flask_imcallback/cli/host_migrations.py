@@ -6,15 +6,14 @@ other `flask db` commands see only the migrations of the host.
 
 from __future__ import annotations
 
-from functools import cache
+import inspect
 from pathlib import Path
 from typing import Any
 
-import click
 from flask import Flask, appcontext_pushed, current_app
 
 from ..runtime import EXTENSION, get_runtime
-from ..storage import VERSION_TABLE, metadata, run_alembic
+from ..storage import is_our_table, protect_tables, run_alembic
 
 
 def follow_host_migrations(app: Flask) -> None:
@@ -40,33 +39,33 @@ def _connect(app: Flask) -> bool:
 
 
 def _before_command(config: Any) -> Any:
-    """Prepare a `flask db` command. Flask-Migrate calls it with the Alembic configuration."""
+    """Prepare a command of Flask-Migrate, which passes its Alembic configuration."""
     if EXTENSION not in current_app.extensions:
         return config
-    _hide_from_generated_scripts()
+    protect_tables()
     _hide_from_log(config)
-    context = click.get_current_context(silent=True)
-    upgrades_with_host = get_runtime().settings.upgrade_with_host
-    if upgrades_with_host and context is not None and _is_upgrade_to_head(context):
-        run_alembic(get_runtime().engine(), "upgrade", "head", sql=context.params["sql"])
+    arguments = _arguments_of_upgrade() or {}
+    is_upgrade_to_head = arguments.get("revision") in ("head", "heads")
+    if is_upgrade_to_head and get_runtime().settings.upgrade_with_host:
+        run_alembic(get_runtime().engine(), "upgrade", "head", sql=arguments["sql"])
     return config
 
 
-def _is_upgrade_to_head(context: click.Context) -> bool:
-    from flask_migrate.cli import upgrade
+def _arguments_of_upgrade() -> dict[str, Any] | None:
+    """Return the arguments of the call of `flask_migrate.upgrade` that is running, or None.
 
-    return context.command is upgrade and context.params["revision"] in ("head", "heads")
-
-
-def _is_ours(table_name: str | None, host_tables: set[str]) -> bool:
-    """Check whether a table belongs to this extension.
-
-    A table with our prefix may come from a newer release, or from the models of the host.
+    Flask-Migrate does not tell its callbacks which command runs. The command line and the scripts
+    of a host call the same function, so its frame is on the stack.
     """
-    if table_name in metadata.tables or table_name == VERSION_TABLE:
-        return True
-    has_our_prefix = table_name is not None and table_name.startswith("imcallback_")
-    return has_our_prefix and table_name not in host_tables
+    import flask_migrate
+
+    code = inspect.unwrap(flask_migrate.upgrade).__code__
+    frame = inspect.currentframe()
+    while frame is not None:
+        if frame.f_code is code:
+            return frame.f_locals
+        frame = frame.f_back
+    return None
 
 
 def _host_tables() -> set[str]:
@@ -91,30 +90,9 @@ def _hide_from_log(config: Any) -> None:
         return
 
     def include_name(name: str | None, kind: str, parents: Any) -> bool:
-        if kind == "table" and _is_ours(name, _host_tables()):
+        if kind == "table" and is_our_table(name, _host_tables()):
             return False
         return filter_of_host is None or bool(filter_of_host(name, kind, parents))
 
     include_name.hides_imcallback = True  # type: ignore[attr-defined]
     arguments["include_name"] = include_name
-
-
-@cache
-def _hide_from_generated_scripts() -> None:
-    """Keep our tables out of the scripts that autogenerate writes, with any env.py of the host."""
-    from alembic.autogenerate import comparators
-    from alembic.util import DispatchPriority
-
-    comparators.dispatch_for("schema", priority=DispatchPriority.LAST)(_drop_our_operations)
-
-
-def _drop_our_operations(context: Any, operations: Any, _: Any) -> None:
-    version_table = context.migration_context.version_table
-    if not current_app or EXTENSION not in current_app.extensions or version_table == VERSION_TABLE:
-        return
-    host_tables = {table.name for table in context.sorted_tables}
-    operations.ops[:] = [
-        operation
-        for operation in operations.ops
-        if not _is_ours(getattr(operation, "table_name", None), host_tables)
-    ]

@@ -3,66 +3,105 @@
 from __future__ import annotations
 
 import click
+from flask import current_app
 
+from ..checks import judge_waiting
 from ..history import CALLBACK_COUNT
 from ..providers import Provider
 from ..runtime import Runtime, get_runtime
+from ..storage import Spool
 from .doctor import examine
-from .output import echo_table, make_command
+from .output import echo_findings, echo_table, escape, make_command
 from .sender import Sender
 
 
 def _status() -> None:
-    rows = [CALLBACK_COUNT.dump(count) for count in get_runtime().counters.counts()]
+    """Print the counts of callbacks to stdout, and the state of the spool to stderr."""
+    runtime = get_runtime()
+    rows = [CALLBACK_COUNT.dump(count) for count in runtime.counters.counts()]
     echo_table(rows, tuple(CALLBACK_COUNT.fields))
+    if runtime.drain is not None:
+        echo_findings(judge_waiting(runtime.drain.spool.waiting()), err=True)
 
 
 status = make_command(
     "status",
     "Show how many callbacks were accepted, by command, and refused, by reason, and the last time "
-    "of each.",
+    "of each. Messages say what waits in the spool.",
     _status,
 )
 
 
-def _spool(drain: bool) -> None:
-    """Print how many callbacks wait in the spool. With `drain`, store them first."""
+def _spool(drain: bool, adopt: str | None) -> None:
+    """Print what the spool holds. Before that, adopt and store callbacks if wanted."""
     runtime = get_runtime()
     if runtime.drain is None:
         raise click.ClickException("there is no spool: IMCALLBACK_SPOOL is None")
-    waiting = runtime.drain.spool.waiting()
+    spool, problem = runtime.drain.spool, ""
+    if adopt is not None:
+        _adopt(spool, adopt)
     if drain:
+        before = spool.waiting()
         problem = runtime.drain.finish()
-        count_before, waiting = waiting.count, runtime.drain.spool.waiting()
-        click.echo(f"{count_before - waiting.count} drained", err=True)
+        after = spool.waiting()
+        drained = before.count + before.set_aside - after.count - after.set_aside
+        click.echo(f"{drained} drained", err=True)
+    _echo_content(spool)
+    if drain and problem:
+        raise click.ClickException(f"the callbacks in the spool could not be stored: {problem}")
+
+
+def _adopt(spool: Spool, mark: str) -> None:
+    """Take over the callbacks of another database."""
+    marks = spool.waiting().foreign
+    if mark not in marks:
+        known = "\n".join(f"  {known}" for known in marks) or "  none"
+        raise click.ClickException(
+            f"the spool holds no callbacks of the database {mark!r}. It holds callbacks of these "
+            f"other databases:\n{known}"
+        )
+    click.echo(f"{spool.adopt(mark)} adopted", err=True)
+
+
+def _echo_content(spool: Spool) -> None:
+    """Print how much waits, what is set aside and why, and what belongs to other databases."""
+    waiting = spool.waiting()
     oldest = f", the oldest received at {waiting.oldest}" if waiting.oldest else ""
-    click.echo(f"{waiting.count} waiting in {runtime.drain.spool.path}{oldest}")
-    if drain and waiting.count:
-        raise click.ClickException(f"the waiting callbacks could not be stored: {problem}")
+    click.echo(f"{waiting.count} waiting in {spool.path}{oldest}")
+    if waiting.set_aside:
+        click.echo(f"{waiting.set_aside} set aside")
+        for entry in spool.list_set_aside():
+            click.echo(
+                f"  received at {entry.received_at}, failed {entry.failures} times, last at "
+                f"{entry.failed_at:%Y-%m-%d %H:%M:%S}: {escape(entry.problem)}"
+            )
+    for mark, count in waiting.foreign.items():
+        click.echo(f"{count} for another database: {escape(mark)}")
 
 
 spool = make_command(
     "spool",
-    "Show how many callbacks wait in the spool. The app stores them without this command.",
+    "Show what the spool holds: callbacks that wait for the database, callbacks that the database "
+    "refused, and callbacks of other databases. The app stores waiting callbacks without this "
+    "command.",
     _spool,
-    click.Option(["--drain"], is_flag=True, help="Store the waiting callbacks now."),
+    click.Option(["--drain"], is_flag=True, help="Store the callbacks in the spool now."),
+    click.Option(
+        ["--adopt"],
+        metavar="MARK",
+        help="Take over the callbacks of another database, after the database of this app moved. "
+        "MARK is shown by this command.",
+    ),
 )
-
-
-LEVELS = {"ok": "ok     ", "warning": "WARNING", "failure": "FAILURE"}
 
 
 def _doctor(url: str | None, idle: float) -> None:
     """Print all findings, each with its reason and its remedy."""
-    failure_count = 0
-    for finding in examine(get_runtime(), url, idle):
-        failure_count += finding.level == "failure"
-        click.echo(f"{LEVELS[finding.level]} {finding.title}")
-        for line in (finding.why, finding.remedy):
-            if line:
-                click.echo(f"        {line}")
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    failure_count = echo_findings(examine(app, get_runtime(), url, idle))
     if failure_count:
-        raise click.ClickException(f"{failure_count} problems that can lose callbacks were found")
+        problems = "1 problem" if failure_count == 1 else f"{failure_count} problems"
+        raise click.ClickException(f"doctor found {problems} by which callbacks can be lost")
 
 
 doctor = make_command(

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import click
 from flask.cli import with_appcontext
 from marshmallow import Schema
 
+from ..checks import Finding
 from ..errors import HistoryQueryError, ImCallbackError
 
 FORMAT_OPTION = click.Option(
@@ -80,18 +81,31 @@ def query_parameters(options: dict[str, Any]) -> dict[str, list[str]]:
 
 
 def echo_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:
-    """Print rows in aligned columns.
-
-    Control characters are escaped, because a terminal would execute them.
-    """
-    lines = [columns] + [tuple(_escape(str(row[name])) for name in columns) for row in rows]
+    """Print rows in aligned columns. Control characters are escaped."""
+    lines = [columns] + [tuple(escape(str(row[name])) for name in columns) for row in rows]
     widths = [max(len(line[column]) for line in lines) for column in range(len(columns))]
     for line in lines:
         padded = (cell.ljust(width) for cell, width in zip(line, widths, strict=True))
         click.echo("  ".join(padded).rstrip())
 
 
-def _escape(text: str) -> str:
+LEVELS = {"ok": "ok     ", "note": "note   ", "warning": "WARNING", "failure": "FAILURE"}
+
+
+def echo_findings(findings: Iterable[Finding], *, err: bool = False) -> int:
+    """Print findings, each with its reason and its remedy. Return the number of failures."""
+    failure_count = 0
+    for finding in findings:
+        failure_count += finding.level == "failure"
+        click.echo(f"{LEVELS[finding.level]} {escape(finding.title)}", err=err)
+        for line in (finding.why, finding.remedy):
+            if line:
+                click.echo(f"        {escape(' '.join(line.split()))}", err=err)
+    return failure_count
+
+
+def escape(text: str) -> str:
+    """Return the text with its control characters escaped, because a terminal executes them."""
     return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 

@@ -42,19 +42,31 @@ class Sender:
 
         Raises `SendError` if no answer arrives.
         """
-        path = self._prefix + callback.path + (f"?{callback.query}" if callback.query else "")
+        path = callback.path + (f"?{callback.query}" if callback.query else "")
+        return self._request("POST", path, callback.body, callback.headers)
+
+    def get(self, path: str, headers: Mapping[str, str]) -> Answer:
+        """Send a GET request to a path below the URL, and return the answer.
+
+        Raises `SendError` if no answer arrives.
+        """
+        return self._request("GET", path, None, headers)
+
+    def _request(
+        self, method: str, path: str, body: bytes | None, headers: Mapping[str, str]
+    ) -> Answer:
         started = time.perf_counter()
         try:
-            self._connection.request("POST", path, callback.body, dict(callback.headers))
+            self._connection.request(method, self._prefix + path, body, dict(headers))
             response = self._connection.getresponse()
-            body = response.read()
+            content = response.read()
         except (OSError, HTTPException) as error:
             self._connection.close()
             raise SendError(f"no answer: {type(error).__name__}: {error}") from error
         return Answer(
             status=response.status,
             headers={name.lower(): value for name, value in response.getheaders()},
-            body=body,
+            body=content,
             seconds=time.perf_counter() - started,
         )
 

@@ -36,7 +36,8 @@ RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:
 FORMULAS = ("escape", "keep")
 
 
-class Moment(fields.Field[datetime]):
+# At run time marshmallow 3 has no Field[datetime].
+class Moment(fields.Field):  # type: ignore[type-arg]
     """A time with its offset from UTC (RFC 3339). It is written in UTC, with microseconds and Z."""
 
     def _serialize(self, value: Any, attr: str | None, obj: Any, **kwargs: Any) -> str | None:
@@ -277,10 +278,12 @@ class CallbackCountSchema(Schema):
 
 
 class WaitingSchema(Schema):
-    """The deliveries that wait in the spool."""
+    """The deliveries in the spool."""
 
     waiting = fields.Integer(attribute="count")
     oldest = Moment(allow_none=True)
+    set_aside = fields.Integer()
+    foreign = fields.Integer(attribute="foreign_count")
 
 
 def _utf8(body: bytes) -> str | None:

@@ -1,16 +1,24 @@
 """The only room that writes SQL: tables, ids, recorder, writer, spool, counters, migrations."""
 
+from .autogenerate import is_our_table, protect_tables
 from .counters import ACCEPTED, REFUSED, CallbackCount, CallbackCounters
+from .database_errors import DeadlineError, Fault, classify, describe
 from .drain import Drain
 from .engines import Engines, create_private_file, describe_url
 from .entries import Delivery
 from .ids import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
 from .inspection import DatabaseState, Inspector, check_write, inspect_database
 from .lost_callbacks import is_log_visible, log_lost_callback
-from .migrations import VERSION_TABLE, current_revision, is_at_head, run_alembic
+from .migrations import (
+    VERSION_TABLE,
+    current_revision,
+    is_at_head,
+    is_of_newer_release,
+    run_alembic,
+)
 from .recorder import Recorder
 from .spool import SetAside, Spool, Waiting
-from .sqlite import use_wal
+from .sqlite import sqlite_path, use_wal
 from .tables import delivery, metadata, removal, source
 from .threads import PerProcess, new_lock
 
@@ -25,9 +33,11 @@ __all__ = [
     "CallbackCount",
     "CallbackCounters",
     "DatabaseState",
+    "DeadlineError",
     "Delivery",
     "Drain",
     "Engines",
+    "Fault",
     "Inspector",
     "PerProcess",
     "Recorder",
@@ -35,20 +45,26 @@ __all__ = [
     "Spool",
     "Waiting",
     "check_write",
+    "classify",
     "create_private_file",
     "current_revision",
     "delivery",
+    "describe",
     "describe_url",
     "id_at",
     "inspect_database",
     "is_at_head",
     "is_log_visible",
+    "is_of_newer_release",
+    "is_our_table",
     "log_lost_callback",
     "metadata",
     "moment_of",
     "new_lock",
+    "protect_tables",
     "removal",
     "run_alembic",
     "source",
+    "sqlite_path",
     "use_wal",
 ]

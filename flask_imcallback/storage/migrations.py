@@ -69,10 +69,19 @@ def is_head(revision: str | None) -> bool:
     return revision is not None and revision not in _older_revisions()
 
 
+def is_of_newer_release(revision: str | None) -> bool:
+    """Return True for a revision that this release does not know."""
+    return revision is not None and revision not in _revisions()
+
+
+def _older_revisions() -> tuple[str, ...]:
+    return _revisions()[:-1]
+
+
 @cache
-def _older_revisions() -> frozenset[str]:
-    names = sorted(path.stem for path in (_folder() / "versions").glob("[0-9]*.py"))
-    return frozenset(names[:-1])
+def _revisions() -> tuple[str, ...]:
+    """Return the revisions of this release, oldest first."""
+    return tuple(sorted(path.stem for path in (_folder() / "versions").glob("[0-9]*.py")))
 
 
 @contextmanager
@@ -82,7 +91,7 @@ def _storage_errors() -> Iterator[None]:
     except SQLAlchemyError as error:
         raise StorageError(
             f"cannot access the database ({describe(error)}): check the server, "
-            "SQLALCHEMY_DATABASE_URI and the permissions of the database user"
+            "the URL of the database and the permissions of the database user"
         ) from error
 
 

@@ -1,98 +1,156 @@
-"""The health check for load balancers and monitors: can callbacks be recorded?"""
+"""The health check for load balancers and monitors: can callbacks be stored?"""
 
 from __future__ import annotations
 
 import json
 import logging
-import threading
-from collections.abc import Callable
-from contextvars import copy_context
-from typing import Any, TypeVar
+import re
+import time
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from typing import Any
 
-from flask import Blueprint, Response
+from flask import Blueprint, Response, current_app, request
 
-from ..errors import ImCallbackError, StorageError
+from ..checks import (
+    Finding,
+    check_log,
+    check_server,
+    find_database_problem,
+    find_spool_problem,
+    guard,
+    judge_waiting,
+)
+from ..errors import ImCallbackError
 from ..history import CALLBACK_COUNT, WAITING
 from ..runtime import Runtime, get_runtime
-from ..storage import is_at_head
+from ..storage import PerProcess, Waiting
 from .access import TokenCheck, check_token
 
 logger = logging.getLogger("flask_imcallback")
-T = TypeVar("T")
+
+MAX_CHECKS_AT_ONCE, CHECKS_PER_SECOND = 20, 5
+"""Checks of a process that may follow each other at once, and checks per second after them. Further
+requests get the last answer, so that a stranger who asks often costs little."""
+
+LOG_INTERVAL_SECONDS = 60
+"""Minimum time between two log lines of a process."""
+
+
+@dataclass(frozen=True)
+class Problems:
+    """What a check has found."""
+
+    database: Finding | None
+    spool: Finding | None
+
+
+class HealthCheck:
+    """The checks of one process, and the newest result."""
+
+    def __init__(self) -> None:
+        self._problems: Problems | None = None
+        self._asked_at = time.monotonic()
+        self._budget = float(MAX_CHECKS_AT_ONCE)
+        """The number of checks that may start at once."""
+        self._is_running = False
+        self._logged_at: float | None = None
+
+    def run(self, runtime: Runtime) -> Problems:
+        """Return the result of a check, or the last result if there are too many checks.
+
+        Takes little longer than `IMCALLBACK_DEADLINE`, even if the database hangs.
+        """
+        now = time.monotonic()
+        refill = (now - self._asked_at) * CHECKS_PER_SECOND
+        self._asked_at, self._budget = now, min(MAX_CHECKS_AT_ONCE, self._budget + refill)
+        if self._problems and (self._is_running or self._budget < 1):
+            return self._problems
+        self._budget, self._is_running = self._budget - 1, True
+        try:
+            drain = runtime.drain
+            self._problems = Problems(
+                find_database_problem(runtime), find_spool_problem(drain.spool) if drain else None
+            )
+        finally:
+            self._is_running = False
+        self._log(self._problems.database or self._problems.spool)
+        return self._problems
+
+    def _log(self, problem: Finding | None) -> None:
+        now = time.monotonic()
+        if problem is None:
+            return
+        if self._logged_at is not None and now - self._logged_at < LOG_INTERVAL_SECONDS:
+            return
+        self._logged_at = now
+        logger.error(
+            "The health check finds a problem. %s. %s %s",
+            problem.title,
+            problem.why,
+            problem.remedy,
+        )
 
 
 def make_blueprint() -> Blueprint:
     """Return the blueprint of the health check. It is open to everybody."""
     blueprint = Blueprint("imcallback_health", __name__)
-    lock = threading.Lock()
-    blueprint.add_url_rule("/health", view_func=lambda: _health(lock), endpoint="health")
+    check = PerProcess(HealthCheck)
+    blueprint.add_url_rule("/health", view_func=lambda: _health(check.get()), endpoint="health")
     return blueprint
 
 
-def _health(lock: threading.Lock) -> Response:
-    """Return 200 if the database answers and is at the newest migration, otherwise 503.
+def _health(check: HealthCheck) -> Response:
+    """Return 503 if the database cannot store a callback now, otherwise 200.
 
-    The body says how much waits in the spool. For readers, it also has the counts of callbacks.
+    A problem of the spool alone is 200, because callbacks are stored without the spool. Readers
+    also see the counts of callbacks, the database, and what is wrong with this process.
     """
     runtime = get_runtime()
-    body: dict[str, Any] = {}
-    is_reader = check_token() is TokenCheck.VALID
-    try:
-        body |= _run_in_thread(
-            lambda: _check_database(runtime, is_reader), lock, runtime.settings.deadline
-        )
-        problem = body.pop("problem")
-    except ImCallbackError as error:
-        logger.error("The database does not answer: %s", error, exc_info=error)
-        problem = "the database does not answer"
-    if runtime.drain:
-        try:
-            body["spool"] = WAITING.dump(runtime.drain.spool.waiting())
-        except StorageError as error:
-            logger.error("The spool cannot be read: %s", error, exc_info=error)
-            problem = problem or "the spool cannot be read"
-    body = {"status": "unavailable" if problem else "ok", "problem": problem, **body}
-    response = Response(json.dumps(body), 503 if problem else 200, mimetype="application/json")
+    problems, waiting = check.run(runtime), _look_into_spool(runtime)
+    problem = problems.database or problems.spool or _find_waiting_problem(waiting)
+    title = problem.title if problem else ""
+    body: dict[str, Any] = {
+        "status": "unavailable" if problems.database else "degraded" if problem else "ok",
+        "problem": re.sub(r"^[A-Z](?=[a-z ])", lambda first: first[0].lower(), title),
+    }
+    if waiting is not None:
+        body["spool"] = WAITING.dump(waiting)
+    if check_token() is TokenCheck.VALID:
+        body |= _describe_process(runtime, problems)
+    response = Response(
+        json.dumps(body), 503 if problems.database else 200, mimetype="application/json"
+    )
     response.headers["Cache-Control"] = "no-store"
     return response
 
 
-def _check_database(runtime: Runtime, is_reader: bool) -> dict[str, Any]:
-    if not is_at_head(runtime.engine()):
-        return {"problem": "the tables need flask db upgrade"}
-    if not is_reader:
-        return {"problem": ""}
-    return {
-        "problem": "",
-        "callbacks": [CALLBACK_COUNT.dump(count) for count in runtime.counters.counts()],
+def _look_into_spool(runtime: Runtime) -> Waiting | None:
+    """Return what waits, or None if there is no spool, or if it cannot be read."""
+    try:
+        return runtime.drain.spool.waiting() if runtime.drain else None
+    except (ImCallbackError, OSError):
+        return None  # the check of the spool says why
+
+
+def _find_waiting_problem(waiting: Waiting | None) -> Finding | None:
+    findings = judge_waiting(waiting) if waiting else ()
+    return next((finding for finding in findings if finding.level == "failure"), None)
+
+
+def _describe_process(runtime: Runtime, problems: Problems) -> dict[str, Any]:
+    """Return what only readers see."""
+    app = current_app._get_current_object()  # type: ignore[attr-defined]
+    findings = [
+        *guard("the log", check_log),
+        *guard("the server", lambda: check_server(app, runtime, request)),
+    ]
+    body: dict[str, Any] = {
+        "findings": [asdict(finding) for finding in findings if finding.level != "ok"],
+        "database": "",
     }
-
-
-def _run_in_thread(function: Callable[[], T], lock: threading.Lock, seconds: float) -> T:
-    """Return the result of a function that runs in another thread, one function at a time.
-
-    A hanging database blocks this thread only, however often monitors call. Raises the errors of
-    the function, and `StorageError` if there is no result in time.
-    """
-    results: list[T] = []
-    errors: list[Exception] = []
-    done = threading.Event()
-
-    def run() -> None:
-        try:
-            results.append(function())
-        except Exception as error:
-            errors.append(error)
-        finally:
-            lock.release()
-            done.set()
-
-    if lock.acquire(timeout=seconds):
-        threading.Thread(
-            target=copy_context().run, args=(run,), name="imcallback-health", daemon=True
-        ).start()
-        if done.wait(seconds):
-            if errors:
-                raise errors[0]
-            return results[0]
-    raise StorageError(f"the health check timed out after {seconds:g} seconds")
+    with suppress(Exception):  # the problem says what is wrong
+        body["database"] = runtime.describe_database()
+        if problems.database is None:
+            body["callbacks"] = [CALLBACK_COUNT.dump(count) for count in runtime.counters.counts()]
+    return body

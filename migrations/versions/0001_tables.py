@@ -22,11 +22,12 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     for name in ("counter", "removal", "source", "delivery"):
-        op.drop_table(f"imcallback_{name}", if_exists=True)
+        table = sa.Table(f"imcallback_{name}", sa.MetaData())
+        op.execute(sa.schema.DropTable(table, if_exists=True))
 
 
 def _create_delivery() -> None:
-    op.create_table(
+    _create_table(
         "imcallback_delivery",
         sa.Column("id", _id(), autoincrement=False, nullable=False),
         sa.Column("received_at", _utc_datetime(), nullable=False),
@@ -49,13 +50,12 @@ def _create_delivery() -> None:
         sa.Column("nonce", _fixed_bytes(16), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_imcallback_delivery"),
         sa.UniqueConstraint("fingerprint", name="uq_imcallback_delivery_fingerprint"),
-        if_not_exists=True,
     )
     _create_indexes("imcallback_delivery", {"status": ["status", "id"]})
 
 
 def _create_source() -> None:
-    op.create_table(
+    _create_table(
         "imcallback_source",
         sa.Column("id", sa.Integer(), autoincrement=True, nullable=False),
         sa.Column("provider", _exact_text(32), nullable=False),
@@ -64,12 +64,11 @@ def _create_source() -> None:
         sa.Column("relation", _exact_text(16), nullable=False),
         sa.Column("platform", _exact_text(255), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_imcallback_source"),
-        if_not_exists=True,
     )
 
 
 def _create_removal() -> None:
-    op.create_table(
+    _create_table(
         "imcallback_removal",
         sa.Column("id", _id(), autoincrement=False, nullable=False),
         sa.Column("delivery_id", _id(), nullable=False),
@@ -79,7 +78,6 @@ def _create_removal() -> None:
         sa.Column("client_ip", _exact_text(255), nullable=False),
         sa.Column("request_id", _exact_text(255), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_imcallback_removal"),
-        if_not_exists=True,
     )
     _create_indexes(
         "imcallback_removal",
@@ -95,7 +93,7 @@ def _create_removal() -> None:
 
 
 def _create_counter() -> None:
-    op.create_table(
+    _create_table(
         "imcallback_counter",
         sa.Column("provider", _exact_text(32), nullable=False),
         sa.Column("outcome", _exact_text(16), nullable=False),
@@ -103,8 +101,12 @@ def _create_counter() -> None:
         sa.Column("count", sa.BigInteger(), nullable=False),
         sa.Column("last_at", _utc_datetime(), nullable=False),
         sa.PrimaryKeyConstraint("provider", "outcome", "name", name="pk_imcallback_counter"),
-        if_not_exists=True,
     )
+
+
+def _create_table(name: str, *elements: sa.schema.SchemaItem) -> None:
+    """Create a table if it is missing. Alembic before 1.13.3 cannot say IF NOT EXISTS."""
+    op.execute(sa.schema.CreateTable(sa.Table(name, sa.MetaData(), *elements), if_not_exists=True))
 
 
 def _create_indexes(table: str, columns: dict[str, list[str]]) -> None:

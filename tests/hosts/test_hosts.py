@@ -2,118 +2,17 @@
 
 from __future__ import annotations
 
-import os
 import shutil
-import subprocess
-import sys
-from dataclasses import dataclass, field, replace
+from dataclasses import replace
 from itertools import permutations, product
 from pathlib import Path
 
 import pytest
-from sqlalchemy import NullPool, create_engine, inspect, text
+from sqlalchemy import NullPool, create_engine, text
+
+from support.hosts import HEAD, HOST_TABLES, OUR_TABLES, Result, Site
 
 pytestmark = pytest.mark.slow
-
-HOSTS = Path(__file__).parent
-HEAD = "0001_tables"
-OUR_TABLES = {
-    "imcallback_delivery",
-    "imcallback_removal",
-    "imcallback_source",
-    "imcallback_counter",
-    "alembic_version_imcallback",
-}
-HOST_TABLES = {"thing", "alembic_version"}
-
-
-@dataclass(frozen=True)
-class Result:
-    """The result of a command."""
-
-    status: int
-    out: str
-    err: str
-
-
-@dataclass(frozen=True)
-class Site:
-    """A folder with an app, and the environment variables of its commands."""
-
-    folder: Path
-    app: str
-    settings: dict[str, str] = field(default_factory=dict)
-
-    def flask(self, *arguments: str, cwd: Path | None = None, status: int = 0) -> Result:
-        """Run `flask` with arguments, and check the exit status."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLASK_", "HOST_"))}
-        provider = {"FLASK_IMCALLBACK_SECRETS": '["a-secret-path-segment"]'}
-        result = subprocess.run(
-            [sys.executable, "-m", "flask", "--app", self.app, *arguments],
-            cwd=cwd or self.folder,
-            env={**inherited, **provider, "PYTHONDONTWRITEBYTECODE": "1", **self.settings},
-            capture_output=True,
-            text=True,
-            check=False,
-        )
-        assert result.returncode == status, result.stdout + result.stderr
-        return Result(result.returncode, result.stdout, result.stderr)
-
-    def configured(self, **settings: str) -> Site:
-        """Return the site with more environment variables."""
-        return replace(self, settings={**self.settings, **settings})
-
-    def files(self) -> set[str]:
-        paths = (path for path in self.folder.rglob("*") if path.is_file())
-        return {str(path.relative_to(self.folder)) for path in paths}
-
-    def url(self, database: str) -> str:
-        return f"sqlite:///{self.folder}/instance/{database}"
-
-    def tables(self, database: str) -> set[str]:
-        engine = create_engine(self.url(database), poolclass=NullPool)
-        return set(inspect(engine).get_table_names())
-
-    def query(self, database: str, sql: str) -> list[str]:
-        with create_engine(self.url(database), poolclass=NullPool).connect() as connection:
-            return list(connection.scalars(text(sql)))
-
-    def revisions(self) -> dict[str, str]:
-        paths = (self.folder / "migrations/versions").glob("*.py")
-        return {path.name: path.read_text("utf-8") for path in paths}
-
-
-@pytest.fixture
-def bare(tmp_path: Path) -> Site:
-    """An app with flask-imcallback and nothing else."""
-    shutil.copy(HOSTS / "bare.py", tmp_path)
-    return Site(tmp_path, "bare")
-
-
-@pytest.fixture(scope="session")
-def host_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A host with a first revision from Flask-Migrate, never upgraded."""
-    folder = tmp_path_factory.mktemp("host")
-    shutil.copy(HOSTS / "host.py", folder)
-    site = Site(folder, "host")
-    site.flask("db", "init")
-    site.flask("db", "migrate", "-m", "things")
-    shutil.rmtree(folder / "instance")
-    return folder
-
-
-@pytest.fixture
-def host(host_folder: Path, tmp_path: Path) -> Site:
-    """A host with its own models and one revision, on an empty database."""
-    shutil.copytree(host_folder, tmp_path / "host")
-    return Site(tmp_path / "host", "host")
-
-
-@pytest.fixture
-def upgraded(host: Site) -> Site:
-    """A host after its `flask db upgrade`."""
-    host.flask("db", "upgrade")
-    return host
 
 
 # An app without migrations of its own
@@ -243,6 +142,46 @@ def test_one_upgrade_for_both(host: Site, order: str, db_argument: str) -> None:
     assert site.query("host.db", "SELECT * FROM alembic_version_imcallback") == [HEAD]
 
 
+UPGRADE_IN_A_SCRIPT = """
+import sys
+import flask_migrate, host
+with host.create_app(sys.argv[1]).app_context():
+    flask_migrate.upgrade(*sys.argv[2:])
+"""
+
+
+@pytest.mark.parametrize("order", ORDERS)
+def test_upgrade_from_python(host: Site, order: str) -> None:
+    """`flask_migrate.upgrade()` in a script creates all tables, like `flask db upgrade`."""
+    host.python("-c", UPGRADE_IN_A_SCRIPT, order)
+    assert host.tables("host.db") == OUR_TABLES | HOST_TABLES
+
+
+def test_upgrade_from_python_to_a_revision(host: Site) -> None:
+    """A script that upgrades the host to one of its revisions leaves our tables alone."""
+    (revision,) = host.revisions()
+    host.python("-c", UPGRADE_IN_A_SCRIPT, "dmi", "migrations", revision.partition("_")[0])
+    assert host.tables("host.db") == HOST_TABLES
+
+
+def test_upgrade_of_one_app_while_another_exists(host: Site) -> None:
+    """The `Migrate` object of two apps upgrades our tables only for the app that has them."""
+    script = """
+import flask_migrate, host
+from flask import Flask
+app, other = host.create_app(), Flask("other")
+other.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///" + host.__file__ + ".other.db"
+host.db.init_app(other)
+host.migrate.init_app(other, host.db)
+for each in (app, other):
+    with each.app_context():
+        flask_migrate.upgrade()
+"""
+    host.python("-c", script)
+    assert host.tables("host.db") == OUR_TABLES | HOST_TABLES
+    assert host.tables("../host.py.other.db") == HOST_TABLES
+
+
 def test_autogenerate_of_the_host_ignores_our_tables(host: Site) -> None:
     """`flask db migrate` and `check` find no change, with and without our tables."""
     before = host.revisions()
@@ -253,7 +192,7 @@ def test_autogenerate_of_the_host_ignores_our_tables(host: Site) -> None:
     for _ in range(2):
         for command in (["check"], ["migrate", "-m", "nothing"]):
             result = host.flask("db", *command)
-            assert "imcallback" not in result.out + result.err
+            assert "imcallback_" not in result.out + result.err
         assert host.revisions() == before
         host.flask("imcallback", "upgrade")
         assert host.tables("host.db") == OUR_TABLES | HOST_TABLES

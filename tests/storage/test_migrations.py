@@ -229,7 +229,7 @@ def test_a_database_that_does_not_answer_is_an_error_with_a_remedy(make_app: Mak
     app = make_app(url, migrate=False)
     message = (
         r"(?s)^cannot access the database \(OperationalError: connection failed: .*\): check the "
-        r"server, SQLALCHEMY_DATABASE_URI and the permissions of the database user$"
+        r"server, the URL of the database and the permissions of the database user$"
     )
     with app.app_context(), pytest.raises(StorageError, match=message) as caught:
         current_revision(get_runtime().engine())

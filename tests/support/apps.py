@@ -11,7 +11,6 @@ from typing import Any
 from flask import Flask
 from sqlalchemy import Connection, select
 
-from flask_imcallback import ConfigError
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.ids import moment_of
 from flask_imcallback.storage.tables import delivery, removal, source
@@ -54,7 +53,7 @@ def close_connections(app: Flask) -> None:
         engines.dispose()
         if runtime.drain:
             runtime.drain.spool.dispose()
-        with suppress(ConfigError):
+        with suppress(Exception):  # the database may be configured wrongly
             engines.host().dispose()
 
 

@@ -49,6 +49,8 @@ def test_setup_help_before_the_first_callback(
 ) -> None:
     """The page says what to configure in the IM server, and shows no secret."""
     app = make_app(IMCALLBACK_HISTORY_TOKENS=[TOKEN], **settings)
+    with app.app_context():
+        database = get_runtime().describe_database()
     html = read_page(app, base_url="https://im.example")
     assert "Nothing is recorded yet" in html.text
     for text in shown:
@@ -56,7 +58,8 @@ def test_setup_help_before_the_first_callback(
     help_text = html.words.partition("Nothing is recorded yet")[2].partition("Nothing arrives")[0]
     for text in [*not_shown, SECRET, "the-token-of-it", "its-user", "its-password", TOKEN]:
         assert text not in help_text
-    assert "flask imcallback doctor --url https://im.example/imcallback" in html.words
+    assert "flask --app host imcallback doctor --url https://im.example/imcallback" in html.words
+    assert f"The removals are stored in {database}" in html.words
 
 
 def test_no_setup_help_after_the_first_removal(make_app: MakeApp) -> None:
@@ -127,5 +130,5 @@ def test_the_spool_is_shown(make_app: MakeApp) -> None:
         assert "1 callback waits in the spool" in read_page(app).words
         runtime.drain.spool.dispose()
         runtime.drain.spool.path.write_bytes(b"no database" * 1000)
-        assert "The spool cannot be read" in read_page(app).text
+        assert "The spool cannot be used" in read_page(app).text
         runtime.drain.spool.path.unlink()

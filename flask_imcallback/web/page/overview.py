@@ -2,13 +2,18 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import datetime, timedelta
+from pathlib import Path
 from typing import Any
 
-from flask import url_for
+from flask import current_app, url_for
 
+from ...checks import find_spool_problem
 from ...errors import StorageError
 from ...history import Page, RemovalCount
 from ...runtime import Runtime
@@ -37,8 +42,8 @@ class Overview:
     """The time since the last accepted callback, if it is unusually long."""
     waiting: Waiting | None
     """The callbacks in the spool, if there is a spool that can be read."""
-    problem: str
-    """The reason why the spool cannot be read, or an empty text."""
+    spool_problem: str
+    """The reason why the spool cannot be used, or an empty text."""
 
 
 def summarize(
@@ -56,19 +61,28 @@ def summarize(
         moments += [record.received_at for record in page.data[:1]]
     last = max(moments, default=None)
     silence = now - last if page and last else None
-    waiting, problem = None, ""
-    try:
-        waiting = runtime.drain.spool.waiting() if runtime.drain else None
-    except StorageError as error:
-        problem = str(error)
+    waiting, spool_problem = _look_into_spool(runtime)
     return Overview(
         accepted=accepted[:MAX_ROWS],
         refused=[count for count in counters if count.outcome == REFUSED][:MAX_ROWS],
         last=last,
         silence=silence if silence and silence > _usual_silence(counts) else None,
         waiting=waiting,
-        problem=problem,
+        spool_problem=spool_problem,
     )
+
+
+def _look_into_spool(runtime: Runtime) -> tuple[Waiting | None, str]:
+    """Return what waits in the spool, and why the spool cannot be used."""
+    if runtime.drain is None:
+        return None, ""
+    spool = runtime.drain.spool
+    problem = find_spool_problem(spool)
+    try:
+        waiting = spool.waiting()
+    except StorageError as error:
+        return None, str(error)
+    return waiting, problem.why if problem else ""
 
 
 def _usual_silence(counts: Sequence[RemovalCount]) -> timedelta:
@@ -83,7 +97,10 @@ def setup(runtime: Runtime) -> dict[str, Any]:
     No secret is shown.
     """
     providers = runtime.providers.values()
+    page = url_for("imcallback_page.index", _external=True).rstrip("/")
     return {
+        "database": runtime.describe_database(),
+        "doctor": f"{_flask_command()} imcallback doctor --url {page}",
         "steps": {
             provider.title or provider.name: provider.setup_steps(
                 url_for(f"imcallback_callbacks.{provider.name}", _external=True)
@@ -96,5 +113,17 @@ def setup(runtime: Runtime) -> dict[str, Any]:
             for provider in providers
             if provider.settings_keys
         },
-        "page": url_for("imcallback_page.index", _external=True).rstrip("/"),
     }
+
+
+def _flask_command() -> str:
+    """Return the `flask` command of this app, ready to be pasted into a shell."""
+    program = Path(sys.executable).with_name("flask")
+    found = shutil.which("flask")
+    name = "flask"
+    if program.exists() and (found is None or Path(found).resolve() != program.resolve()):
+        here = Path.cwd()
+        name = str(program.relative_to(here) if program.is_relative_to(here) else program)
+    if "FLASK_APP" in os.environ:
+        return name
+    return f"{name} --app {current_app.import_name}"

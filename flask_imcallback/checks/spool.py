@@ -1,0 +1,84 @@
+"""Checks of the spool: can it keep a callback when the database is unavailable?"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from ..errors import ImCallbackError
+from ..runtime import Runtime
+from ..storage import Spool, Waiting
+from .disks import is_disk_full
+from .findings import Finding, failure, ok, warning
+
+WHY_UNUSABLE = "While the database is unavailable, callbacks get 503, and only the log keeps them."
+
+
+def check_spool(runtime: Runtime) -> Iterator[Finding]:
+    """Check the spool of an app. Creates no file."""
+    if runtime.drain is None:
+        yield warning(
+            "There is no spool",
+            WHY_UNUSABLE,
+            "Set IMCALLBACK_SPOOL to a file on a disk that outlives the process.",
+        )
+        return
+    spool = runtime.drain.spool
+    if problem := find_spool_problem(spool):
+        yield problem
+    else:
+        yield ok(f"The spool {spool.path} can be written")
+    try:
+        waiting = spool.waiting()
+    except (ImCallbackError, OSError):
+        return  # the same problem as above
+    yield from judge_waiting(waiting)
+
+
+def find_spool_problem(spool: Spool) -> Finding | None:
+    """Return why the spool could not keep a callback now, or None. Creates no file."""
+    if is_disk_full(str(spool.path)):
+        return failure(
+            "The disk of the spool is full",
+            f"{WHY_UNUSABLE} The spool is {spool.path}.",
+            "Free space on the disk, or set IMCALLBACK_SPOOL to a file on another disk.",
+        )
+    try:
+        spool.check_writable()
+    except (ImCallbackError, OSError) as error:
+        return failure(
+            "The spool cannot be used",
+            f"{WHY_UNUSABLE} The error: {error}.",
+            "Let the user of the app write the file and its folder, or set IMCALLBACK_SPOOL to "
+            "another file.",
+        )
+    return None
+
+
+def judge_waiting(waiting: Waiting) -> Iterator[Finding]:
+    """Yield what the content of the spool means."""
+    if waiting.count:
+        yield warning(
+            f"{count_callbacks(waiting.count, 'waits', 'wait')} in the spool",
+            f"The oldest was received at {waiting.oldest:%Y-%m-%d %H:%M:%S} UTC. The history does "
+            "not show it yet.",
+            "Run flask imcallback spool --drain. It stores the callbacks or prints the reason.",
+        )
+    if waiting.set_aside:
+        yield failure(
+            f"{count_callbacks(waiting.set_aside, 'is', 'are')} set aside in the spool",
+            "The database refused them, and stored others.",
+            "Run flask imcallback spool to see the errors. After the repair, run flask imcallback "
+            "spool --drain.",
+        )
+    for mark, count in waiting.foreign.items():
+        yield failure(
+            f"{count_callbacks(count, 'belongs', 'belong')} to another database",
+            f"The spool holds them for {mark}. This app leaves them there.",
+            "If another deployment shares the spool, give each its own IMCALLBACK_SPOOL. If the "
+            f"database has moved, run flask imcallback spool --adopt {mark}",
+        )
+
+
+def count_callbacks(count: int, singular_verb: str, plural_verb: str) -> str:
+    """Return a number of callbacks with its verb, such as "2 callbacks wait"."""
+    return f"1 callback {singular_verb}" if count == 1 else f"{count} callbacks {plural_verb}"
