@@ -26,6 +26,7 @@ if is_demo:
     if not demo_file.exists():
         demo_file.parent.mkdir(parents=True, exist_ok=True)
         new_secrets = {"secret": secrets.token_urlsafe(16), "token": secrets.token_urlsafe(16)}
+        demo_file.touch(0o600)  # other users of this machine must not read the secrets
         demo_file.write_text(json.dumps(new_secrets))
     demo = json.loads(demo_file.read_text())
     app.config["IMCALLBACK_TENCENT_APPS"] = {DEMO_APP_ID: []}

@@ -71,8 +71,7 @@ class Receiver:
     def _authenticate(self, provider: Provider, request: CallbackRequest) -> str:
         """Return how the request was authenticated. All refusals get the same answer."""
         try:
-            if not self._settings.allows(request.remote_addr):
-                raise VerificationError("the address is not in IMCALLBACK_ALLOWED_NETWORKS")
+            self._settings.check_address(request.remote_addr)
             return provider.verify(request)
         except VerificationError as error:
             self._counters.refuse(provider.name, error.reason, error.detail)

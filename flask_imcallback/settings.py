@@ -6,16 +6,30 @@ import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
 from difflib import get_close_matches
-from ipaddress import IPv4Network, IPv6Network, ip_address, ip_network
+from ipaddress import IPv4Address, IPv4Network, IPv6Address, IPv6Network, ip_address, ip_network
 from typing import Any, NoReturn
 
-from .errors import ConfigError
+from .errors import ConfigError, VerificationError
 
 PREFIX = "IMCALLBACK_"
 MAX_BODY_LIMIT = 32 * 1024 * 1024
 """Bytes. The JSON of one pair has at least 35 bytes, so that no packet reaches a million pairs.
 The ids of removals need this limit (`MAX_REMOVALS` in `storage/ids.py`)."""
 
+PLATFORM_VARIABLE = re.compile(
+    PREFIX + r"(\w+_)?"
+    r"(SERVICE_HOST|SERVICE_PORT(_\w+)?"
+    r"|PORT(_\d+_(TCP|UDP|SCTP)(_(PROTO|PORT|ADDR|START|END))?)?)"
+    rf"|{PREFIX}(NAME|ENV_\w+)",
+    re.ASCII,
+)
+"""Variables that Kubernetes sets for a service named flask-imcallback, and Docker for a link with
+this name. They are no settings, although `from_prefixed_env()` reads them like settings."""
+
+ADDRESS_WITH_PORT = re.compile(r"\[([^\[\]]+)\](?::\d+)?|([\d.]+):\d+", re.ASCII)
+"""An IP address with a port, or in brackets. Several proxies write it into X-Forwarded-For."""
+
+Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
@@ -188,7 +202,9 @@ class Settings:
         """
         known = {setting.name.upper(): setting for setting in fields(cls)}
         for key in config:
-            if key.startswith(PREFIX) and key.removeprefix(PREFIX) not in known:
+            if not key.startswith(PREFIX) or PLATFORM_VARIABLE.fullmatch(key):
+                continue
+            if key.removeprefix(PREFIX) not in known:
                 raise ConfigError(_unknown_key(key, [PREFIX + name for name in known]))
         values = {}
         for key, setting in known.items():
@@ -196,16 +212,40 @@ class Settings:
             values[setting.name] = setting.metadata["check"](key, value)
         return cls(**values)
 
-    def allows(self, ip_text: str) -> bool:
-        """Check whether callbacks may come from this IP address."""
+    def check_address(self, text: str) -> None:
+        """Check that callbacks may come from this IP address, as WSGI or a proxy writes it.
+
+        Raises `VerificationError` if the address is outside the allowed networks or unreadable.
+        """
         if not self.allowed_networks:
-            return True
-        try:
-            ip = ip_address(ip_text)
-        except ValueError:
-            return False
-        mapped = getattr(ip, "ipv4_mapped", None)
-        return any((mapped or ip) in network for network in self.allowed_networks)
+            return
+        addresses = _read_address(text)
+        if not addresses:
+            raise VerificationError(
+                "the IP address of the sender cannot be read: check ProxyFix and the proxy",
+                f"the address is {text[:100]!r}",
+            )
+        if not any(a in network for a in addresses for network in self.allowed_networks):
+            raise VerificationError(
+                "the IP address of the sender is not in IMCALLBACK_ALLOWED_NETWORKS",
+                f"the address is {text[:100]!r}",
+            )
+
+
+def _read_address(text: str) -> list[Address]:
+    """Return the IP address in the text, or an empty list if the text has none.
+
+    An IPv4 address that is written as IPv6 is returned in both forms.
+    """
+    text = text.strip().strip('"')
+    if match := ADDRESS_WITH_PORT.fullmatch(text):
+        text = match[1] or match[2]
+    try:
+        address = ip_address(text)
+    except ValueError:
+        return []
+    mapped = getattr(address, "ipv4_mapped", None)
+    return [address, mapped] if mapped else [address]
 
 
 def _unknown_key(key: str, known_keys: list[str]) -> str:

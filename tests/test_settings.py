@@ -8,7 +8,13 @@ from typing import Any
 import pytest
 from flask import Flask
 
-from flask_imcallback import ConfigError, ImCallback, OpenIMProvider, TencentProvider
+from flask_imcallback import (
+    ConfigError,
+    ImCallback,
+    OpenIMProvider,
+    TencentProvider,
+    VerificationError,
+)
 from flask_imcallback.settings import Settings
 
 SECRET = "a-secret-of-16-characters"
@@ -186,23 +192,111 @@ def test_an_app_without_a_provider_starts_with_a_warning(
     assert response.get_json()["nextCode"] == 0
 
 
+UNREADABLE = "the IP address of the sender cannot be read: check ProxyFix and the proxy"
+OUTSIDE = "the IP address of the sender is not in IMCALLBACK_ALLOWED_NETWORKS"
+
+
 @pytest.mark.parametrize(
-    ("ip_address", "is_allowed"),
+    ("address", "reason"),
     [
-        ("203.0.113.9", True),
-        ("::ffff:203.0.113.9", True),
-        ("2001:db8::1", True),
-        ("192.0.2.1", False),
-        ("", False),
-        ("not an IP address", False),
+        ("203.0.113.9", ""),
+        ("203.0.113.9:51008", ""),
+        (" 203.0.113.9 ", ""),
+        ("::ffff:203.0.113.9", ""),
+        ("[::ffff:203.0.113.9]:51008", ""),
+        ("::ffff:cb00:7109", ""),
+        ("2001:db8::1", ""),
+        ("[2001:db8::1]", ""),
+        ("[2001:db8::1]:443", ""),
+        ('"[2001:db8::1]:443"', ""),
+        ("2001:db8::1%eth0", ""),
+        ("[2001:db8::1%25eth0]:443", ""),
+        ("2001:DB8:0:0:0:0:0:1", ""),
+        ("::ffff:198.51.100.1", ""),
+        ("198.51.100.1", OUTSIDE),
+        ("192.0.2.1", OUTSIDE),
+        ("192.0.2.1:51008", OUTSIDE),
+        ("[2001:db9::1]:443", OUTSIDE),
+        ("fe80::1%eth0", OUTSIDE),
+        ("", UNREADABLE),
+        ("unknown", UNREADABLE),
+        ("_hidden", UNREADABLE),
+        ("proxy.example.com", UNREADABLE),
+        ("unix:", UNREADABLE),
+        ("203.0.113.9:", UNREADABLE),
+        ("203.0.113.9:http", UNREADABLE),
+        ("203.0.113", UNREADABLE),
+        ("203.000.113.009", UNREADABLE),
+        ("[203.0.113.9", UNREADABLE),
+        ("203.0.113.9, 10.0.0.1", UNREADABLE),
     ],
 )
-def test_allowed_networks(ip_address: str, is_allowed: bool) -> None:
-    """An IPv4 address that came through an IPv6 socket counts as IPv4."""
-    blocks = ["203.0.113.0/24", "2001:db8::/32"]
+def test_allowed_networks_understand_every_spelling(address: str, reason: str) -> None:
+    """Proxies add ports, brackets and zones. The refusal shows the address as it arrived."""
+    blocks = ["203.0.113.0/24", "2001:db8::/32", "::ffff:198.51.100.0/120"]
     settings = Settings.from_config({"IMCALLBACK_ALLOWED_NETWORKS": blocks})
-    assert settings.allows(ip_address) == is_allowed
-    assert Settings.from_config({}).allows(ip_address)
+    if not reason:
+        settings.check_address(address)
+        return
+    with pytest.raises(VerificationError) as caught:
+        settings.check_address(address)
+    assert (caught.value.reason, caught.value.detail) == (reason, f"the address is {address!r}")
+
+
+def test_without_networks_every_address_is_allowed() -> None:
+    """An address that cannot be read matters only to the allowed networks."""
+    Settings.from_config({}).check_address("unknown")
+
+
+PLATFORM_VARIABLES = [
+    ("SERVICE_HOST", "10.0.0.11"),
+    ("SERVICE_PORT", "8000"),
+    ("SERVICE_PORT_HTTP", "8000"),
+    ("PORT", "tcp://10.0.0.11:8000"),
+    ("PORT_8000_TCP", "tcp://10.0.0.11:8000"),
+    ("PORT_8000_TCP_PROTO", "tcp"),
+    ("PORT_8000_TCP_PORT", "8000"),
+    ("PORT_8000_TCP_ADDR", "10.0.0.11"),
+    ("PORT_8000_TCP_START", "tcp://10.0.0.11:8000"),
+    ("PORT_53_UDP_ADDR", "10.0.0.11"),
+    ("PORT_9_SCTP", "sctp://10.0.0.11:9"),
+    ("METRICS_SERVICE_HOST", "10.0.0.12"),
+    ("METRICS_PORT_9100_TCP_ADDR", "10.0.0.12"),
+    ("NAME", "/web/flask_imcallback"),
+    ("ENV_PYTHON_VERSION", "3.14"),
+]
+
+
+@pytest.mark.parametrize(("name", "value"), PLATFORM_VARIABLES)
+def test_variables_of_a_platform_are_no_settings(
+    monkeypatch: pytest.MonkeyPatch, name: str, value: str
+) -> None:
+    """Kubernetes sets them for a service named flask-imcallback, and Docker for a link."""
+    monkeypatch.setenv(f"FLASK_IMCALLBACK_{name}", value)
+    app = Flask("host")
+    app.config.from_prefixed_env()
+    assert f"IMCALLBACK_{name}" in app.config
+    ImCallback(app)
+
+
+@pytest.mark.parametrize(
+    "key",
+    [
+        "IMCALLBACK_PORTS",
+        "IMCALLBACK_SUPPORT",
+        "IMCALLBACK_SERVICE",
+        "IMCALLBACK_HOST",
+        "IMCALLBACK_PORT_TCP",
+        "IMCALLBACK_PORT_8000_HTTP",
+        "IMCALLBACK_PORT_8000_TCP_HOST",
+        "IMCALLBACK_SERVICE_HOSTS",
+        "IMCALLBACK_MAX_BODYS",
+    ],
+)
+def test_keys_that_no_platform_sets_stop_the_start(key: str) -> None:
+    """A key that only resembles a variable of a platform is a typo."""
+    with pytest.raises(ConfigError, match=f"^{key} is not a setting: "):
+        Settings.from_config({key: "tcp://10.0.0.11:8000"})
 
 
 @pytest.mark.parametrize(

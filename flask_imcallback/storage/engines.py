@@ -269,4 +269,7 @@ def describe_url(url: URL) -> str:
 def create_private_file(path: str | os.PathLike[str]) -> None:
     """Create the file and its folder if they are missing. Only the owner may read the file."""
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    os.close(os.open(path, os.O_CREAT | os.O_RDONLY | os.O_CLOEXEC, 0o600))
+    # Closing a file that is open elsewhere in this process would drop the locks of SQLite, so that
+    # two processes could write at the same time. Only the creator opens the file here.
+    with suppress(FileExistsError):
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))

@@ -7,12 +7,17 @@ from flask import Flask
 from ..runtime import Runtime
 from . import api, callbacks, health, openapi, page
 from .routing import RestOfPath, install_middleware
+from .servers import check_server
 
 __all__ = ["install"]
 
 
 def install(app: Flask, runtime: Runtime) -> None:
-    """Register the blueprints and the WSGI middleware of the extension on an app."""
+    """Register the blueprints and the WSGI middleware of the extension on an app.
+
+    Raises `ConfigError` if the server of this process cannot keep the promise.
+    """
+    check_server()
     app.url_map.converters["imcallback_rest"] = RestOfPath
     for blueprint in (
         callbacks.make_blueprint(runtime.providers),

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import logging
+import sys
 from collections.abc import Iterable
 from datetime import UTC, datetime
+from io import BytesIO
+from tempfile import SpooledTemporaryFile
 from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, current_app, request
@@ -21,6 +24,9 @@ logger = logging.getLogger("flask_imcallback")
 METHODS = ["POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 """Every method gets the answer of the provider. At another body, OpenIM may stop its users."""
 CHUNK_BYTES = 64 * 1024
+CHUNK_TIMEOUT_SECONDS = 5
+"""Time that uWSGI waits for the next chunk. The IM servers give up a callback earlier."""
+ROUTER_REMEDY = "start the HTTP router of uWSGI with http-chunked-input = true"
 
 
 def make_blueprint(providers: Iterable[str]) -> Blueprint:
@@ -90,8 +96,8 @@ def _read_body(maximum: int) -> Body:
     length = request.content_length
     if length is not None and length > maximum:
         raise BodyTooLargeError
-    if length is None and not request.environ.get("wsgi.input_terminated"):
-        return Body(content=b"")
+    if length is None and not _input_ends():
+        return _read_chunks(maximum) if _is_chunked() else Body(content=b"")
     stream, body, problem = request.environ["wsgi.input"], bytearray(), ""
     bytes_to_read = maximum + 1 if length is None else length
     try:
@@ -107,6 +113,56 @@ def _read_body(maximum: int) -> Body:
             return Body(content=read_by_host)
         problem = f"the body has {len(body)} bytes, but its Content-Length is {length}"
     return Body(content=bytes(body), problem=problem)
+
+
+def _input_ends() -> bool:
+    """Check whether the WSGI stream ends with the body, so that nobody has to know its length.
+
+    a2wsgi has such a stream, but does not set the flag. Other servers keep the body in a file.
+    """
+    stream = request.environ["wsgi.input"]
+    return (
+        bool(request.environ.get("wsgi.input_terminated"))
+        or isinstance(stream, BytesIO | SpooledTemporaryFile)
+        or type(stream).__module__.startswith("a2wsgi.")
+    )
+
+
+def _is_chunked() -> bool:
+    return "chunked" in request.headers.get("Transfer-Encoding", "").lower()
+
+
+def _read_chunks(maximum: int) -> Body:
+    """Return a body without a length from a server that does not hand it over as a stream.
+
+    Only uWSGI has a function for these bodies. Raises `BodyTooLargeError`.
+    """
+    uwsgi = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return _undelivered_body("let the proxy send a Content-Length")
+    is_routed = request.environ.get("UWSGI_ROUTER") == "http"
+    if is_routed and "http" in uwsgi.opt and "http-chunked-input" not in uwsgi.opt:
+        return _undelivered_body(ROUTER_REMEDY)
+    body = bytearray()
+    try:
+        while chunk := uwsgi.chunked_read(CHUNK_TIMEOUT_SECONDS):
+            body += chunk
+            # Closing the connection before the last chunk could destroy the answer.
+            if len(body) > 2 * maximum:
+                break
+    except OSError:
+        if not body and is_routed:  # another uWSGI runs the router
+            return _undelivered_body(ROUTER_REMEDY)
+        return Body(content=bytes(body), problem="the body was cut off: a chunk is missing")
+    if len(body) > maximum:
+        raise BodyTooLargeError
+    return Body(content=bytes(body))
+
+
+def _undelivered_body(remedy: str) -> Body:
+    problem = f"this server does not hand over chunked bodies: {remedy}"
+    logger.error("The body of a callback is lost, because %s", problem)
+    return Body(content=b"", problem=problem)
 
 
 def _response(reply: Reply) -> Response:

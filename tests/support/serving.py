@@ -1,4 +1,4 @@
-"""The example app under a real gunicorn."""
+"""The example app under a real server."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
@@ -34,7 +34,7 @@ BODY = json.dumps(PACKET).encode()
 
 @dataclass
 class Running:
-    """A running gunicorn with its port, its folder and its database."""
+    """A running server with its port, its folder and its database."""
 
     process: subprocess.Popen[bytes]
     port: int
@@ -70,7 +70,7 @@ class Running:
         return family(self.process.pid)[1:]
 
     def kill(self) -> None:
-        """Kill all processes of gunicorn at once."""
+        """Kill all processes of the server at once."""
         os.killpg(self.process.pid, signal.SIGKILL)
         self.process.wait(30)
 
@@ -104,34 +104,55 @@ def serving(
     gunicorn, such as strace. `variables` are environment variables.
     """
     url = url or URL.create("sqlite", database=str(folder / "test.db"))
-    env = os.environ | {
+    env = environment(folder, url) | variables
+    if upgrade:
+        upgrade_tables(env)
+    command = [*wrapper, sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", app]
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        port, fd = listening.getsockname()[1], listening.fileno()
+        process = start(folder, [*command, "--bind", f"fd://{fd}", *options], env, pass_fds=[fd])
+    running = Running(process, port, folder, url)
+    try:
+        assert running.ask("POST", "/imcallback/openim/x", body=b"{}")[0] == 403
+        yield running
+    finally:
+        process.terminate()
+        process.wait(30)
+
+
+def environment(folder: Path, url: URL) -> dict[str, str]:
+    """Return environment variables for the example app with this database."""
+    return os.environ | {
         "HOME": str(folder),
         "FLASK_SQLALCHEMY_DATABASE_URI": url.render_as_string(hide_password=False),
         "FLASK_IMCALLBACK_SECRETS": json.dumps([SECRET]),
         "FLASK_IMCALLBACK_MAX_BODY": str(MAX_BODY),
         "FLASK_IMCALLBACK_SPOOL": str(folder / "spool.db"),
     }
-    env |= variables
-    if upgrade:
-        command = [sys.executable, "-m", "flask", "--app", "example_app", "db", "upgrade"]
-        subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
-    command = [*wrapper, sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py"]
+
+
+def upgrade_tables(env: Mapping[str, str]) -> None:
+    """Create the tables of the example app."""
+    command = [sys.executable, "-m", "flask", "--app", "example_app", "db", "upgrade"]
+    subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
+
+
+def start(
+    folder: Path,
+    command: Sequence[str],
+    env: Mapping[str, str],
+    *,
+    cwd: Path = ROOT,
+    pass_fds: Sequence[int] = (),
+) -> subprocess.Popen[bytes]:
+    """Start a server as the leader of a process group. It writes to the file `log`."""
     with (folder / "log").open("ab") as log:
-        with socket.create_server(("127.0.0.1", 0)) as listening:
-            port, fd = listening.getsockname()[1], listening.fileno()
-            process = subprocess.Popen(
-                [*command, app, "--bind", f"fd://{fd}", *options],
-                cwd=ROOT,
-                env=env,
-                pass_fds=[fd],
-                stdout=log,
-                stderr=log,
-                start_new_session=True,
-            )
-        running = Running(process, port, folder, url)
-        try:
-            assert running.ask("POST", "/imcallback/openim/x", body=b"{}")[0] == 403
-            yield running
-        finally:
-            process.terminate()
-            process.wait(30)
+        return subprocess.Popen(
+            command,
+            cwd=cwd,
+            env=env,
+            pass_fds=pass_fds,
+            stdout=log,
+            stderr=log,
+            start_new_session=True,
+        )

@@ -1,0 +1,28 @@
+"""Refuses servers that cannot keep the promise."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+from ..errors import ConfigError
+
+
+def check_server() -> None:
+    """Check the server that runs this process. Raises `ConfigError` with the remedy.
+
+    Only uWSGI tells how it runs: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html.
+    """
+    uwsgi: Any = sys.modules.get("uwsgi")
+    if uwsgi is None:
+        return
+    if not getattr(uwsgi, "has_threads", True):
+        raise ConfigError(
+            "uWSGI runs without threads, so nothing can move waiting callbacks from the spool to "
+            "the database: set enable-threads = true"
+        )
+    if {"http11-socket", "gevent"} <= uwsgi.opt.keys():
+        raise ConfigError(
+            "uWSGI drops connections of an http11-socket while it runs gevent: "
+            "use http-socket with gevent, or threads in place of gevent"
+        )
