@@ -6,7 +6,7 @@ Read this file first. `Receiver.receive` is the story of every callback.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
@@ -100,7 +100,7 @@ class Receiver:
             received_at=request.received_at,
             remote_addr=request.remote_addr,
             authenticated_by=authenticated_by,
-            query=_kept_query(provider, request),
+            query=encode_kept_query(provider, request.query),
             headers=_kept_headers(request),
             body=body.content,
             status=Status.UNREADABLE,
@@ -138,12 +138,9 @@ class Receiver:
             announce(sender, stored.records)
 
 
-def _kept_query(provider: Provider, request: CallbackRequest) -> str:
-    kept = {
-        name: values
-        for name, values in request.query.items()
-        if name.lower() in provider.kept_query
-    }
+def encode_kept_query(provider: Provider, query: Mapping[str, Sequence[str]]) -> str:
+    """Return the part of a query that holds no secret and may be stored and logged."""
+    kept = {name: values for name, values in query.items() if name.lower() in provider.kept_query}
     return urlencode(kept, doseq=True, errors="replace")
 
 

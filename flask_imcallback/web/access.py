@@ -11,6 +11,7 @@ from flask import Blueprint, Response, request
 
 from ..providers import is_one_of
 from ..runtime import get_runtime
+from .middleware import set_headers
 from .problems import BAD_PARAMETER, CLOSED, METHOD_NOT_ALLOWED, UNAUTHORIZED, ProblemError
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
@@ -59,7 +60,7 @@ def add_reader_views(
 
 
 def _add_headers(response: Response) -> Response:
-    response.headers.update(RESPONSE_HEADERS)
+    set_headers(response, RESPONSE_HEADERS)
     return response
 
 

@@ -16,6 +16,7 @@ from ...errors import HistoryQueryError
 from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, load_parameters
 from ...runtime import get_runtime
 from ..access import add_reader_views, parameters, parse_id
+from ..middleware import set_headers
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
 from .context import PageContext, Parameters, read_zone
 from .files import FILES, MEDIA_TYPES
@@ -136,7 +137,7 @@ VIEWS: dict[str, Callable[..., Response]] = {
 def _cache_files(response: Response) -> Response:
     """Let browsers keep a file for a year. Its URL changes with its content."""
     if request.endpoint == "imcallback_page.file" and response.status_code == 200:
-        response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+        set_headers(response, {"Cache-Control": "private, max-age=31536000, immutable"})
     return response
 
 
