@@ -13,7 +13,7 @@ from ..errors import BodyTooLargeError
 from ..providers import CallbackRequest, Provider, Reply
 from ..receiver import Body
 from ..runtime import get_runtime
-from .exchange import EXCHANGE_KEY, Exchange, decode, read_query
+from .exchange import EXCHANGE_KEY, Answer, Exchange, decode, read_query
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -62,8 +62,9 @@ def _callback(name: str, rest: str = "") -> Response:
         reply = provider.refuse(503, "the callback could not be stored")
     if runtime.counters.is_due:
         runtime.counters.save_soon(app.app_context)
-    exchange.answer = _response(reply)
-    return exchange.answer
+    response = _response(reply)
+    exchange.answer = Answer.copy(response)
+    return response
 
 
 def _exchange(provider: Provider, rest: str) -> Exchange:

@@ -33,18 +33,32 @@ StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 
+@dataclass(frozen=True)
+class Answer:
+    """The answer of our view, which no function of the host can change."""
+
+    status: str
+    """Status code and reason phrase."""
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @classmethod
+    def copy(cls, response: Response) -> Answer:
+        return cls(response.status, response.headers.to_wsgi_list(), response.get_data())
+
+
 @dataclass
 class Exchange:
     """A request to a callback URL, without its secrets, and the answer of our view."""
 
     provider: Provider
-    rest: str
+    rest: str = field(repr=False)
     """The path after the name of the provider. It may hold a secret."""
-    query: Mapping[str, tuple[str, ...]]
+    query: Mapping[str, tuple[str, ...]] = field(repr=False)
     """All values of each query parameter. They may hold a signature."""
     body: RequestBody | None = None
-    answer: Response | None = field(default=None)
-    """The answer of our view. None if our view was not called."""
+    answer: Answer | None = None
+    """None if our view was not called."""
 
     @classmethod
     def begin(
@@ -103,7 +117,7 @@ class Exchange:
 
     def _headers(self, host_headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
         """Return the headers of our answer, and the headers that the host added."""
-        headers = self.answer.headers.to_wsgi_list() if self.answer else []
+        headers = self.answer.headers if self.answer else []
         own_names = CONTENT_HEADERS | {name.lower() for name, _ in headers}
         return headers + [pair for pair in host_headers if pair[0].lower() not in own_names]
 
@@ -114,7 +128,7 @@ class Exchange:
                 if self.answer is None:
                     yield part
             if self.answer is not None and not is_head:
-                yield self.answer.data
+                yield self.answer.body
         finally:
             if close := getattr(parts, "close", None):
                 close()
