@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from flask import Blueprint, Response, render_template, request
+from flask import Blueprint, Response, current_app, request
 from marshmallow import Schema, fields
 from marshmallow.validate import OneOf
 
@@ -19,6 +19,7 @@ from ..access import add_reader_views, parameters, parse_id
 from ..middleware import set_headers
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
 from .context import PageContext, Parameters, read_zone
+from .environment import render
 from .files import FILES, MEDIA_TYPES
 from .overview import setup, summarize
 from .text import LANGUAGES, Translations, indent_json, show_invisible
@@ -49,7 +50,7 @@ PAGE_PARAMETERS, LIST_PARAMETERS = PageSchema(), RemovalListSchema()
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     """Return the blueprint of the pages. `decorators` are the `history_decorators` of the host."""
-    blueprint = Blueprint("imcallback_page", __name__, template_folder="templates")
+    blueprint = Blueprint("imcallback_page", __name__)
     # Flask calls the last added function first, so that this one overrides `Cache-Control`.
     blueprint.after_request(_cache_files)
     add_reader_views(blueprint, VIEWS, decorators, browser_views=VIEWS.values())
@@ -152,19 +153,17 @@ def _problem(problem: ProblemError) -> Response:
 def _render(template: str, parameters: Parameters, **variables: Any) -> Response:
     context = PageContext.from_request(parameters)
     translations = Translations(context.language)
-    html = render_template(
-        f"imcallback/{template}",
-        page_context=context,
-        parameters=parameters,
-        languages=LANGUAGES,
-        UTC=UTC,
-        show_invisible=show_invisible,
-        _=translations.gettext,
-        ngettext=translations.ngettext,
-        duration=translations.duration,
-        **variables,
-    )
-    return Response(html, mimetype="text/html")
+    variables |= {
+        "page_context": context,
+        "parameters": parameters,
+        "languages": LANGUAGES,
+        "UTC": UTC,
+        "show_invisible": show_invisible,
+        "_": translations.gettext,
+        "ngettext": translations.ngettext,
+        "duration": translations.duration,
+    }
+    return Response(render(current_app, f"imcallback/{template}", variables), mimetype="text/html")
 
 
 def _filled_parameters() -> dict[str, list[str]]:
