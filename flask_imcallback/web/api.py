@@ -22,6 +22,7 @@ from ..history import (
     load_history_query,
     load_stats_query,
     removal_json,
+    shorten,
     stats_json,
 )
 from ..runtime import get_runtime
@@ -126,7 +127,9 @@ ROUTES: dict[str, Callable[..., Response]] = {
 def _refuse_parameters() -> None:
     """Raise `HistoryQueryError` if the request has a parameter."""
     for name in parameters():
-        raise HistoryQueryError(name, "is not a parameter here. This URL takes no parameters")
+        raise HistoryQueryError(
+            shorten(name), "is not a parameter here. This URL takes no parameters"
+        )
 
 
 def _link_next(response: Response, cursor: str) -> None:

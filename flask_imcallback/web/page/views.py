@@ -108,7 +108,9 @@ def _removal(removal_id: str) -> Response:
         raise ProblemError(NOT_FOUND, "There is no such removal.")
     record, delivery = result.removal, result.delivery
     facts = DELIVERY.dump(delivery)
-    packet = indent_json(facts["body"] if facts["body"] is not None else facts["body_base64"])
+    packet = facts["body"] if facts["body"] is not None else facts["body_base64"]
+    if len(packet) <= MAX_PACKET_LENGTH:
+        packet = indent_json(packet)
     siblings = HistoryQuery(delivery_id=(record.delivery_id,), order="asc", limit=DEFAULT_LIMIT)
     return _render(
         "removal.html",
