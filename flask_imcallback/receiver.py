@@ -21,6 +21,9 @@ logger = logging.getLogger("flask_imcallback")
 KEPT_HEADERS = ("host", "user-agent", "content-type", "content-length", "operationid")
 """The headers that are stored. None of them ever holds a secret."""
 
+UNVERIFIABLE = "the provider fails to verify the request"
+"""The reason of a refusal that is a mistake in a provider. The log of level DEBUG has more."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
@@ -77,6 +80,10 @@ class Receiver:
         except VerificationError as error:
             self._counters.refuse(provider.name, error.reason, error.detail)
             raise RefusalError(403, "not authentic") from error
+        except Exception as error:  # A stranger may repeat the request as often as he likes.
+            logger.debug("The provider %s cannot verify a request", provider.name, exc_info=error)
+            self._counters.refuse(provider.name, UNVERIFIABLE, type(error).__name__)
+            raise RefusalError(503, "the request could not be verified") from error
 
     def _read(self, provider: Provider, read_body: Callable[[int], Body]) -> Body:
         """Read the body, even if it is cut off."""

@@ -35,8 +35,7 @@ logger = logging.getLogger("flask_imcallback")
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     """Return the blueprint of the history. The decorators guard its views."""
     blueprint = Blueprint("imcallback_history", __name__)
-    # The HTML pages link to exports, which a browser downloads.
-    add_reader_views(blueprint, ROUTES, decorators, browser_views=[_export])
+    add_reader_views(blueprint, ROUTES, decorators)
     answer_with_problems(blueprint)
     return blueprint
 

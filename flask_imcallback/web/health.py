@@ -25,7 +25,9 @@ def make_blueprint() -> Blueprint:
     """Return the blueprint of the health check. It is open to everybody."""
     blueprint = Blueprint("imcallback_health", __name__)
     lock = threading.Lock()
-    blueprint.add_url_rule("/health", view_func=lambda: _health(lock), endpoint="health")
+    blueprint.add_url_rule(
+        "/health", view_func=lambda: _health(lock), endpoint="health", strict_slashes=False
+    )
     return blueprint
 
 

@@ -30,8 +30,8 @@ class Middleware:
     1. Before the first request, it opens the database and starts the drain. Flask refuses new
        extensions during a request, so that a missing `SQLAlchemy` object cannot be created later.
        It also exempts our views from extensions of the host that would answer callbacks.
-    2. It removes doubled slashes from the paths of callbacks. Werkzeug would redirect them, and
-       OpenIM's client loses a redirected event.
+    2. It removes doubled slashes from the paths below our prefix. Werkzeug would redirect them,
+       and OpenIM's client loses a redirected event.
     3. It hides the secrets of callbacks from the host's hooks, and sends the answer of our view
        unchanged. See `Exchange`.
     4. It reports callbacks that something else in the app answered.
@@ -51,12 +51,16 @@ class Middleware:
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._prepare()
         path = environ.get("PATH_INFO", "")
-        match = self._callback_path.fullmatch(re.sub("//+", "/", path) if "//" in path else path)
-        if match:
+        if "//" in path:
+            path = re.sub("//+", "/", path)
+        if match := self._callback_path.fullmatch(path):
             return self._serve_callback(environ, start_response, *match.groups(default=""))
-        if path.startswith(self._runtime.settings.url_prefix):
-            return self._serve_with_headers(environ, start_response)
-        return self._inner_app(environ, start_response)
+        prefix = self._runtime.settings.url_prefix
+        if prefix and path != prefix and not path.startswith(f"{prefix}/"):
+            return self._inner_app(environ, start_response)
+        if prefix:
+            environ["PATH_INFO"] = path
+        return self._serve_with_headers(environ, start_response)
 
     def _prepare(self) -> None:
         if not self._is_exempted:

@@ -53,7 +53,7 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     blueprint = Blueprint("imcallback_page", __name__)
     # Flask calls the last added function first, so that this one overrides `Cache-Control`.
     blueprint.after_request(_cache_files)
-    add_reader_views(blueprint, VIEWS, decorators, browser_views=VIEWS.values())
+    add_reader_views(blueprint, VIEWS, decorators)
     answer_with_problems(blueprint, _problem)
     return blueprint
 
