@@ -61,7 +61,8 @@ TOO_WIDE = ProblemType(
     "too-wide",
     422,
     "Too Wide",
-    "The response would have too many counts. Use larger buckets or a shorter time range.",
+    "The response would have too many counts, or the database counted for too long. Use larger "
+    "buckets, a shorter time range or more filters.",
 )
 NOT_INSTALLED = ProblemType(
     "not-installed",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import re
 import time
 from collections.abc import Callable
 from typing import Any
@@ -27,6 +28,7 @@ from flask_imcallback import ImCallback
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.web.access import RESPONSE_HEADERS
 from flask_imcallback.web.page.files import URL_PATHS
+from support import ROOT
 from support.apps import MakeApp, rows, wait_for_counters
 from support.pages import TOKEN
 
@@ -230,13 +232,11 @@ def test_a_browser_at_a_gate_is_not_counted(app: Flask) -> None:
 
 
 def test_a_gate_can_let_callbacks_pass(app: Flask) -> None:
-    """The two lines of the documentation keep the gate closed for everything else."""
-
-    @app.before_request
-    def require_login() -> Any:
-        if request.blueprint in ("imcallback_callbacks", "imcallback_health"):
-            return None
-        return redirect("/login")
+    """The two lines of the quickstart keep the gate closed for everything else."""
+    page = (ROOT / "docs/quickstart.md").read_text("utf-8")
+    (code,) = re.findall(r"```python\n([^`]+require_login[^`]+)```", page)
+    app.secret_key = "a key for sessions"
+    exec(code, {"app": app})
 
     assert post_openim(app).status_code == 200
     assert app.test_client().get("/imcallback/health").status_code == 200
@@ -428,15 +428,19 @@ def test_files_of_the_page_stay_cached(app: Flask) -> None:
 class Watched:
     """Everything that hooks and extensions of the host learn about callbacks."""
 
-    def __init__(self, app: Flask) -> None:
+    def __init__(
+        self, app: Flask, excluded_urls: str | None = None, excluded_paths: Any = None
+    ) -> None:
         self._spans = InMemorySpanExporter()
         self._provider = TracerProvider()
         self._provider.add_span_processor(SimpleSpanProcessor(self._spans))
         self._registry = CollectorRegistry()
         self._seen: list[str] = []
-        PrometheusMetrics(app, registry=self._registry)
+        PrometheusMetrics(app, registry=self._registry, excluded_paths=excluded_paths)
         instrumentor: Any = FlaskInstrumentor()
-        instrumentor.instrument_app(app, tracer_provider=self._provider)
+        instrumentor.instrument_app(
+            app, tracer_provider=self._provider, excluded_urls=excluded_urls
+        )
         app.before_request(self._look)
         app.teardown_request(self._look)
 
@@ -444,9 +448,14 @@ class Watched:
         self._seen += [request.url, request.full_path, str(request.args), repr(request.view_args)]
         self._seen += [repr(request), repr(request.environ)]
 
+    def spans(self) -> str:
+        return "".join(span.to_json() for span in self._spans.get_finished_spans())
+
+    def labels(self) -> str:
+        return generate_latest(self._registry).decode()
+
     def text(self) -> str:
-        spans = "".join(span.to_json() for span in self._spans.get_finished_spans())
-        return spans + generate_latest(self._registry).decode() + "".join(self._seen)
+        return self.spans() + self.labels() + "".join(self._seen)
 
 
 URL_VARIABLES = ("RAW_URI", "REQUEST_URI")
@@ -467,6 +476,19 @@ def test_no_secret_reaches_spans_labels_and_hooks(app: Flask) -> None:
     assert "Sns.CallbackFriendDelete" in text
     for secret in (SECRET, sign):
         assert secret not in text
+
+
+def test_callbacks_can_be_left_out(app: Flask) -> None:
+    """With the documented settings, callbacks make neither spans nor metrics."""
+    page = (ROOT / "docs/deployment.md").read_text("utf-8")
+    (urls,) = re.findall(r"OTEL_PYTHON_FLASK_EXCLUDED_URLS=(\S+)", page)
+    (path,) = re.findall(r'excluded_paths=\["([^"]+)"\]', page)
+    watched = Watched(app, urls, [path])
+    assert post_openim(app).status_code == post_tencent(app).status_code == 200
+    assert read(app, "/imcallback/history").status_code == 200
+    assert re.findall(r'"http.target": "(.+?)"', watched.spans()) == ["/imcallback/history"]
+    assert 'path="/imcallback/history"' in watched.labels()
+    assert 'path="/imcallback/openim"' not in watched.labels()
 
 
 def test_an_error_of_a_hook_is_logged_without_the_secret(

@@ -385,7 +385,7 @@ def test_decorators_decide(make_app: MakeApp, path: str, tokens: list[str]) -> N
     response = app.test_client().get(path, headers={**headers, "X-User": "1"})
     assert response.status_code == 200
     history = response.get_json()["paths"]["/history"]["get"]
-    schemes = [{"token": []}, {"password": []}] if tokens else []
+    schemes: list[Any] = [{"token": []}, {"password": []}] if tokens else []
     assert history["security"] == [*schemes, {}]
     assert "default" in history["responses"]
 
