@@ -267,9 +267,11 @@ def describe_url(url: URL) -> str:
 
 
 def create_private_file(path: str | os.PathLike[str]) -> None:
-    """Create the file and its folder if they are missing. Only the owner may read the file."""
+    """Create the file and its folder if they are missing. Only the owner may read the file.
+
+    An existing file is not opened: closing it would drop all locks that this process has on it.
+    See https://sqlite.org/howtocorrupt.html, section 2.2.
+    """
     os.makedirs(os.path.dirname(path) or ".", exist_ok=True)
-    # Closing a file that is open elsewhere in this process would drop the locks of SQLite, so that
-    # two processes could write at the same time. Only the creator opens the file here.
     with suppress(FileExistsError):
-        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
+        os.close(os.open(path, os.O_CREAT | os.O_EXCL | os.O_RDONLY | os.O_CLOEXEC, 0o600))

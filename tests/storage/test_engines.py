@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import sqlite3
+import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack
+from contextlib import ExitStack, closing
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -16,7 +19,7 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 
 from flask_imcallback import ConfigError, ImCallback, Relation, Removal, upgrade
 from flask_imcallback.runtime import build_runtime, get_runtime
-from flask_imcallback.storage.engines import database_mark, describe_url
+from flask_imcallback.storage.engines import create_private_file, database_mark, describe_url
 from support import engines, servers
 from support.apps import close_connections, rows
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, record
@@ -266,3 +269,22 @@ def test_our_own_database_file_is_private(tmp_path: Path) -> None:
     assert len(files) >= 3
     assert [file.name for file in files if file.stat().st_mode & 0o077] == []
     close_connections(app)
+
+
+TRY_TO_LOCK = """
+import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1], timeout=0, isolation_level=None)
+connection.execute("BEGIN IMMEDIATE")
+"""
+
+
+def test_a_new_connection_keeps_the_locks_of_the_process(tmp_path: Path) -> None:
+    """The file of a spool exists already. Opening and closing it would drop all locks on it."""
+    path = tmp_path / "spool.db"
+    create_private_file(path)
+    with closing(sqlite3.connect(path, isolation_level=None)) as connection:
+        connection.execute("BEGIN IMMEDIATE")
+        create_private_file(path)
+        command = [sys.executable, "-c", TRY_TO_LOCK, str(path)]
+        result = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert "database is locked" in result.stderr
