@@ -5,12 +5,14 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from ipaddress import ip_address
+from contextlib import suppress
 from typing import Any
 
 from flask import Flask, Request
 
+from ..errors import VerificationError
 from ..runtime import Runtime
+from ..settings import read_address
 from .findings import Finding, failure, warning
 
 ACCESS_LOGGERS = ("gunicorn.access", "uvicorn.access", "hypercorn.access", "waitress.access")
@@ -21,7 +23,7 @@ PROXY_FIX_KEY = "werkzeug.proxy_fix.orig"
 
 def check_server(app: Flask, runtime: Runtime, request: Request) -> Iterator[Finding]:
     """Check the server that runs this request."""
-    yield from _check_threads()
+    yield from _check_uwsgi_log()
     yield from _check_gevent()
     yield from _check_access_log()
     yield from _check_remote_address(runtime, request)
@@ -39,15 +41,9 @@ def check_server(app: Flask, runtime: Runtime, request: Request) -> Iterator[Fin
         )
 
 
-def _check_threads() -> Iterator[Finding]:
+def _check_uwsgi_log() -> Iterator[Finding]:
     options: dict[Any, Any] = getattr(sys.modules.get("uwsgi"), "opt", None) or {}
     names = {name.decode() if isinstance(name, bytes) else name for name in options}
-    if options and not names & {"enable-threads", "threads", "gevent"}:
-        yield failure(
-            "uWSGI runs without threads",
-            "The threads that write callbacks and empty the spool do not run.",
-            "Start uWSGI with --enable-threads.",
-        )
     if options and not names & {"disable-logging", "log-format"}:
         yield _access_log("uWSGI", "Start uWSGI with --disable-logging.")
 
@@ -83,11 +79,10 @@ def _access_log(name: str, remedy: str) -> Finding:
 def _check_remote_address(runtime: Runtime, request: Request) -> Iterator[Finding]:
     """Check that the app sees the IP address of the sender, and not the address of a proxy."""
     address = request.remote_addr or ""
-    if runtime.settings.allows(address):
+    with suppress(VerificationError):
+        runtime.settings.check_address(address)
         return
-    try:
-        ip_address(address)
-    except ValueError:
+    if not read_address(address):
         yield failure(
             f"The app cannot read the IP address {address!r} of its clients",
             "IMCALLBACK_ALLOWED_NETWORKS refuses every callback.",

@@ -6,12 +6,14 @@ import json
 import logging
 import sys
 from collections.abc import Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from io import BytesIO
 from tempfile import SpooledTemporaryFile
 from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, current_app, request
+from werkzeug.exceptions import ClientDisconnected
 
 from ..errors import BodyTooLargeError
 from ..providers import CallbackRequest, Reply
@@ -108,11 +110,17 @@ def _read_body(maximum: int) -> Body:
     if len(body) > maximum:
         raise BodyTooLargeError
     if length is not None and len(body) < length:
-        if not body and (read_by_host := request.get_data()):
-            # A before_request function of the host has read the stream.
+        if not body and (read_by_host := _body_read_by_host()):
             return Body(content=read_by_host)
         problem = f"the body has {len(body)} bytes, but its Content-Length is {length}"
     return Body(content=bytes(body), problem=problem)
+
+
+def _body_read_by_host() -> bytes:
+    """Return the body if a before_request function of the host has read the stream."""
+    with suppress(ClientDisconnected):  # nobody has read it, and nothing arrived
+        return request.get_data()
+    return b""
 
 
 def _input_ends() -> bool:
