@@ -35,7 +35,7 @@ from sqlalchemy import URL, make_url, text  # noqa: E402
 
 import seed  # noqa: E402
 from flask_imcallback import ImCallback, upgrade  # noqa: E402
-from flask_imcallback.history.cursors import CursorCodec, Position  # noqa: E402
+from flask_imcallback.history.cursors import Position  # noqa: E402
 from flask_imcallback.history.export import COLUMNS, encode  # noqa: E402
 from flask_imcallback.history.queries import HistoryQuery  # noqa: E402
 from flask_imcallback.history.resolve import NO_MATCH, resolve  # noqa: E402
@@ -122,8 +122,8 @@ class Bench:
     def cursor(self, removal_id: int, **filters: Any) -> str:
         """Return the cursor of a page that ends at this id."""
         query = HistoryQuery.from_filters(filters)
-        codec = CursorCodec([])  # as the history's own: this app has no SECRET_KEY
-        return codec.encode(Position(removal_id), query.digest)
+        # This app has no SECRET_KEY, so that only the codec of the history has its key.
+        return self.history._cursors.encode(Position(removal_id), query.digest)
 
     def medians(self, questions: dict[str, Callable[[], Any]]) -> dict[str, float]:
         """Return the median milliseconds of each question. The questions take turns."""

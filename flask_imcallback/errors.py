@@ -83,7 +83,7 @@ class HistoryQueryError(ImCallbackError, ValueError):
 
 
 class TooWideError(HistoryQueryError):
-    """A statistics query that would return too many counts. The caller must narrow it.
+    """A statistics query with too many counts, or a slow one. The caller must narrow it.
 
     Raised by `History.stats`.
     """

@@ -6,7 +6,7 @@ Read this file first. `Receiver.receive` is the story of every callback.
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
@@ -20,6 +20,9 @@ logger = logging.getLogger("flask_imcallback")
 
 KEPT_HEADERS = ("host", "user-agent", "content-type", "content-length", "operationid")
 """The headers that are stored. None of them ever holds a secret."""
+
+UNVERIFIABLE = "the provider fails to verify the request"
+"""The reason of a refusal that is a mistake in a provider. The log of level DEBUG has more."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -76,6 +79,10 @@ class Receiver:
         except VerificationError as error:
             self._counters.refuse(provider.name, error.reason, error.detail)
             raise RefusalError(403, "not authentic") from error
+        except Exception as error:  # A stranger may repeat the request as often as he likes.
+            logger.debug("The provider %s cannot verify a request", provider.name, exc_info=error)
+            self._counters.refuse(provider.name, UNVERIFIABLE, type(error).__name__)
+            raise RefusalError(503, "the request could not be verified") from error
 
     def _read(self, provider: Provider, read_body: Callable[[int], Body]) -> Body:
         """Read the body, even if it is cut off."""
@@ -99,7 +106,7 @@ class Receiver:
             received_at=request.received_at,
             remote_addr=request.remote_addr,
             authenticated_by=authenticated_by,
-            query=_kept_query(provider, request),
+            query=encode_kept_query(provider, request.query),
             headers=_kept_headers(request),
             body=body.content,
             status=Status.UNREADABLE,
@@ -137,12 +144,9 @@ class Receiver:
             announce(sender, stored.records)
 
 
-def _kept_query(provider: Provider, request: CallbackRequest) -> str:
-    kept = {
-        name: values
-        for name, values in request.query.items()
-        if name.lower() in provider.kept_query
-    }
+def encode_kept_query(provider: Provider, query: Mapping[str, Sequence[str]]) -> str:
+    """Return the part of a query that holds no secret and may be stored and logged."""
+    kept = {name: values for name, values in query.items() if name.lower() in provider.kept_query}
     return urlencode(kept, doseq=True, errors="replace")
 
 

@@ -92,8 +92,7 @@ class Database:
         if isinstance(self._engine, Engine):
             return self._engine
         if self._engine is not None:
-            with _config_errors("the function that is passed as engine failed ({}): correct it"):
-                return self._engine()
+            return self._engine()
         db = self._open()
         with _config_errors("db is not initialized for this app ({}): call db.init_app(app)"):
             engines = db.engines

@@ -219,7 +219,7 @@ class Settings:
         """
         if not self.allowed_networks:
             return
-        addresses = read_address(text)
+        addresses = _read_address(text)
         if not addresses:
             raise VerificationError(
                 "the IP address of the sender cannot be read: check ProxyFix and the proxy",
@@ -232,7 +232,7 @@ class Settings:
             )
 
 
-def read_address(text: str) -> list[Address]:
+def _read_address(text: str) -> list[Address]:
     """Return the IP address in the text, or an empty list if the text has none.
 
     An IPv4 address that is written as IPv6 is returned in both forms.

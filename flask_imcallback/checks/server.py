@@ -5,14 +5,12 @@ from __future__ import annotations
 import logging
 import sys
 from collections.abc import Iterator
-from contextlib import suppress
 from typing import Any
 
 from flask import Flask, Request
 
 from ..errors import VerificationError
 from ..runtime import Runtime
-from ..settings import read_address
 from .findings import Finding, failure, warning
 
 ACCESS_LOGGERS = ("gunicorn.access", "uvicorn.access", "hypercorn.access", "waitress.access")
@@ -79,15 +77,17 @@ def _access_log(name: str, remedy: str) -> Finding:
 def _check_remote_address(runtime: Runtime, request: Request) -> Iterator[Finding]:
     """Check that the app sees the IP address of the sender, and not the address of a proxy."""
     address = request.remote_addr or ""
-    with suppress(VerificationError):
+    try:
         runtime.settings.check_address(address)
-        return
-    if not read_address(address):
-        yield failure(
-            f"The app cannot read the IP address {address!r} of its clients",
-            "IMCALLBACK_ALLOWED_NETWORKS refuses every callback.",
-            "Behind a proxy, use ProxyFix of Werkzeug with x_for set to the number of proxies.",
-        )
+    except VerificationError as error:
+        if "cannot be read" in error.reason:
+            yield failure(
+                f"The app cannot read the IP address {address!r} of its clients",
+                "IMCALLBACK_ALLOWED_NETWORKS refuses every callback.",
+                "Behind a proxy, use ProxyFix of Werkzeug with x_for set to the number of proxies.",
+            )
+            return
+    else:
         return
     if "X-Forwarded-For" in request.headers and PROXY_FIX_KEY not in request.environ:
         yield failure(

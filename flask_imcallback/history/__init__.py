@@ -3,7 +3,7 @@
 from .export import COLUMNS, FORMATS, csv_records, encode, json_lines, removal_csv, removal_json
 from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
 from .history import History
-from .queries import HistoryQuery, StatsQuery
+from .queries import HistoryQuery, StatsQuery, shorten
 from .results import (
     DeliveryDetail,
     DeliveryPage,
@@ -61,5 +61,6 @@ __all__ = [
     "load_stats_query",
     "removal_csv",
     "removal_json",
+    "shorten",
     "stats_json",
 ]

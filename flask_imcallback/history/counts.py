@@ -10,19 +10,28 @@ from datetime import UTC, datetime
 from math import gcd
 from typing import Any
 
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection
 
 from ..errors import TooWideError
 from ..storage import MAX_ID, id_at, moment_of
-from ..storage import source as source_table
 from .buckets import bucket_starts
 from .queries import HistoryQuery, StatsQuery
 from .resolve import resolve
 from .results import RemovalCount
-from .statements import Finder
+from .statements import MAX_COUNT_ROWS, Finder
+from .time_limits import time_limit
 
 MAX_COUNTS = 10_000
 """Maximum number of counts in one answer."""
+MAX_COUNT_SECONDS = 20
+"""Seconds that each statement of a count may take."""
+TOO_LONG = (
+    f"makes a count that takes longer than {MAX_COUNT_SECONDS} seconds. Use a later since, an "
+    "earlier until or more filters"
+)
+TOO_MANY = (
+    f"makes more than {MAX_COUNT_ROWS} counts in the database. Use a shorter time or more filters"
+)
 
 CountKey = tuple[datetime, str | None]
 """The start of a bucket, and a group."""
@@ -35,17 +44,18 @@ def count_removals(
     until = min(query.until or datetime.now(UTC), moment_of(MAX_ID))
     resolved = resolve(connection, replace(query, until=until))
     finder = Finder(connection)
-    since = query.since
-    if since is None:
-        first = finder.find_first(resolved)
-        since = moment_of(first.delivery_id) if first else until
-    since = max(since, moment_of(0))
-    starts = bucket_starts(since, until, stats.bucket, stats.zone, MAX_COUNTS)
-    width = _common_width(starts)
-    rows = finder.count(resolved, width, by_source=stats.group_by is not None)
-    groups = _group_by_source(connection, stats.group_by)
-    counts = _add_up(rows, starts, width, groups)
-    return _with_empty_buckets(counts, starts, stats)
+    with time_limit(connection, MAX_COUNT_SECONDS, TooWideError("since", TOO_LONG)):
+        since = query.since
+        if since is None:
+            first = finder.find_first_delivery(resolved)
+            since = until if first is None else moment_of(first)
+        since = max(since, moment_of(0))
+        starts = bucket_starts(since, until, stats.bucket, stats.zone, MAX_COUNTS)
+        width = _common_width(starts)
+        rows = finder.count(resolved, width, stats.group_by)
+    if len(rows) > MAX_COUNT_ROWS:
+        raise TooWideError("group_by", TOO_MANY)
+    return _with_empty_buckets(_add_up(rows, starts, width), starts, stats)
 
 
 def _common_width(starts: Sequence[datetime]) -> int:
@@ -56,25 +66,12 @@ def _common_width(starts: Sequence[datetime]) -> int:
     return gcd(*map(id_at, starts)) if len(starts) > 1 else MAX_ID
 
 
-def _group_by_source(connection: Connection, group_by: str | None) -> dict[int, str | None]:
-    """Return the group of each source id."""
-    if group_by is None:
-        return {0: None}
-    query = select(source_table.c.id, source_table.c[group_by])
-    return {row[0]: row[1] for row in connection.execute(query)}
-
-
-def _add_up(
-    rows: Iterable[Any],
-    starts: Sequence[datetime],
-    width: int,
-    groups: dict[int, str | None],
-) -> Counter[CountKey]:
+def _add_up(rows: Iterable[Any], starts: Sequence[datetime], width: int) -> Counter[CountKey]:
     """Return the count of each bucket and group that has removals."""
     counts: Counter[CountKey] = Counter()
-    for number, source_id, count in rows:
+    for number, group, count in rows:
         start = starts[max(0, bisect_right(starts, moment_of(number * width)) - 1)]
-        counts[start, groups[source_id]] += count
+        counts[start, group] += int(count)
     return counts
 
 

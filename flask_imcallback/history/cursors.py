@@ -7,7 +7,8 @@ no removal can appear, and the ids above it that were already returned. See `fit
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import secrets
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain, pairwise
 from typing import Any
@@ -15,6 +16,7 @@ from typing import Any
 from itsdangerous import BadSignature, URLSafeSerializer
 
 from ..errors import HistoryQueryError
+from ..storage import MAX_ID
 
 MAX_RETURNED_RANGES = 400
 """Maximum number of id ranges in a cursor, so that the cursor fits into a URL."""
@@ -36,23 +38,24 @@ class Position:
 
     def advance(self, high_water_mark: int, returned: Sequence[int]) -> Position:
         """Return the position after the ids in `returned`, with the mark moved up."""
-        known = chain.from_iterable(range(first, last + 1) for first, last in self.already_returned)
-        ids = sorted(
-            removal_id for removal_id in (*known, *returned) if removal_id > high_water_mark
-        )
-        mark = max(high_water_mark, self.high_water_mark)
-        return Position(mark, tuple(_ranges(ids)))
+        known = [*self.already_returned, *((removal_id, removal_id) for removal_id in returned)]
+        above = [
+            (max(first, high_water_mark + 1), last)
+            for first, last in known
+            if last > high_water_mark
+        ]
+        return Position(max(high_water_mark, self.high_water_mark), tuple(_merge(sorted(above))))
 
 
-def _ranges(ids: Sequence[int]) -> list[IdRange]:
-    """Return the sorted ids as ranges without gaps."""
-    ranges: list[IdRange] = []
-    for removal_id in ids:
-        if ranges and ranges[-1][1] == removal_id - 1:
-            ranges[-1] = (ranges[-1][0], removal_id)
+def _merge(ranges: Iterable[IdRange]) -> list[IdRange]:
+    """Return sorted ranges as the fewest ranges that hold the same ids."""
+    merged: list[IdRange] = []
+    for first, last in ranges:
+        if merged and first <= merged[-1][1] + 1:
+            merged[-1] = (merged[-1][0], max(last, merged[-1][1]))
         else:
-            ranges.append((removal_id, removal_id))
-    return ranges
+            merged.append((first, last))
+    return merged
 
 
 @dataclass(frozen=True)
@@ -90,11 +93,16 @@ def fit_page(
 
 
 class CursorCodec:
-    """Encodes positions as signed texts, and decodes them."""
+    """Encodes positions as signed texts, and decodes them.
+
+    Without keys, a random key signs, so that nobody can forge a cursor that is expensive to read.
+    Such a cursor is valid in this process only.
+    """
 
     def __init__(self, secret_keys: Sequence[str]) -> None:
-        # Without a key, the signature only detects mistakes. A cursor holds no secret.
-        self._serializer = URLSafeSerializer(secret_keys or "", salt="flask-imcallback-cursor")
+        self._has_keys = bool(secret_keys)
+        keys = secret_keys or secrets.token_hex(32)
+        self._serializer = URLSafeSerializer(keys, salt="flask-imcallback-cursor")
 
     def encode(self, position: Position, digest: str) -> str:
         """Return the cursor of a position in the result of the query with this digest."""
@@ -109,6 +117,11 @@ class CursorCodec:
             version, *parts = self._serializer.loads(cursor)
         except (BadSignature, ValueError, TypeError) as error:
             problem = "is not a cursor of this history. It was changed, cut off or made elsewhere"
+            if not self._has_keys:
+                problem += (
+                    ". The app has no SECRET_KEY, so that a cursor is valid only in the process "
+                    "that made it. Set SECRET_KEY"
+                )
             raise HistoryQueryError("cursor", problem) from error
         if version != CURSOR_VERSION:
             problem = "is from another version of flask-imcallback. Start again without it"
@@ -121,6 +134,6 @@ class CursorCodec:
             )
             raise HistoryQueryError("cursor", problem)
         ends = [mark]
-        for step in steps:
-            ends.append(ends[-1] + step)
+        for step in steps[: 2 * MAX_RETURNED_RANGES]:
+            ends.append(min(ends[-1] + step, MAX_ID))
         return Position(mark, tuple(zip(ends[1::2], ends[2::2], strict=True)))

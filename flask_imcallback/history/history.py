@@ -11,7 +11,7 @@ from functools import partial
 from itertools import chain
 from typing import Any, Unpack
 
-from sqlalchemy import Connection, Engine, Row, Select, func, select
+from sqlalchemy import Connection, Engine, Row, Select, false, func, select, union_all
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
@@ -328,19 +328,30 @@ def _delivery_record(row: Row[Any]) -> DeliveryRecord:
 
 
 def _matching_deliveries(query: DeliveryQuery, start: Position) -> Select[int, int]:
-    """Return the SELECT of ids and body sizes for a page, with one row more than its limit."""
+    """Return the SELECT of ids and body sizes for a page, with one row more than its limit.
+
+    Each status is a range of its own, because an index lists the ids of one status in order.
+    """
     column = delivery_table.c
     mark = start.high_water_mark
     conditions = [column.id < mark if query.is_descending else column.id > mark]
-    if query.status is not None:
-        conditions.append(column.status.in_(set(query.status)))
     if query.since is not None:
         conditions.append(column.id >= id_at(query.since))
     if query.until is not None:
         conditions.append(column.id < id_at(query.until))
+    limit = query.limit + 1
+    sizes = select(column.id, func.length(column.body).label("size"))
     order = column.id.desc() if query.is_descending else column.id.asc()
-    sizes = select(column.id, func.length(column.body)).where(*conditions).order_by(order)
-    return sizes.limit(query.limit + 1)
+    page = sizes.where(*conditions).order_by(order).limit(limit)
+    statuses = set(Status if query.status is None else query.status)
+    if statuses == set(Status):
+        return page
+    parts = [page.where(column.status == status).subquery() for status in sorted(statuses)]
+    if not parts:
+        return page.where(false())
+    rows = union_all(*(select(part) for part in parts)).subquery()
+    order = rows.c.id.desc() if query.is_descending else rows.c.id.asc()
+    return select(rows.c.id, rows.c.size).order_by(order).limit(limit)
 
 
 def _ids_that_fit(sizes: Iterable[Row[int, int]], limit: int) -> tuple[list[int], bool]:

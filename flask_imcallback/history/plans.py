@@ -76,23 +76,21 @@ Probe = Callable[[Sequence[tuple[IndexRange, int]]], Sequence[int | None]]
 
 
 def candidate_plans(query: ResolvedQuery) -> list[Plan]:
-    """Return the plans that can answer the query.
-
-    A single plan needs no comparison. An empty list means: scan the primary key.
-    """
+    """Return the plans that can answer the query. A single plan needs no comparison."""
     if query.delivery_id is not None:
         return [_plan_by_deliveries(query)]
     ranges, guaranteed = _pair_ranges(query)
     plan = _plan(query, ranges, guaranteed)
     plans = [plan] if ranges and _fits_statement(query, plan) else []
-    if plans and all(part.index == PAIR_INDEX for part in ranges):
+    is_pair = plans and all(part.index == PAIR_INDEX for part in ranges)
+    if is_pair and query.request_id is None and query.client_ip is None:
         return plans
     plans += _plans_by_column(query)
     if query.account_id:
         plans.append(_plan_by_account(query, query.account_id))
     fitting = [plan for plan in plans if _fits_statement(query, plan)]
-    if len(fitting) < len(plans) and all(plan.is_by_source for plan in fitting):
-        return []
+    if not fitting or (len(fitting) < len(plans) and all(plan.is_by_source for plan in fitting)):
+        return [_plan(query, [IndexRange()])]
     return fitting
 
 
@@ -133,7 +131,7 @@ def _plan_by_deliveries(query: ResolvedQuery) -> Plan:
     plan = _plan(query, [IndexRange(id_span=span) for span in spans], ["delivery_id"])
     if _fits_statement(query, plan):
         return plan
-    return Plan([IndexRange(id_span=(min(spans)[0], max(spans)[1]))])
+    return _plan(query, [IndexRange(id_span=(min(spans)[0], max(spans)[1]))])
 
 
 def _plans_by_column(query: ResolvedQuery) -> list[Plan]:
@@ -165,6 +163,8 @@ def _parameter_count(query: ResolvedQuery, plan: Plan) -> int:
     """Return the number of parameters in the remaining conditions of one range."""
     names = [name for name in CONDITIONS if name not in plan.guaranteed]
     count = sum(len(getattr(query, name) or ()) for name in names)
+    if not query.has_listed_sources:
+        count += sum(map(len, query.source_texts.values()))
     if query.account_id is not None and "account_id" in names:
         # An account can be on either side, and the peer is on the other.
         count += len(query.account_id) + 2 * len(query.peer_id or ())

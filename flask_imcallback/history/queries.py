@@ -172,7 +172,11 @@ class StatsQuery:
 
 def format_value(value: object) -> str:
     """Return the value for an error message, cut to a readable length."""
-    text = repr(value)
+    return shorten(repr(value))
+
+
+def shorten(text: str) -> str:
+    """Return the text, cut to a readable length."""
     return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}…"
 
 

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any
 
@@ -14,6 +15,10 @@ from ..storage import removal as removal_table
 from ..storage import source as source_table
 from .filters import GROUPS
 from .queries import HistoryQuery
+
+MAX_LISTED_SOURCES = 1000
+"""Maximum number of sources in the conditions of a statement. An IM server chooses the platforms,
+so that there may be many more sources than a statement can have parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -30,6 +35,9 @@ class ResolvedQuery:
     client_ip: tuple[str, ...] | None = None
     request_id: tuple[str, ...] | None = None
     source_id: tuple[int, ...] | None = None
+    """At most `MAX_LISTED_SOURCES` + 1 sources. With one more, `source_texts` must be checked."""
+    source_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """The alternatives of each column of the source table that has a condition."""
     delivery_id: tuple[int, ...] | None = None
     delivery_spans: tuple[tuple[int, int], ...] = ()
     """The first and the last removal id of each delivery in `delivery_id`."""
@@ -37,6 +45,11 @@ class ResolvedQuery:
     """Only removals with a larger id match."""
     below_id: int = MAX_ID
     """Only removals with a smaller id match."""
+
+    @property
+    def has_listed_sources(self) -> bool:
+        """Whether `source_id` lists all sources that match."""
+        return self.source_id is None or len(self.source_id) <= MAX_LISTED_SOURCES
 
 
 NO_MATCH = ResolvedQuery(delivery_id=())
@@ -53,6 +66,7 @@ def resolve(connection: Connection, query: HistoryQuery) -> ResolvedQuery:
     sources = {name: conditions.pop(name) for name in GROUPS if name in conditions}
     if sources:
         conditions["source_id"] = _source_ids(connection, sources)
+        conditions["source_texts"] = sources
     if query.delivery_id is not None:
         spans = _delivery_spans(connection, query.delivery_id)
         conditions["delivery_id"] = tuple(first for first, _ in spans)
@@ -84,8 +98,10 @@ def first_id_at(connection: Connection, moment: datetime) -> int:
 
 
 def _source_ids(connection: Connection, values: dict[str, tuple[str, ...]]) -> tuple[int, ...]:
+    """Return the ids of the matching sources, but not more than a statement can list."""
     conditions = [source_table.c[name].in_(texts) for name, texts in values.items()]
-    return tuple(connection.scalars(select(source_table.c.id).where(*conditions)))
+    ids = select(source_table.c.id).where(*conditions).limit(MAX_LISTED_SOURCES + 1)
+    return tuple(connection.scalars(ids))
 
 
 def _delivery_spans(

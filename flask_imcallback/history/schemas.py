@@ -29,6 +29,7 @@ from .queries import (
     check_choice,
     format_value,
     join_choices,
+    shorten,
 )
 from .results import RemovalCount
 
@@ -174,7 +175,7 @@ def load_parameters(schema: Schema, parameters: Mapping[str, list[str]]) -> dict
     for name, given in parameters.items():
         if name not in schema.fields:
             problem = f"is not a parameter here. The parameters are {', '.join(schema.fields)}"
-            raise HistoryQueryError(name, problem)
+            raise HistoryQueryError(shorten(name), problem)
         is_repeatable = isinstance(schema.fields[name], fields.List)
         if not is_repeatable and len(given) > 1:
             raise HistoryQueryError(name, f"must not be repeated, but is given {len(given)} times")

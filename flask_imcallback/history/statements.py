@@ -35,6 +35,8 @@ COVERING_STEP_ENTRIES = 150_000
 """Index entries to read in one more step, if the index alone can check all conditions."""
 COUNT_PROBE_ENTRIES = 1000
 """Distance in index entries at which plans are compared before removals are counted."""
+MAX_COUNT_ROWS = 500_000
+"""Maximum number of rows that a count may return."""
 
 SQLITE_PARAMETER = re.compile(r":(v\d+)")
 """A named parameter. Nothing else in the SQL text looks like it."""
@@ -86,8 +88,6 @@ class Finder:
     def find(self, query: ResolvedQuery, page: PageSpec) -> Rows:
         """Return the first rows that match. The search stops after a bounded number of entries."""
         plans = candidate_plans(query)
-        if not plans:
-            return Rows(self._run(self._sql(query).select_range(PRIMARY_KEY_SCAN, page)))
         if len(plans) > 1:
             plan = self._cheapest(query, plans, page)
         else:
@@ -103,29 +103,38 @@ class Finder:
             return Rows(self._read(query, plan, page))
         return self._find_in_steps(query, plan, page)
 
-    def find_first(self, query: ResolvedQuery) -> Any | None:
-        """Return the matching row with the smallest id, or None."""
-        while True:
-            found = self.find(query, PageSpec(is_descending=False, limit=1))
-            if found.rows or found.stopped_at is None:
-                return found.rows[0] if found.rows else None
-            query = replace(query, above_id=found.stopped_at)
+    def find_first_delivery(self, query: ResolvedQuery) -> int | None:
+        """Return the id of the first delivery that has a matching removal, or None."""
+        found = self.find(query, PageSpec(is_descending=False, limit=1))
+        if found.rows or found.stopped_at is None:
+            return found.rows[0].delivery_id if found.rows else None
+        rest = replace(query, above_id=found.stopped_at)
+        plan = self._plan_of_all(rest)
+        if not plan.ranges:
+            return None
+        first: int | None = self._run(self._sql(rest).select_first_delivery(plan))[0][0]
+        return first
 
-    def count(self, query: ResolvedQuery, width: int, *, by_source: bool) -> list[Any]:
-        """Return rows of a bucket number, a source id and the number of matching removals.
+    def count(self, query: ResolvedQuery, width: int, group_by: str | None) -> list[Any]:
+        """Return rows of a bucket number, a group and the number of matching removals.
 
-        A bucket spans `width` microseconds. Without `by_source`, every source id is 0.
+        A bucket spans `width` microseconds. `group_by` is a column of the source table. Without it,
+        every group is None. There are at most `MAX_COUNT_ROWS` + 1 rows.
         """
+        plan = self._plan_of_all(query)
+        if not plan.ranges:
+            return []
+        return self._run(self._sql(query).count(plan, width, group_by))
+
+    def _plan_of_all(self, query: ResolvedQuery) -> Plan:
+        """Return the plan that probably finds all matching removals with the least work."""
         plans = candidate_plans(query)
         if len(plans) == 1 and plans[0].is_by_source:
             plans.append(PRIMARY_KEY_SCAN)
-        plan = plans[0] if plans else PRIMARY_KEY_SCAN
-        if len(plans) > 1:
-            newest = PageSpec(is_descending=True, limit=COUNT_PROBE_ENTRIES)
-            plan = self._cheapest(query, plans, newest)
-        if not plan.ranges:
-            return []
-        return self._run(self._sql(query).count(plan, width, by_source=by_source))
+        if len(plans) == 1:
+            return plans[0]
+        newest = PageSpec(is_descending=True, limit=COUNT_PROBE_ENTRIES)
+        return self._cheapest(query, plans, newest)
 
     def _sql(self, query: ResolvedQuery) -> _StatementBuilder:
         return _StatementBuilder(self._dialect, query)
@@ -247,21 +256,39 @@ class _StatementBuilder:
         ]
         return self._statement(f"SELECT {', '.join(probes)}")
 
-    def count(self, plan: Plan, width: int, *, by_source: bool) -> Statement:
-        """Return the statement that counts removals by bucket number and source id."""
+    def count(self, plan: Plan, width: int, group_by: str | None) -> Statement:
+        """Return the statement that counts removals by bucket number and group."""
         quotient = "delivery_id DIV" if self._is_mysql else "delivery_id /"
-        columns = f"{quotient} {int(width)} AS bucket{', source_id' if by_source else ''}"
+        found = self._all_entries(plan, f"{quotient} {int(width)} AS bucket, source_id")
+        if group_by is None:
+            sql = f"SELECT bucket, NULL, COUNT(*) FROM ({found}) AS found GROUP BY bucket"
+        else:
+            keys = f"counts.bucket, sources.{group_by}"
+            sources = (
+                f"SELECT bucket, source_id, COUNT(*) AS number FROM ({found}) AS found"
+                " GROUP BY bucket, source_id"
+            )
+            sql = (
+                f"SELECT {keys}, SUM(counts.number) FROM ({sources}) AS counts"
+                f" JOIN imcallback_source AS sources ON sources.id = counts.source_id"
+                f" GROUP BY {keys}"
+            )
+        return self._statement(f"{sql} LIMIT {MAX_COUNT_ROWS + 1}")
+
+    def select_first_delivery(self, plan: Plan) -> Statement:
+        """Return the statement that reads all ranges for the smallest delivery id."""
+        found = self._all_entries(plan, "delivery_id")
+        return self._statement(f"SELECT MIN(delivery_id) FROM ({found}) AS found")
+
+    def _all_entries(self, plan: Plan, columns: str) -> str:
+        """Return the SELECT of all entries that meet the conditions, each once."""
         selects = []
         for part in plan.ranges:
             conditions = self._conditions(plan.guaranteed)
             if part.excluded_owners:
                 conditions.append(f"owner_id NOT IN {self._bind_all(part.excluded_owners)}")
             selects.append(f"SELECT {columns} {self._entries(part, None, conditions)}")
-        union = " UNION ALL ".join(selects)
-        source, keys = ("source_id", "bucket, source_id") if by_source else ("0", "bucket")
-        return self._statement(
-            f"SELECT bucket, {source}, COUNT(*) FROM ({union}) AS found GROUP BY {keys}"
-        )
+        return " UNION ALL ".join(selects)
 
     def _statement(self, sql: str) -> Statement:
         return Statement(sql, self.values)
@@ -284,12 +311,22 @@ class _StatementBuilder:
         conditions = []
         for name in REMOVAL_COLUMNS[1:]:
             values = getattr(self.query, name)
-            if values is not None and name not in guaranteed:
+            if values is None or name in guaranteed:
+                continue
+            if name == "source_id" and not self.query.has_listed_sources:
+                conditions.append(f"source_id IN ({self._select_sources()})")
+            else:
                 conditions.append(f"{name} IN {self._bind_all(values)}")
         if self.query.account_id is not None and "account_id" not in guaranteed:
             sides = (("owner_id", "target_id"), ("target_id", "owner_id"))
             conditions.append(f"({' OR '.join(self._side(*side) for side in sides)})")
         return conditions
+
+    def _select_sources(self) -> str:
+        """Return the SELECT of the ids of all matching sources."""
+        texts = self.query.source_texts
+        conditions = [f"{name} IN {self._bind_all(values)}" for name, values in texts.items()]
+        return f"SELECT id FROM imcallback_source WHERE {' AND '.join(conditions)}"
 
     def _side(self, account: str, peer: str) -> str:
         condition = f"{account} IN {self._bind_all(self.query.account_id or ())}"

@@ -17,7 +17,7 @@ from datetime import UTC, datetime
 from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from ..errors import ConfigError, StorageError
+from ..errors import ImCallbackError, StorageError
 from ..text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
 from .sqlite import file_lock, sqlite_path
@@ -132,7 +132,7 @@ class CallbackCounters:
         try:
             with context():
                 self.save()
-        except ConfigError as error:
+        except ImCallbackError as error:
             logger.warning("The counts of callbacks are not saved: %s", error)
         finally:
             self._saving_since = 0.0

@@ -6,7 +6,8 @@ from flask import Flask
 
 from ..runtime import Runtime
 from . import api, callbacks, health, openapi, page
-from .routing import RestOfPath, install_middleware
+from .middleware import Middleware
+from .routing import RestOfPath
 from .servers import check_server
 
 __all__ = ["install"]
@@ -27,4 +28,4 @@ def install(app: Flask, runtime: Runtime) -> None:
         health.make_blueprint(),
     ):
         app.register_blueprint(blueprint, url_prefix=runtime.settings.url_prefix or None)
-    install_middleware(app, runtime)
+    app.wsgi_app = Middleware(app, runtime)  # type: ignore[method-assign]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Container, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
 from urllib.parse import parse_qs
@@ -11,6 +11,7 @@ from flask import Blueprint, Response, request
 
 from ..providers import is_one_of
 from ..runtime import get_runtime
+from .middleware import set_headers
 from .problems import BAD_PARAMETER, CLOSED, METHOD_NOT_ALLOWED, UNAUTHORIZED, ProblemError
 
 METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
@@ -39,19 +40,13 @@ def add_reader_views(
     blueprint: Blueprint,
     views: Mapping[str, View],
     decorators: Sequence[Callable[..., Any]],
-    *,
-    browser_views: Container[View] = (),
 ) -> None:
-    """Add views that only readers may see, as a mapping of URL rule to view.
-
-    The `browser_views` also take the token as the password of HTTP Basic, because nobody can type
-    a bearer token into a browser.
-    """
+    """Add views that only readers may see, as a mapping of URL rule to view."""
     for rule, view in views.items():
         blueprint.add_url_rule(
             rule,
             endpoint=view.__name__[1:],
-            view_func=require_reader(view, decorators, accepts_basic=view in browser_views),
+            view_func=require_reader(view, decorators),
             methods=METHODS,
             strict_slashes=False,
         )
@@ -59,14 +54,15 @@ def add_reader_views(
 
 
 def _add_headers(response: Response) -> Response:
-    response.headers.update(RESPONSE_HEADERS)
+    set_headers(response, RESPONSE_HEADERS)
     return response
 
 
-def check_token(*, accepts_basic: bool = False) -> TokenCheck:
+def check_token() -> TokenCheck:
     """Compare the token of the request with `IMCALLBACK_HISTORY_TOKENS`.
 
-    A wrong password of HTTP Basic counts as missing, because it may be a password of the host.
+    The token is a bearer token, or the password of HTTP Basic, because nobody can type a bearer
+    token into a browser. A wrong password counts as missing, because it may be one of the host.
     """
     tokens, credentials = get_runtime().settings.history_tokens, request.authorization
     if not tokens or credentials is None:
@@ -74,20 +70,19 @@ def check_token(*, accepts_basic: bool = False) -> TokenCheck:
     if credentials.type == "bearer":
         is_valid = is_one_of(credentials.token or "", tokens)
         return TokenCheck.VALID if is_valid else TokenCheck.INVALID
-    if accepts_basic and credentials.type == "basic":
+    if credentials.type == "basic":
         is_valid = is_one_of(credentials.password or "", tokens)
         return TokenCheck.VALID if is_valid else TokenCheck.MISSING
     return TokenCheck.MISSING
 
 
 def require_reader(
-    view: Callable[..., Any], decorators: Sequence[Callable[..., Any]], *, accepts_basic: bool
+    view: Callable[..., Any], decorators: Sequence[Callable[..., Any]]
 ) -> Callable[..., Any]:
     """Wrap a view so that it answers only requests with a valid token.
 
     With `decorators` of the host, they decide about every other request.
     """
-    schemes = ("Basic", "Bearer") if accepts_basic else ("Bearer",)
     view_of_host = view
     for decorator in decorators:
         view_of_host = decorator(view_of_host)
@@ -95,17 +90,18 @@ def require_reader(
     def protected_view(**arguments: Any) -> Any:
         if request.method not in ("GET", "HEAD"):
             raise ProblemError(METHOD_NOT_ALLOWED, "This URL supports only GET and HEAD.")
-        token = check_token(accepts_basic=accepts_basic)
+        token = check_token()
         if token is TokenCheck.VALID:
             return view(**arguments)
         if decorators:
             return view_of_host(**arguments)
         if token is TokenCheck.INVALID:
-            raise ProblemError(UNAUTHORIZED, "The bearer token is invalid.", schemes=schemes)
+            raise ProblemError(UNAUTHORIZED, "The bearer token is invalid.")
         if get_runtime().settings.history_tokens:
-            password = ", or the token as a password" if accepts_basic else ""
-            detail = f"Send a bearer token: Authorization: Bearer …{password}"
-            raise ProblemError(UNAUTHORIZED, detail, schemes=schemes)
+            raise ProblemError(
+                UNAUTHORIZED,
+                "Send a bearer token: Authorization: Bearer …, or the token as a password",
+            )
         raise ProblemError(
             CLOSED,
             "The history is closed. Set IMCALLBACK_HISTORY_TOKENS, or pass history_decorators to "

@@ -22,6 +22,7 @@ from ..history import (
     load_history_query,
     load_stats_query,
     removal_json,
+    shorten,
     stats_json,
 )
 from ..runtime import get_runtime
@@ -34,8 +35,7 @@ logger = logging.getLogger("flask_imcallback")
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     """Return the blueprint of the history. The decorators guard its views."""
     blueprint = Blueprint("imcallback_history", __name__)
-    # The HTML pages link to exports, which a browser downloads.
-    add_reader_views(blueprint, ROUTES, decorators, browser_views=[_export])
+    add_reader_views(blueprint, ROUTES, decorators)
     answer_with_problems(blueprint)
     return blueprint
 
@@ -126,7 +126,9 @@ ROUTES: dict[str, Callable[..., Response]] = {
 def _refuse_parameters() -> None:
     """Raise `HistoryQueryError` if the request has a parameter."""
     for name in parameters():
-        raise HistoryQueryError(name, "is not a parameter here. This URL takes no parameters")
+        raise HistoryQueryError(
+            shorten(name), "is not a parameter here. This URL takes no parameters"
+        )
 
 
 def _link_next(response: Response, cursor: str) -> None:

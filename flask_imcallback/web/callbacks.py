@@ -6,20 +6,19 @@ import json
 import logging
 import sys
 from collections.abc import Iterable
-from contextlib import suppress
 from datetime import UTC, datetime
 from io import BytesIO
 from tempfile import SpooledTemporaryFile
-from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, current_app, request
-from werkzeug.exceptions import ClientDisconnected
 
 from ..errors import BodyTooLargeError
-from ..providers import CallbackRequest, Reply
+from ..providers import CallbackRequest, Provider, Reply
 from ..receiver import Body
 from ..runtime import get_runtime
 from ..storage import log_lost_callback
+from .exchange import EXCHANGE_KEY, Answer, Exchange, decode, read_query
+from .request_body import RequestBody
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -56,6 +55,7 @@ def _callback(name: str, rest: str = "") -> Response:
     runtime = get_runtime()
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     provider = runtime.providers[name]
+    exchange = _exchange(provider, rest)
     try:
         if not provider.is_enabled:
             reply = provider.refuse(404, f"the provider {name} is off")
@@ -63,31 +63,40 @@ def _callback(name: str, rest: str = "") -> Response:
             reply = provider.refuse(405, "callbacks must use POST")
         else:
             reply = runtime.receiver.receive(
-                provider, _callback_request(rest), _read_body, sender=app
+                provider, _callback_request(exchange), _read_body, sender=app
             )
     except Exception:
         log_lost_callback("A callback of %s is lost after an unexpected error", name)
         reply = provider.refuse(503, "the callback could not be stored")
     if runtime.counters.is_due:
         runtime.counters.save_soon(app.app_context)
-    return _response(reply)
+    response = _response(reply)
+    exchange.answer = Answer.copy(response)
+    return response
 
 
-def _callback_request(rest: str) -> CallbackRequest:
-    # Werkzeug's `request.args` raises an error for bytes that are not UTF-8.
-    query = parse_qs(request.query_string.decode(errors="replace"), keep_blank_values=True)
+def _exchange(provider: Provider, rest: str) -> Exchange:
+    """Return the exchange of the middleware, ready to be read.
+
+    A host can replace `app.wsgi_app` by an app without our middleware. Path and query are then
+    still in their places.
+    """
+    exchange: Exchange | None = request.environ.get(EXCHANGE_KEY)
+    if exchange is None:
+        return Exchange(provider, rest, read_query(request.environ.get("QUERY_STRING", "")))
+    if exchange.body:
+        exchange.body.rewind()
+    return exchange
+
+
+def _callback_request(exchange: Exchange) -> CallbackRequest:
     return CallbackRequest(
-        segments=tuple(segment for segment in rest.split("/") if segment),
-        query={name: tuple(values) for name, values in query.items()},
-        headers={name.lower(): _decode_header(value) for name, value in request.headers.items()},
+        segments=tuple(segment for segment in exchange.rest.split("/") if segment),
+        query=exchange.query,
+        headers={name.lower(): decode(value) for name, value in request.headers.items()},
         remote_addr=request.remote_addr or "",
         received_at=datetime.now(UTC),
     )
-
-
-def _decode_header(value: str) -> str:
-    """Return a header as UTF-8 text. WSGI gives every byte as one Latin-1 character (PEP 3333)."""
-    return value.encode("latin-1", errors="replace").decode(errors="replace")
 
 
 def _read_body(maximum: int) -> Body:
@@ -110,17 +119,8 @@ def _read_body(maximum: int) -> Body:
     if len(body) > maximum:
         raise BodyTooLargeError
     if length is not None and len(body) < length:
-        if not body and (read_by_host := _body_read_by_host()):
-            return Body(content=read_by_host)
         problem = f"the body has {len(body)} bytes, but its Content-Length is {length}"
     return Body(content=bytes(body), problem=problem)
-
-
-def _body_read_by_host() -> bytes:
-    """Return the body if a before_request function of the host has read the stream."""
-    with suppress(ClientDisconnected):  # nobody has read it, and nothing arrived
-        return request.get_data()
-    return b""
 
 
 def _input_ends() -> bool:
@@ -129,6 +129,8 @@ def _input_ends() -> bool:
     a2wsgi has such a stream, but does not set the flag. Other servers keep the body in a file.
     """
     stream = request.environ["wsgi.input"]
+    if isinstance(stream, RequestBody):
+        stream = stream.stream
     return (
         bool(request.environ.get("wsgi.input_terminated"))
         or isinstance(stream, BytesIO | SpooledTemporaryFile)

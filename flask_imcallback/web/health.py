@@ -96,7 +96,12 @@ def make_blueprint() -> Blueprint:
     """Return the blueprint of the health check. It is open to everybody."""
     blueprint = Blueprint("imcallback_health", __name__)
     check = PerProcess(HealthCheck)
-    blueprint.add_url_rule("/health", view_func=lambda: _health(check.get()), endpoint="health")
+    blueprint.add_url_rule(
+        "/health",
+        view_func=lambda: _health(check.get()),
+        endpoint="health",
+        strict_slashes=False,
+    )
     return blueprint
 
 

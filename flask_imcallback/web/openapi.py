@@ -38,7 +38,7 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     """Make the blueprint with the document. A browser can open it with a token as the password."""
     blueprint = Blueprint("imcallback_openapi", __name__)
     routes = {"/openapi.json": _document}
-    add_reader_views(blueprint, routes, decorators, browser_views=routes.values())
+    add_reader_views(blueprint, routes, decorators)
     answer_with_problems(blueprint)
     return blueprint
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,6 +14,8 @@ from ..errors import HistoryQueryError, StorageError, TooWideError
 
 logger = logging.getLogger("flask_imcallback")
 
+SCHEMES = ("Basic", "Bearer")
+"""The schemes of HTTP authentication that readers may use."""
 PREFIX = "urn:flask-imcallback:problem:"
 
 
@@ -59,7 +61,8 @@ TOO_WIDE = ProblemType(
     "too-wide",
     422,
     "Too Wide",
-    "The response would have too many counts. Use larger buckets or a shorter time range.",
+    "The response would have too many counts, or the database counted for too long. Use larger "
+    "buckets, a shorter time range or more filters.",
 )
 NOT_INSTALLED = ProblemType(
     "not-installed",
@@ -86,19 +89,11 @@ PROBLEM_TYPES = (
 
 
 class ProblemError(Exception):
-    """A problem that ends a request. `schemes` are the HTTP authentication schemes to offer."""
+    """A problem that ends a request."""
 
-    def __init__(
-        self,
-        type: ProblemType,
-        detail: str,
-        *,
-        schemes: Sequence[str] = ("Bearer",),
-        **members: object,
-    ) -> None:
+    def __init__(self, type: ProblemType, detail: str, **members: object) -> None:
         super().__init__(detail)
         self.type = type
-        self.schemes = schemes
         self.document = {
             "type": type.uri,
             "title": type.title,
@@ -119,7 +114,7 @@ def answer_with_problems(
         response = render(problem)
         response.status_code = problem.type.status
         if problem.type is UNAUTHORIZED:
-            for scheme in problem.schemes:
+            for scheme in SCHEMES:
                 response.headers.add("WWW-Authenticate", f'{scheme} realm="imcallback"')
         elif problem.type is METHOD_NOT_ALLOWED:
             response.headers["Allow"] = "GET, HEAD, OPTIONS"

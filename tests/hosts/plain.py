@@ -7,7 +7,6 @@ from flask_imcallback import ImCallback
 
 app = Flask(__name__)
 app.config.from_prefixed_env()
-app.config["SQLALCHEMY_DATABASE_URI"] = engine.url
-ImCallback(app)
+ImCallback(app, engine=engine)
 
 __all__ = ["app", "metadata"]

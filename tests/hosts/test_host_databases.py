@@ -58,7 +58,9 @@ def make_host(tmp_path: Path) -> Iterator[MakeHost]:
         return app
 
     yield make
-    join("imcallback-health", "imcallback-counters")
+    for file in tmp_path.rglob("spool.db"):
+        file.unlink()  # ends the thread that empties it
+    join("imcallback-drain", "imcallback-health", "imcallback-counters")
     for app in apps:
         if EXTENSION in app.extensions:
             close_connections(app)
@@ -499,9 +501,8 @@ def test_an_object_that_is_never_initialized(make_host: MakeHost) -> None:
     [
         (lambda: None, "^the engine of the database is None: pass a SQLAlchemy Engine"),
         (sessionmaker(), r"^the engine of the database is <.*Session.*>: pass a SQLAlchemy Eng"),
-        (lambda: 1 / 0, r"^the function that is passed as engine failed \(ZeroDivisionError: divi"),
     ],
-    ids=["None", "sessionmaker", "error"],
+    ids=["None", "sessionmaker"],
 )
 def test_an_engine_function_that_returns_no_engine(
     function: Any, message: str, make_host: MakeHost

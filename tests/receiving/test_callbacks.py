@@ -194,13 +194,10 @@ def test_hooks_and_limits_of_the_host_lose_no_callback(make_app: MakeApp) -> Non
     """The host may read every body first, and may limit its own uploads."""
     app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True, MAX_CONTENT_LENGTH=10_000)
 
-    @app.before_request
-    def read() -> None:
-        if request.args.get("read"):
-            request.get_data()
-
     client, url = app.test_client(), "/imcallback/openim/callbackAfterRemoveBlackCommand"
-    assert client.post(f"{url}?read=1", json=BODY).status_code == 200
+    app.before_request(lambda: request.get_data() and None)
+    assert client.post(url, json=BODY).status_code == 200
+    app.before_request_funcs.clear()
     assert client.post(url, json={**BODY, "ex": "x" * 20_000}).status_code == 200
     assert len(rows(app)[1]) == 2
 
@@ -258,6 +255,20 @@ def test_a_host_adds_a_provider(make_app: MakeApp, *, as_object: bool) -> None:
         ("mine", "unreadable", "the packet cannot be read"),
     ]
     assert [row["provider"] for row in removals] == ["mine"]
+
+
+def test_a_provider_that_cannot_verify_is_logged_once_a_minute(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A stranger can repeat such a request, so the log gets one line and no traceback."""
+    app = make_app(providers=[MineProvider], IMCALLBACK_SECRETS=[SECRET])
+    for _ in range(3):
+        response = app.test_client().post("/imcallback/mine/callbackX?fail=1", json=BODY)
+        assert (response.status_code, response.get_json()) == (503, CONTINUE)
+    assert caplog.messages == [
+        "Refused a callback of mine: the provider fails to verify the request (KeyError)."
+    ]
+    assert rows(app) == ([], [])
 
 
 TOKEN, OLD_TOKEN, WRONG_TOKEN = "the-token", "the-old-token", "a-wrong-token"

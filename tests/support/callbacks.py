@@ -33,6 +33,11 @@ class MineProvider(OpenIMProvider):
 
     name = "mine"
 
+    def verify(self, request: CallbackRequest) -> str:
+        if request.query.get("fail"):
+            raise KeyError("on purpose")
+        return super().verify(request)
+
     def parse(self, request: CallbackRequest, body: bytes) -> Callback:
         if body == b'{"fail": 1}':
             raise KeyError("on purpose")

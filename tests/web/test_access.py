@@ -60,7 +60,7 @@ def test_a_listed_token_opens_without_the_host(make_app: MakeApp, url: str) -> N
 @pytest.mark.parametrize(
     ("headers", "detail"),
     [
-        ({}, "Send a bearer token: Authorization: Bearer …"),
+        ({}, "Send a bearer token: Authorization: Bearer …, or the token as a password"),
         ({"Authorization": "Bearer wrong"}, "The bearer token is invalid."),
     ],
     ids=["no token", "wrong token"],

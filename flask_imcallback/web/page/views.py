@@ -8,7 +8,7 @@ from datetime import UTC, datetime
 from typing import Any
 from zoneinfo import ZoneInfo
 
-from flask import Blueprint, Response, render_template, request
+from flask import Blueprint, Response, current_app, request
 from marshmallow import Schema, fields
 from marshmallow.validate import OneOf
 
@@ -16,8 +16,10 @@ from ...errors import HistoryQueryError
 from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, load_parameters
 from ...runtime import get_runtime
 from ..access import add_reader_views, parameters, parse_id
+from ..middleware import set_headers
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
 from .context import PageContext, Parameters, read_zone
+from .environment import render
 from .files import FILES, MEDIA_TYPES
 from .overview import setup, summarize
 from .text import LANGUAGES, Translations, indent_json, show_invisible
@@ -48,10 +50,10 @@ PAGE_PARAMETERS, LIST_PARAMETERS = PageSchema(), RemovalListSchema()
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     """Return the blueprint of the pages. `decorators` are the `history_decorators` of the host."""
-    blueprint = Blueprint("imcallback_page", __name__, template_folder="templates")
+    blueprint = Blueprint("imcallback_page", __name__)
     # Flask calls the last added function first, so that this one overrides `Cache-Control`.
     blueprint.after_request(_cache_files)
-    add_reader_views(blueprint, VIEWS, decorators, browser_views=VIEWS.values())
+    add_reader_views(blueprint, VIEWS, decorators)
     answer_with_problems(blueprint, _problem)
     return blueprint
 
@@ -106,7 +108,9 @@ def _removal(removal_id: str) -> Response:
         raise ProblemError(NOT_FOUND, "There is no such removal.")
     record, delivery = result.removal, result.delivery
     facts = DELIVERY.dump(delivery)
-    packet = indent_json(facts["body"] if facts["body"] is not None else facts["body_base64"])
+    packet = facts["body"] if facts["body"] is not None else facts["body_base64"]
+    if len(packet) <= MAX_PACKET_LENGTH:
+        packet = indent_json(packet)
     siblings = HistoryQuery(delivery_id=(record.delivery_id,), order="asc", limit=DEFAULT_LIMIT)
     return _render(
         "removal.html",
@@ -136,7 +140,7 @@ VIEWS: dict[str, Callable[..., Response]] = {
 def _cache_files(response: Response) -> Response:
     """Let browsers keep a file for a year. Its URL changes with its content."""
     if request.endpoint == "imcallback_page.file" and response.status_code == 200:
-        response.headers["Cache-Control"] = "private, max-age=31536000, immutable"
+        set_headers(response, {"Cache-Control": "private, max-age=31536000, immutable"})
     return response
 
 
@@ -151,19 +155,17 @@ def _problem(problem: ProblemError) -> Response:
 def _render(template: str, parameters: Parameters, **variables: Any) -> Response:
     context = PageContext.from_request(parameters)
     translations = Translations(context.language)
-    html = render_template(
-        f"imcallback/{template}",
-        page_context=context,
-        parameters=parameters,
-        languages=LANGUAGES,
-        UTC=UTC,
-        show_invisible=show_invisible,
-        _=translations.gettext,
-        ngettext=translations.ngettext,
-        duration=translations.duration,
-        **variables,
-    )
-    return Response(html, mimetype="text/html")
+    variables |= {
+        "page_context": context,
+        "parameters": parameters,
+        "languages": LANGUAGES,
+        "UTC": UTC,
+        "show_invisible": show_invisible,
+        "_": translations.gettext,
+        "ngettext": translations.ngettext,
+        "duration": translations.duration,
+    }
+    return Response(render(current_app, f"imcallback/{template}", variables), mimetype="text/html")
 
 
 def _filled_parameters() -> dict[str, list[str]]:

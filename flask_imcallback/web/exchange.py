@@ -1,0 +1,155 @@
+"""A request to a callback URL and its answer, shared by the middleware and the view."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+from urllib.parse import parse_qs, quote, urlsplit
+
+from flask import Response
+
+from ..providers import Provider
+from ..receiver import encode_kept_query
+from .request_body import RequestBody
+
+logger = logging.getLogger("flask_imcallback")
+
+EXCHANGE_KEY = "flask_imcallback.exchange"
+"""The key of the `Exchange` in the WSGI environment."""
+URL_VARIABLES = (
+    *("RAW_URI", "REQUEST_URI", "HTTP_X_ORIGINAL_URI", "HTTP_X_ORIGINAL_URL"),
+    *("HTTP_X_REWRITE_URL", "HTTP_X_FORWARDED_URI"),
+)
+"""Variables of the WSGI environment in which servers and proxies repeat the URL."""
+CONTENT_HEADERS = frozenset(
+    ["content-type", "content-length", "content-encoding", "transfer-encoding", "etag", "location"]
+)
+"""Headers that describe the content of the host's response."""
+
+Environ = dict[str, Any]
+StartResponse = Callable[..., Any]
+App = Callable[[Environ, StartResponse], Iterable[bytes]]
+
+
+@dataclass(frozen=True)
+class Answer:
+    """The answer of our view, which no function of the host can change."""
+
+    status: str
+    """Status code and reason phrase."""
+    headers: list[tuple[str, str]]
+    body: bytes
+
+    @classmethod
+    def copy(cls, response: Response) -> Answer:
+        return cls(response.status, response.headers.to_wsgi_list(), response.get_data())
+
+
+@dataclass
+class Exchange:
+    """A request to a callback URL, without its secrets, and the answer of our view."""
+
+    provider: Provider
+    rest: str = field(repr=False)
+    """The path after the name of the provider. It may hold a secret."""
+    query: Mapping[str, tuple[str, ...]] = field(repr=False)
+    """All values of each query parameter. They may hold a signature."""
+    body: RequestBody | None = None
+    answer: Answer | None = None
+    """None if our view was not called."""
+
+    @classmethod
+    def begin(
+        cls, environ: Environ, provider: Provider, path: str, rest: str, max_body: int
+    ) -> Exchange:
+        """Take path, query and body out of a WSGI environment.
+
+        `path` ends with the name of the provider and is the path that everything else in the app
+        sees. Afterwards no log, span or metric of the app can show a secret path segment or `Sign`.
+        """
+        query = read_query(environ.get("QUERY_STRING", ""))
+        kept = encode_kept_query(provider, query)
+        environ["PATH_INFO"], environ["QUERY_STRING"] = path, kept
+        url = quote(environ.get("SCRIPT_NAME", "") + path, encoding="latin-1")
+        url += f"?{kept}" if kept else ""
+        for name in URL_VARIABLES:
+            if name in environ:
+                environ[name] = url
+        body = environ["wsgi.input"] = RequestBody(environ["wsgi.input"], max_body)
+        exchange = environ[EXCHANGE_KEY] = cls(provider, decode(rest), query, body)
+        return exchange
+
+    def run(
+        self,
+        app: App,
+        environ: Environ,
+        start_response: StartResponse,
+        report: Callable[[str, str], None],
+    ) -> Iterable[bytes]:
+        """Call the host's app, and send our answer unchanged if our view was called.
+
+        Functions of the host that run after the view may change its response, or fail. An IM
+        server must get the answer of the provider all the same. Calls `report` with the status and
+        a detail if something else answered a callback.
+        """
+        is_callback = environ.get("REQUEST_METHOD") == "POST"
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            if self.answer is not None:
+                status, headers = self.answer.status, self._headers(headers)
+            elif is_callback:
+                report(status.partition(" ")[0], _describe_location(headers))
+            return start_response(status, headers, exc_info)
+
+        try:
+            parts = app(environ, start)
+        except Exception as error:
+            if self.answer is None:
+                if is_callback:
+                    report("500", type(error).__name__)
+                raise
+            logger.exception("A function of the app failed after a callback was answered")
+            start_response(self.answer.status, self._headers([]))
+            parts = []
+        return self._send(parts, is_head=environ.get("REQUEST_METHOD") == "HEAD")
+
+    def _headers(self, host_headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+        """Return the headers of our answer, and the headers that the host added."""
+        headers = self.answer.headers if self.answer else []
+        own_names = CONTENT_HEADERS | {name.lower() for name, _ in headers}
+        return headers + [pair for pair in host_headers if pair[0].lower() not in own_names]
+
+    def _send(self, parts: Iterable[bytes], *, is_head: bool) -> Iterator[bytes]:
+        """Yield the parts of the host's response, or our answer instead of them."""
+        try:
+            for part in parts:
+                if self.answer is None:
+                    yield part
+            if self.answer is not None and not is_head:
+                yield self.answer.body
+        finally:
+            if close := getattr(parts, "close", None):
+                close()
+
+
+def read_query(text: str) -> dict[str, tuple[str, ...]]:
+    """Return all values of each query parameter. Bytes that are not UTF-8 are replaced."""
+    # Werkzeug's `request.args` raises an error for these bytes.
+    query = parse_qs(decode(text), keep_blank_values=True)
+    return {name: tuple(values) for name, values in query.items()}
+
+
+def decode(text: str) -> str:
+    """Return a text of a request as UTF-8. WSGI gives each byte as one character (PEP 3333)."""
+    return text.encode("latin-1", errors="replace").decode(errors="replace")
+
+
+def _describe_location(headers: list[tuple[str, str]]) -> str:
+    """Return where a response redirects to, without the query, or an empty text."""
+    for name, value in headers:
+        if name.lower() == "location":
+            url = urlsplit(value[:200])
+            return f"to {url._replace(query='', fragment='').geturl()}"
+    return ""

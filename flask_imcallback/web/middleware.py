@@ -1,0 +1,105 @@
+"""The WSGI middleware around the host's app: everything that must not depend on its hooks."""
+
+from __future__ import annotations
+
+import logging
+import re
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import partial
+from typing import Any
+
+from flask import Flask, Response, request
+
+from ..checks import exempt_views
+from ..runtime import Runtime
+from .exchange import App, Environ, Exchange, StartResponse
+
+logger = logging.getLogger("flask_imcallback")
+
+HEADERS_KEY = "flask_imcallback.headers"
+"""The key of the headers in the WSGI environment that the host must not change."""
+ANSWERED_BY_HOST = "answered by something else in the app"
+"""The reason of refusals that the host caused. The HTTP status follows."""
+
+
+class Middleware:
+    """The WSGI app around the host's app.
+
+    1. Before the first request, it opens the database and starts the drain. Flask refuses new
+       extensions during a request, so that a missing `SQLAlchemy` object cannot be created later.
+       It also exempts our views from extensions of the host that would answer callbacks.
+    2. It removes doubled slashes from the paths below our prefix. Werkzeug would redirect them,
+       and OpenIM's client loses a redirected event.
+    3. It hides the secrets of callbacks from the host's hooks, and sends the answer of our view
+       unchanged. See `Exchange`.
+    4. It reports callbacks that something else in the app answered.
+    5. It sends the headers of `set_headers` unchanged.
+    """
+
+    def __init__(self, app: Flask, runtime: Runtime) -> None:
+        self._app = app
+        self._runtime = runtime
+        self._inner_app: App = app.wsgi_app
+        prefix = re.escape(runtime.settings.url_prefix)
+        names = "|".join(re.escape(name) for name in runtime.providers)
+        self._callback_path = re.compile(f"({prefix}/({names}))(?:/(.*))?", re.DOTALL)
+        self._is_exempted = False
+
+    def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
+        self._prepare()
+        path = environ.get("PATH_INFO", "")
+        if "//" in path:
+            path = re.sub("//+", "/", path)
+        if match := self._callback_path.fullmatch(path):
+            return self._serve_callback(environ, start_response, *match.groups(default=""))
+        prefix = self._runtime.settings.url_prefix
+        if prefix and path != prefix and not path.startswith(f"{prefix}/"):
+            return self._inner_app(environ, start_response)
+        if prefix:
+            environ["PATH_INFO"] = path
+        return self._serve_with_headers(environ, start_response)
+
+    def _prepare(self) -> None:
+        if not self._is_exempted:
+            exempt_views(self._app)
+            self._is_exempted = True
+        if not self._runtime.is_prepared:
+            # The first use of the database reports what is wrong with it.
+            with suppress(Exception), self._app.app_context():
+                self._runtime.prepare_database()
+
+    def _serve_callback(
+        self, environ: Environ, start_response: StartResponse, path: str, name: str, rest: str
+    ) -> Iterable[bytes]:
+        provider = self._runtime.providers[name]
+        max_body = self._runtime.settings.max_body
+        exchange = Exchange.begin(environ, provider, path, rest, max_body)
+        report = partial(self._report, name)
+        return exchange.run(self._inner_app, environ, start_response, report)
+
+    def _report(self, name: str, status: str, detail: str) -> None:
+        """Count and log a callback that something else in the app answered."""
+        counters = self._runtime.counters
+        counters.refuse(name, f"{ANSWERED_BY_HOST}: {status}", detail)
+        if counters.is_due:
+            counters.save_soon(self._app.app_context)
+
+    def _serve_with_headers(
+        self, environ: Environ, start_response: StartResponse
+    ) -> Iterable[bytes]:
+        own_headers: dict[str, str] = {}
+        environ[HEADERS_KEY] = own_headers
+
+        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
+            names = {name.lower() for name in own_headers}
+            others = [pair for pair in headers if pair[0].lower() not in names]
+            return start_response(status, [*others, *own_headers.items()], exc_info)
+
+        return self._inner_app(environ, start)
+
+
+def set_headers(response: Response, headers: dict[str, str]) -> None:
+    """Set headers of the current response that no `after_request` function of the host changes."""
+    response.headers.update(headers)
+    request.environ.get(HEADERS_KEY, {}).update(headers)

@@ -1,0 +1,55 @@
+"""The body of a callback, which the view can read after functions of the host have read it."""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Iterator
+from typing import Any
+
+
+class RequestBody:
+    """An input stream (PEP 3333, `wsgi.input`) that can be read once more from its start.
+
+    A `before_request` function of the host may read `request.stream`. The view would then find an
+    empty body, and the callback would be lost.
+    """
+
+    def __init__(self, stream: Any, maximum: int) -> None:
+        self.stream = stream
+        """The stream of the server."""
+        self._maximum = maximum
+        """Bytes. One byte more is remembered, so that the view sees a body that is too large."""
+        self._memory = bytearray()
+        self._replay: io.BytesIO | None = None
+
+    def rewind(self) -> None:
+        """Go back to the start. From now on nothing is remembered."""
+        self._replay = io.BytesIO(self._memory)
+
+    def read(self, size: int | None = -1) -> bytes:
+        if self._replay is None:
+            return self._remember(self._read_stream(size))
+        if size is None or size < 0:
+            return self._replay.read() + self._read_stream(size)
+        return self._replay.read(size) or self._read_stream(size)
+
+    def readline(self, size: int | None = -1) -> bytes:
+        if self._replay is not None and (line := self._replay.readline(size)):
+            return line
+        line = self.stream.readline() if size is None or size < 0 else self.stream.readline(size)
+        return self._remember(line)
+
+    def readlines(self, hint: int | None = None) -> list[bytes]:
+        return list(self)
+
+    def __iter__(self) -> Iterator[bytes]:
+        return iter(self.readline, b"")
+
+    def _read_stream(self, size: int | None) -> bytes:
+        data: bytes = self.stream.read() if size is None or size < 0 else self.stream.read(size)
+        return data
+
+    def _remember(self, data: bytes) -> bytes:
+        if self._replay is None:
+            self._memory += data[: self._maximum + 1 - len(self._memory)]
+        return data

@@ -1,0 +1,328 @@
+"""The cost of every value that a reader or an authentic sender can send is bounded."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from datetime import timedelta
+from functools import partial
+from typing import Any
+from urllib.parse import urlencode
+
+import pytest
+from flask import Flask
+from itsdangerous import URLSafeSerializer
+from sqlalchemy import URL, text
+
+from flask_imcallback.errors import TooWideError
+from flask_imcallback.history import counts, load_delivery_query, statements
+from flask_imcallback.history.cursors import CursorCodec, Position
+from flask_imcallback.history.time_limits import time_limit
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage import MAX_ID
+from support.api import HISTORY, assert_problem, get, open_history
+from support.apps import MakeApp
+from support.deliveries import MOMENT, store
+from support.volumes import FIRST_ID, analyze, insert_removals, insert_series, insert_sources
+
+ROWS = 40_000
+SINCE = MOMENT.isoformat()
+UNTIL = (MOMENT + timedelta(days=2)).isoformat()
+
+
+def fill(app: Flask, count: int = ROWS, sources: int = 1, **changes: str) -> None:
+    """Insert removals and sources into the tables of an app."""
+    with app.app_context(), get_runtime().engine().begin() as connection:
+        insert_sources(connection, sources)
+        insert_removals(connection, count, **changes)
+    with app.app_context(), get_runtime().engine().begin() as connection:
+        analyze(connection)
+
+
+def seconds(function: Callable[[], object]) -> float:
+    """Return the shortest duration of three calls."""
+    durations = []
+    for _ in range(3):
+        start = time.perf_counter()
+        function()
+        durations.append(time.perf_counter() - start)
+    return min(durations)
+
+
+# Counts
+
+
+def test_a_count_without_since_costs_little_more(make_app: MakeApp, database_url: URL) -> None:
+    """The first removal is found in one statement, also if no removal matches."""
+    app = open_history(make_app, database_url)
+    fill(app, client_ip="'203.0.113.' || (n % 2)" if "sqlite" in str(database_url) else "'x'")
+    with app.app_context():
+        stats = get_runtime().history.stats
+        filters: dict[str, Any] = {"owner_id": "alice", "target_id": "bob", "client_ip": "never"}
+        until = MOMENT + timedelta(days=2)
+        with_since = seconds(lambda: stats(since=MOMENT, until=until, **filters))
+        without_since = seconds(lambda: stats(until=until, **filters))
+    assert without_since < 5 * with_since + 0.1
+
+
+@pytest.mark.parametrize("group_by", [None, "platform"])
+def test_a_count_starts_at_the_first_match(
+    make_app: MakeApp, database_url: URL, group_by: str | None
+) -> None:
+    """The first match lies beyond the first steps of the search."""
+    app = open_history(make_app, database_url)
+    fill(app, 30_000, client_ip="CASE WHEN n < 20000 THEN 'x' ELSE 'y' END")
+    with app.app_context():
+        found = get_runtime().history.stats(
+            bucket="hour",
+            group_by=group_by,
+            account_id="alice",
+            relation="friend",
+            client_ip="y",
+            until=MOMENT + timedelta(hours=9),
+        )
+    assert sum(row.count for row in found) == 10_000
+    first = MOMENT + timedelta(seconds=20_000)
+    assert found[0].bucket == first.replace(minute=0, second=0, microsecond=0)
+    assert {row.group for row in found} == {None if group_by is None else "p0"}
+
+
+def test_too_many_groups_are_refused(
+    make_app: MakeApp, database_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The database returns a bounded number of rows, and the answer says how to ask for less."""
+    app = open_history(make_app, database_url)
+    fill(app, 300, sources=300, source_id="n + 1")
+    for module in (counts, statements):
+        monkeypatch.setattr(module, "MAX_COUNT_ROWS", 100)
+    response = get(app, f"{HISTORY}/stats?group_by=platform")
+    problem = assert_problem(response, 422)
+    assert problem["parameter"] == "group_by"
+    assert problem["detail"].endswith("counts in the database. Use a shorter time or more filters")
+
+
+SLOW = {
+    "sqlite": "WITH RECURSIVE r(n) AS (SELECT 1 UNION ALL SELECT n + 1 FROM r)"
+    " SELECT MAX(n) FROM r",
+    "postgresql": "SELECT pg_sleep(60)",
+    "mysql": "SELECT COUNT(*) FROM seq_1_to_1000000 a, seq_1_to_1000000 b WHERE a.seq + b.seq = 0",
+}
+
+
+def test_a_statement_has_a_time_limit(make_app: MakeApp, database_url: URL) -> None:
+    """The database gives up after the limit, and the connection can be used again."""
+    app = make_app(database_url)
+    timeout = TooWideError("since", "is too early")
+    with app.app_context(), get_runtime().engine().connect() as connection:
+        start = time.monotonic()
+        with (
+            pytest.raises(TooWideError, match="since is too early"),
+            time_limit(connection, 1, timeout),
+        ):
+            connection.execute(text(SLOW[connection.dialect.name]))
+        assert 0.9 < time.monotonic() - start < 10
+        connection.rollback()
+        assert connection.scalar(text("SELECT COUNT(*) FROM imcallback_removal")) == 0
+
+
+# Plans
+
+
+@pytest.mark.parametrize(
+    "pair", [{"account_id": "alice", "peer_id": "bob"}, {"owner_id": "alice", "target_id": "bob"}]
+)
+@pytest.mark.parametrize("narrow", [{"request_id": "needle"}, {"client_ip": "192.0.2.9"}])
+def test_a_pair_does_not_hide_a_narrower_filter(
+    make_app: MakeApp, database_url: URL, pair: dict[str, str], narrow: dict[str, str]
+) -> None:
+    """The oldest of many removals between two accounts is found at once by its request id."""
+    app = open_history(make_app, database_url)
+    ((name, value),) = narrow.items()
+    changes: dict[str, Any] = {name: f"CASE WHEN n = 0 THEN '{value}' ELSE 'many' END"}
+    fill(app, **changes)
+    query = urlencode({**pair, **narrow})
+
+    def ask(url: str) -> None:
+        response = get(app, f"{url}?{query}", buffered=True)
+        assert response.status_code == 200
+        assert response.text.count("alice") == 1 or '"count": 1' in response.text
+
+    for url in (HISTORY, f"{HISTORY}/stats", f"{HISTORY}/export"):
+        assert seconds(partial(ask, url)) < 0.1, url
+
+
+def test_more_sources_than_parameters(make_app: MakeApp, database_url: URL) -> None:
+    """With 70,000 platforms, every query with a filter of sources is answered."""
+    app = open_history(make_app, database_url)
+    fill(app, 70_000, sources=70_000, source_id="n + 1")
+    for path, expected in (
+        (f"{HISTORY}?provider=openim&limit=2", '"platform": "p69999"'),
+        (f"{HISTORY}?provider=openim&relation=friend&order=asc&limit=1", '"platform": "p0"'),
+        (f"{HISTORY}?provider=openim&account_id=alice&limit=1", '"platform": "p69999"'),
+        (f"{HISTORY}?platform=p5&provider=openim", '"platform": "p5"'),
+        (f"{HISTORY}/stats?provider=openim&until={UNTIL.replace('+', '%2B')}", '"count": '),
+        (f"{HISTORY}/stats?group_by=relation&provider=openim", '"group": "friend"'),
+    ):
+        response = get(app, path)
+        assert response.status_code == 200, response.text
+        assert expected in response.text
+    assert_problem(get(app, f"{HISTORY}/stats?group_by=platform"), 422)
+    export = get(app, f"{HISTORY}/export?provider=openim", buffered=True)
+    assert export.text.count('"target_id": "bob"') == 70_000
+    page = app.test_client().get(
+        "/imcallback/?provider=openim", headers={"Authorization": "Bearer old-token"}
+    )
+    assert page.status_code == 200
+
+
+MATCHES = {"owner_id": 3, "account_id": 3, "request_id": 0, "platform": 0, "delivery_id": 0}
+"""The number of removals that match, by the filter that has many values."""
+
+
+@pytest.mark.parametrize("name", MATCHES)
+@pytest.mark.parametrize("count", [201, 10_000])
+def test_a_page_with_many_values_ends(
+    make_app: MakeApp, database_url: URL, name: str, count: int
+) -> None:
+    """A page reads a bounded part of the table. The pages together have all matches."""
+    app = open_history(make_app, database_url)
+    fill(app, 30_000, owner_id="CASE WHEN n < 3 THEN 'x1' ELSE 'alice' END")
+    values: list[Any] = [f"x{number}" for number in range(count)]
+    if name == "delivery_id":
+        values = [FIRST_ID + number * 1_000_000 for number in range(count)]
+    filters: dict[str, Any] = {name: values}
+    with app.app_context():
+        find = get_runtime().history.find
+        start = time.perf_counter()
+        page = find(**filters)
+        assert time.perf_counter() - start < 5
+        # Without a platform or a delivery of these values, no removal is read.
+        assert bool(page.next_cursor) is (name not in ("platform", "delivery_id"))
+        data = page.data
+        while page.next_cursor:
+            page = find(**filters, cursor=page.next_cursor)
+            data += page.data
+    assert len(data) == MATCHES[name]
+
+
+def test_one_value_too_many_is_named(make_app: MakeApp) -> None:
+    """All filters together have at most 10,000 values."""
+    query = urlencode({"owner_id": ["x"] * 10_001}, doseq=True)
+    problem = assert_problem(get(open_history(make_app), f"{HISTORY}?{query}"), 400)
+    assert problem["detail"] == (
+        "owner_id has 10001 values. All filters together may have at most 10000"
+    )
+
+
+@pytest.mark.parametrize(
+    "query",
+    ["x=1&" * 100_000, "a" * 1_000_000, "owner_id=" + "%F0%9F%98%80" * 100_000, "&" * 1_000_000],
+    ids=["many parameters", "one name", "one value", "separators"],
+)
+def test_a_very_long_query_is_answered_at_once(make_app: MakeApp, query: str) -> None:
+    """The answer to a wrong query is short, however long the query is."""
+    app = open_history(make_app)
+    start = time.perf_counter()
+    response = get(app, f"{HISTORY}?{query}")
+    assert time.perf_counter() - start < 2
+    assert response.status_code in (200, 400)
+    assert len(response.data) < 5_000
+
+
+# Cursors
+
+BOMB = [2, "digest", 0, [1, MAX_ID]]
+
+
+def sign(key: str, content: Any) -> str:
+    return str(URLSafeSerializer(key, salt="flask-imcallback-cursor").dumps(content))
+
+
+@pytest.mark.parametrize("key", [None, "a secret key"], ids=["no key", "a key"])
+@pytest.mark.parametrize(
+    "cursor",
+    [
+        sign("", BOMB),
+        sign("x", BOMB),
+        sign("", [0] * 1_000_000),
+        "x" * 1_000_000,
+        "." + "x" * 10_000,
+    ],
+    ids=["empty key", "other key", "compressed", "long", "no signature"],
+)
+def test_a_forged_cursor_is_refused_at_once(
+    make_app: MakeApp, key: str | None, cursor: str
+) -> None:
+    """Nobody can make a cursor without the key, also if the app has none."""
+    app = open_history(make_app, SECRET_KEY=key)
+    start = time.perf_counter()
+    problem = assert_problem(get(app, f"{HISTORY}?cursor={cursor}"), 400)
+    assert time.perf_counter() - start < 1
+    detail = "cursor is not a cursor of this history. It was changed, cut off or made elsewhere"
+    if key is None:
+        detail += (
+            ". The app has no SECRET_KEY, so that a cursor is valid only in the process that made "
+            "it. Set SECRET_KEY"
+        )
+    assert problem["detail"] == detail
+
+
+def test_a_cursor_works_without_a_secret_key(make_app: MakeApp) -> None:
+    """In one process, pages follow each other."""
+    app = open_history(make_app, SECRET_KEY=None)
+    with app.app_context():
+        store(("a", "1"), ("a", "2"))
+    first = get(app, f"{HISTORY}?limit=1").get_json()
+    second = get(app, f"{HISTORY}?limit=1&cursor={first['next_cursor']}").get_json()
+    assert [row["target_id"] for row in first["data"] + second["data"]] == ["2", "1"]
+
+
+def test_long_ranges_of_a_cursor_are_not_spelled_out() -> None:
+    """A position costs the same, however many ids it holds."""
+    codec = CursorCodec(["key"])
+    position = codec.decode(codec.encode(Position(0, ((1, MAX_ID),)), "d"), "d")
+    assert position.advance(5, [7, MAX_ID]) == Position(5, ((6, MAX_ID),))
+
+
+# Deliveries
+
+
+def test_two_rare_statuses_are_found_at_once(make_app: MakeApp, database_url: URL) -> None:
+    """The newest of each status are merged, so that the common status is not read."""
+    app = open_history(make_app, database_url)
+    with app.app_context():
+        store(("a", "b"), at=MOMENT - timedelta(days=1))
+        with get_runtime().engine().begin() as connection:
+            connection.execute(text("UPDATE imcallback_delivery SET status = 'unreadable'"))
+            insert_series(
+                connection,
+                "imcallback_delivery",
+                ROWS,
+                id=f"{FIRST_ID} + n",
+                received_at="(SELECT received_at FROM imcallback_delivery LIMIT 1)",
+                status="'recorded'",
+                removal_count="0",
+                body="(SELECT body FROM imcallback_delivery LIMIT 1)",
+                **dict.fromkeys(
+                    (
+                        *("provider", "app_id", "command", "error", "remote_addr", "client_ip"),
+                        *("authenticated_by", "platform", "request_id"),
+                    ),
+                    "''",
+                ),
+                query="''",
+                headers="'{}'",
+            )
+    path = "/imcallback/deliveries?status=unreadable&status=duplicate"
+    (row,) = get(app, path).get_json()["data"]
+    assert row["status"] == "unreadable"
+    assert seconds(lambda: get(app, path)) < 0.1
+    query = load_delivery_query({"status": ["recorded", "unreadable"], "limit": ["2"]})
+    with app.app_context():
+        history = get_runtime().history
+        assert [row.id for row in history.delivery_page(query).data] == [
+            FIRST_ID + ROWS - 1,
+            FIRST_ID + ROWS - 2,
+        ]
+        found = history.deliveries(status=["recorded", "unreadable"], order="asc", limit=1)
+        assert [row.status for row in found.data] == ["unreadable"]
