@@ -21,7 +21,7 @@ PROXY_FIX_KEY = "werkzeug.proxy_fix.orig"
 
 def check_server(app: Flask, runtime: Runtime, request: Request) -> Iterator[Finding]:
     """Check the server that runs this request."""
-    yield from _check_threads()
+    yield from _check_uwsgi_log()
     yield from _check_gevent()
     yield from _check_access_log()
     yield from _check_remote_address(runtime, request)
@@ -39,15 +39,9 @@ def check_server(app: Flask, runtime: Runtime, request: Request) -> Iterator[Fin
         )
 
 
-def _check_threads() -> Iterator[Finding]:
+def _check_uwsgi_log() -> Iterator[Finding]:
     options: dict[Any, Any] = getattr(sys.modules.get("uwsgi"), "opt", None) or {}
     names = {name.decode() if isinstance(name, bytes) else name for name in options}
-    if options and not names & {"enable-threads", "threads", "gevent"}:
-        yield failure(
-            "uWSGI runs without threads",
-            "The threads that write callbacks and empty the spool do not run.",
-            "Start uWSGI with --enable-threads.",
-        )
     if options and not names & {"disable-logging", "log-format"}:
         yield _access_log("uWSGI", "Start uWSGI with --disable-logging.")
 

@@ -21,7 +21,8 @@ def check_server() -> None:
             "uWSGI runs without threads, so nothing can move waiting callbacks from the spool to "
             "the database: set enable-threads = true"
         )
-    if {"http11-socket", "gevent"} <= uwsgi.opt.keys():
+    options = {name.decode() if isinstance(name, bytes) else name for name in uwsgi.opt}
+    if {"http11-socket", "gevent"} <= options:
         raise ConfigError(
             "uWSGI drops connections of an http11-socket while it runs gevent: "
             "use http-socket with gevent, or threads in place of gevent"

@@ -75,3 +75,13 @@ def test_a_stream_with_an_end_is_read(make_app: MakeApp) -> None:
     flag = {"wsgi.input_terminated": True}
     assert post_in_chunks(app, Ending(), **flag) == "200 OK"
     assert len(rows(app)[1]) == 1
+
+
+def test_a_body_that_never_arrives_is_unreadable(make_app: MakeApp) -> None:
+    """The stream of some servers simply ends. The delivery is stored with the reason."""
+    app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True)
+    status = post_in_chunks(app, BytesIO(), CONTENT_LENGTH="60", HTTP_TRANSFER_ENCODING="")
+    assert status.startswith("400 ")
+    (delivery,), _ = rows(app)
+    assert (delivery["status"], delivery["body"]) == ("unreadable", b"")
+    assert delivery["error"] == "the body has 0 bytes, but its Content-Length is 60"
