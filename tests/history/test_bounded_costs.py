@@ -300,7 +300,7 @@ def test_two_rare_statuses_are_found_at_once(make_app: MakeApp, database_url: UR
                 ROWS,
                 id=f"{FIRST_ID} + n",
                 received_at="(SELECT received_at FROM imcallback_delivery LIMIT 1)",
-                status="'recorded'",
+                status=f"CASE WHEN n < {ROWS // 2} THEN 'ignored' ELSE 'recorded' END",
                 removal_count="0",
                 body="(SELECT body FROM imcallback_delivery LIMIT 1)",
                 **dict.fromkeys(

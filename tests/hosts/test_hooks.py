@@ -215,6 +215,15 @@ def test_an_answer_of_something_else_is_logged_and_counted(
     assert rows(app) == ([], [])
 
 
+def test_counts_are_saved_if_no_callback_passes(app: Flask) -> None:
+    """The view saves counts from time to time, and behind a gate it is never called."""
+    login_gate(app)
+    post_openim(app)
+    wait_for_counters()
+    with app.app_context():
+        assert [count.count for count in get_runtime().counters.counts()] == [1]
+
+
 def test_a_hook_error_that_is_not_handled_is_counted(app: Flask) -> None:
     """Flask lets errors pass in its testing mode, and our middleware counts them all the same."""
     failing_hook(app)

@@ -83,3 +83,21 @@ def test_a_closed_history_names_the_setting(make_app: MakeApp) -> None:
         "The history is closed. Set IMCALLBACK_HISTORY_TOKENS, or pass history_decorators to "
         "ImCallback, to open it."
     )
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        *("history", "history/1", "history/stats", "history/export", "deliveries", "deliveries/1"),
+        *("openapi.json", "health", "account", "removal/1", ""),
+    ],
+)
+@pytest.mark.parametrize("spelling", ["/imcallback/{}/", "/imcallback//{}", "/imcallback///{}//"])
+def test_no_spelling_of_a_url_is_redirected(make_app: MakeApp, path: str, spelling: str) -> None:
+    """Doubled slashes and a final slash lead to the same response."""
+    client = make_app(IMCALLBACK_HISTORY_TOKENS=[TOKEN]).test_client()
+    headers = {"Authorization": f"Bearer {TOKEN}"}
+    expected = client.get(f"/imcallback/{path}", headers=headers, buffered=True)
+    response = client.get(spelling.format(path), headers=headers, buffered=True)
+    assert response.status_code == expected.status_code != 308
+    assert response.mimetype == expected.mimetype
