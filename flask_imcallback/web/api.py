@@ -79,9 +79,9 @@ def _export() -> Response:
         raise ProblemError(NOT_INSTALLED, str(error)) from error
     # The first bytes are made before the response starts, so that an error still has a status.
     file = chain([next(file)], file)
-    response = Response(
-        stream_with_context(_log_failures(file)), content_type=FORMATS[format].media_type
-    )
+    # The server never reads nor closes the body of a HEAD response.
+    body = iter(()) if request.method == "HEAD" else stream_with_context(_log_failures(file))
+    response = Response(body, content_type=FORMATS[format].media_type)
     response.headers["Content-Disposition"] = f'attachment; filename="removals.{format}"'
     return response
 

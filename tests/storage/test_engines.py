@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import sqlite3
 import subprocess
 import sys
@@ -163,6 +164,8 @@ def test_a_narrow_client_encoding_is_widened(
     check_unicode(make_host(create_engine(url)))
 
 
+# SQLAlchemy 2.0.0 leaves the connection to such a database open.
+@pytest.mark.filterwarnings("ignore:connection <psycopg:ResourceWarning")
 @pytest.mark.parametrize(
     ("encoding", "driver"),
     [("SQL_ASCII", "psycopg"), ("SQL_ASCII", "psycopg2"), ("LATIN1", "psycopg")],
@@ -186,6 +189,7 @@ def test_a_database_that_loses_account_ids_is_refused_at_the_upgrade(
         with administrator.connect() as connection:
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
         administrator.dispose()
+        gc.collect()
 
 
 @pytest.mark.parametrize("create", [create_engine, engines.not_durable], ids=["default", "unsafe"])
