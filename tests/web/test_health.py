@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, event
 
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import run_alembic
@@ -168,11 +168,14 @@ def test_a_stranger_who_asks_often_costs_little(
     client = app.test_client()
     logging.getLogger("flask_imcallback").setLevel(logging.WARNING)
     caplog.clear()
+    attempts: list[object] = []
+    with app.app_context():
+        event.listen(get_runtime().database.engine(), "do_connect", lambda *_: attempts.append(_))
     started = time.monotonic()
     for _ in range(1000):
         assert client.get(HEALTH).status_code == 503
-    seconds = time.monotonic() - started
-    assert seconds < 1000 * 0.005
+    allowed = MAX_CHECKS_AT_ONCE + CHECKS_PER_SECOND * (time.monotonic() - started)
+    assert 0 < len(attempts) <= 2 * allowed  # the driver may try twice
     (record,) = caplog.records
     assert record.exc_info is None
     assert "\n" not in record.getMessage()
@@ -212,7 +215,7 @@ def test_a_hanging_database_does_not_block_monitors(
                 response = get(HEALTH)
                 assert response.status_code == 503
                 assert response.get_json()["problem"] == "the database does not answer in time"
-                assert time.monotonic() - started < 1.5
+                assert time.monotonic() - started < 5
         assert get(HEALTH).status_code == 200
         until(lambda: threading.active_count() <= before)
 
