@@ -478,6 +478,7 @@ def test_health_shows_what_waits(make_app: MakeApp) -> None:
     response = get("/imcallback/health")
     assert response.status_code == 503
     assert response.get_json()["spool"] == {
+        **empty,
         "waiting": 2,
         "oldest": oldest.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
     }
