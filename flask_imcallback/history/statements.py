@@ -259,17 +259,19 @@ class _StatementBuilder:
     def count(self, plan: Plan, width: int, group_by: str | None) -> Statement:
         """Return the statement that counts removals by bucket number and group."""
         quotient = "delivery_id DIV" if self._is_mysql else "delivery_id /"
-        found = self._all_entries(plan, f"{quotient} {int(width)} AS bucket, source_id")
+        bucket = f"{quotient} {int(width)} AS bucket"
         if group_by is None:
+            found = self._all_entries(plan, bucket)
             sql = f"SELECT bucket, NULL, COUNT(*) FROM ({found}) AS found GROUP BY bucket"
         else:
-            keys = f"counts.bucket, sources.{group_by}"
-            sources = (
+            found = self._all_entries(plan, f"{bucket}, source_id")
+            by_source = (
                 f"SELECT bucket, source_id, COUNT(*) AS number FROM ({found}) AS found"
                 " GROUP BY bucket, source_id"
             )
+            keys = f"counts.bucket, sources.{group_by}"
             sql = (
-                f"SELECT {keys}, SUM(counts.number) FROM ({sources}) AS counts"
+                f"SELECT {keys}, SUM(counts.number) FROM ({by_source}) AS counts"
                 f" JOIN imcallback_source AS sources ON sources.id = counts.source_id"
                 f" GROUP BY {keys}"
             )

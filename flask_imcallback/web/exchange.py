@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
 from flask import Response
 
@@ -150,6 +151,5 @@ def _describe_location(headers: list[tuple[str, str]]) -> str:
     """Return where a response redirects to, without the query, or an empty text."""
     for name, value in headers:
         if name.lower() == "location":
-            url = urlsplit(value[:200])
-            return f"to {url._replace(query='', fragment='').geturl()}"
+            return f"to {re.split('[?#]', value[:200])[0]}"
     return ""
