@@ -284,12 +284,11 @@ def build_runtime(
     settings = Settings.from_config(app.config)
     database = Database(db, engine, settings.bind_key)
     database.check(app)
-    secret_keys = _signing_keys(app)
     return Runtime(
         settings=settings,
         providers=_build_providers(providers, settings),
         history_decorators=tuple(history_decorators),
-        process=PerProcess(lambda: ProcessState(app, settings, database, secret_keys)),
+        process=PerProcess(lambda: ProcessState(app, settings, database, _signing_keys(app))),
     )
 
 
