@@ -77,11 +77,11 @@ class Receiver:
             self._settings.check_address(request.remote_addr)
             return provider.verify(request)
         except VerificationError as error:
-            self._counters.refuse(provider.name, error.reason, error.detail)
+            self._counters.count_refused(provider.name, error.reason, error.detail)
             raise RefusalError(403, "not authentic") from error
         except Exception as error:  # A stranger may repeat the request as often as he likes.
             logger.debug("The provider %s cannot verify a request", provider.name, exc_info=error)
-            self._counters.refuse(provider.name, UNVERIFIABLE, type(error).__name__)
+            self._counters.count_refused(provider.name, UNVERIFIABLE, type(error).__name__)
             raise RefusalError(503, "the request could not be verified") from error
 
     def _read(self, provider: Provider, read_body: Callable[[int], Body]) -> Body:
@@ -89,7 +89,7 @@ class Receiver:
         try:
             return read_body(self._settings.max_body)
         except BodyTooLargeError as error:
-            self._counters.refuse(provider.name, str(error))
+            self._counters.count_refused(provider.name, str(error))
             raise RefusalError(413, str(error)) from error
 
     def _parse(
@@ -139,7 +139,7 @@ class Receiver:
             )
             raise RefusalError(503, "it could not be stored") from error
         if delivery.status is not Status.UNREADABLE:
-            self._counters.accept(delivery.provider, delivery.origin.command)
+            self._counters.count_accepted(delivery.provider, delivery.origin.command)
         if stored:
             announce(sender, stored.records)
 

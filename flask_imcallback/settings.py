@@ -12,7 +12,7 @@ from typing import Any, NoReturn
 from .errors import ConfigError, VerificationError
 
 PREFIX = "IMCALLBACK_"
-MAX_BODY_LIMIT = 32 * 1024 * 1024
+MAX_BODY_LIMIT_BYTES = 32 * 1024 * 1024
 """Bytes. The JSON of one pair has at least 35 bytes, so that no packet reaches a million pairs.
 The ids of removals need this limit (`MAX_REMOVALS` in `storage/ids.py`)."""
 
@@ -177,7 +177,7 @@ class Settings:
     sign_window: int = _setting(60, _integer(0, None))
     """The largest difference, in seconds, between Tencent's RequestTime and the clock of this
     server."""
-    max_body: int = _setting(1024 * 1024, _integer(1, MAX_BODY_LIMIT))
+    max_body: int = _setting(1024 * 1024, _integer(1, MAX_BODY_LIMIT_BYTES))
     """The largest body of a callback, in bytes."""
     deadline: float = _setting(1.5, _seconds)
     """The time, in seconds, that the database has to store a callback.

@@ -175,7 +175,7 @@ def _check_address(runtime: Runtime, provider: Provider, url: str) -> Iterator[F
     if answer.seconds > SLOW_ANSWER_SECONDS:
         yield warning(
             f"{name}: the answer took {answer.seconds:.1f} seconds",
-            provider.reactions.to_slow_answer,
+            provider.reactions.after_slow_answer,
             "Find the slow part: the proxy, the database, or too few threads.",
         )
     yield from _check_stored(runtime, provider, mark, started - MAX_PROBE_AGE)
@@ -304,7 +304,7 @@ def _check_answer(
     if not _has_members(answer.body, expected.body):
         return failure(
             f"{name}: the answer is not the one that the IM server expects",
-            provider.reactions.to_wrong_answer,
+            provider.reactions.after_wrong_answer,
             "Find out whether something else answers at this URL, or a proxy changes the answer.",
         )
     return None
@@ -315,7 +315,7 @@ def _explain_redirect(provider: Provider, location: str, is_same_page: bool) -> 
     if is_same_page:
         return failure(
             f"{provider.name}: the URL redirects to {location}",
-            provider.reactions.to_redirect,
+            provider.reactions.after_redirect,
             "Give the IM server the URL at the end of the redirect. Often it begins with https://. "
             "Behind a proxy with HTTPS, use ProxyFix of Werkzeug with x_proto=1.",
         )

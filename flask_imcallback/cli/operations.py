@@ -42,7 +42,7 @@ def _spool(drain: bool, adopt: str | None) -> None:
         _adopt(spool, adopt)
     if drain:
         before = spool.waiting()
-        problem = runtime.drain.finish()
+        problem = runtime.drain.drain_all()
         after = spool.waiting()
         drained = before.count + before.set_aside - after.count - after.set_aside
         click.echo(f"{drained} drained", err=True)

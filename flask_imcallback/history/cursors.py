@@ -73,22 +73,22 @@ def fit_page(
     ids: Sequence[int],
     *,
     is_last: bool,
-    read_until: int,
-    final_until: int,
-    now: int,
+    last_read_id: int,
+    last_final_id: int,
+    now_id: int,
 ) -> FittedPage:
     """Return the part of a page in ascending order that a cursor can remember.
 
-    `ids` are all results between `start` and `read_until`, or the end if the page is the last one.
-    No removal with an id up to `final_until` can appear any more. `now` is the id of this moment.
+    `ids` are all results between `start` and `last_read_id`, or the end if the page is the last one.
+    No removal with an id up to `last_final_id` can appear any more. `now_id` is the id of this moment.
     """
-    first_id = ids[0] if ids else now
-    position = start.advance(final_until if is_last else min(final_until, read_until), ids)
+    first_id = ids[0] if ids else now_id
+    position = start.advance(last_final_id if is_last else min(last_final_id, last_read_id), ids)
     while ids and (surplus := len(position.already_returned) - MAX_RETURNED_RANGES) > 0:
         ids = ids[: max(0, len(ids) - surplus)]
-        position = start.advance(min(final_until, ids[-1]) if ids else final_until, ids)
+        position = start.advance(min(last_final_id, ids[-1]) if ids else last_final_id, ids)
         # Removals of a clock ahead of ours become final too late for a reader who asks at once.
-        is_last = not ids and first_id > now
+        is_last = not ids and first_id > now_id
     return FittedPage(len(ids), is_last, position)
 
 

@@ -85,7 +85,7 @@ def json_lines(records: Sequence[Record]) -> list[str]:
             platform,
             request_id,
             _,
-        ), received_at in zip(records, _received_at_texts(records), strict=True)
+        ), received_at in zip(records, _format_times(records), strict=True)
     ]
 
 
@@ -94,7 +94,7 @@ def removal_csv(records: Sequence[Record], *, keeps_formulas: bool = False) -> b
     if not records:
         return b""
     *columns, _ = zip(*records, strict=True)
-    return _csv_of_columns([*columns, _received_at_texts(records)], keeps_formulas)
+    return _csv_of_columns([*columns, _format_times(records)], keeps_formulas)
 
 
 def csv_records(rows: Sequence[Sequence[Any]]) -> bytes:
@@ -104,19 +104,19 @@ def csv_records(rows: Sequence[Sequence[Any]]) -> bytes:
 
 def _csv_of_columns(columns: Iterable[Sequence[Any]], keeps_formulas: bool) -> bytes:
     if not keeps_formulas:
-        columns = map(_without_formulas, columns)
+        columns = map(_escape_formulas, columns)
     text = io.StringIO(newline="")
     csv.writer(text).writerows(zip(*columns, strict=True))
     return text.getvalue().encode()
 
 
-def _without_formulas(column: Sequence[Any]) -> Sequence[Any]:
+def _escape_formulas(column: Sequence[Any]) -> Sequence[Any]:
     if not column or not isinstance(column[0], str):
         return column
     return [f"'{cell}" if cell[:1] in FORMULA_STARTS else cell for cell in column]
 
 
-def _received_at_texts(records: Iterable[Record]) -> list[str]:
+def _format_times(records: Iterable[Record]) -> list[str]:
     """Return `utc_text(record.received_at)` of each removal, in half the time.
 
     The id of a delivery is its time, and a time without a zone is formatted faster.

@@ -75,7 +75,7 @@ Probe = Callable[[Sequence[tuple[IndexRange, int]]], Sequence[int | None]]
 """Returns, for each range and offset, the id of the entry at the offset, or None past the end."""
 
 
-def candidate_plans(query: ResolvedQuery) -> list[Plan]:
+def list_plans(query: ResolvedQuery) -> list[Plan]:
     """Return the plans that can answer the query. A single plan needs no comparison."""
     if query.delivery_id is not None:
         return [_plan_by_deliveries(query)]
@@ -94,7 +94,7 @@ def candidate_plans(query: ResolvedQuery) -> list[Plan]:
     return fitting
 
 
-def cheapest(
+def choose_plan(
     query: ResolvedQuery, plans: Sequence[Plan], limit: int, probe: Probe, *, is_descending: bool
 ) -> Plan:
     """Return the plan that probably reads the fewest index entries.

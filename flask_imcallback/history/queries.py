@@ -108,7 +108,7 @@ class HistoryQuery(PagedQuery):
         """A hash that is equal for queries with the same result in the same order."""
         texts = {name: sorted(set(values)) for name, values in self.texts.items()}
         ids = self.delivery_id if self.delivery_id is None else sorted(set(self.delivery_id))
-        return _digest(texts, ids, _ids_at(self.since, self.until), self.order)
+        return _digest(texts, ids, _to_ids(self.since, self.until), self.order)
 
 
 STREAM_FILTERS = tuple(StreamFilters.__annotations__)
@@ -140,7 +140,7 @@ class DeliveryQuery(PagedQuery):
     def digest(self) -> str:
         """A hash that is equal for queries with the same result in the same order."""
         statuses = self.status if self.status is None else sorted(set(self.status))
-        return _digest("deliveries", statuses, _ids_at(self.since, self.until), self.order)
+        return _digest("deliveries", statuses, _to_ids(self.since, self.until), self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -242,5 +242,5 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _ids_at(*moments: datetime | None) -> list[int | None]:
+def _to_ids(*moments: datetime | None) -> list[int | None]:
     return [None if moment is None else id_at(moment) for moment in moments]

@@ -69,7 +69,7 @@ class WholeNumber(fields.Integer):
 # The metadata describes the checks of the queries, for OpenAPI and for the command line.
 
 
-def _field_of(row: Filter) -> fields.List[Any]:
+def _make_field(row: Filter) -> fields.List[Any]:
     """Return the field of a filter, whose parameter may be repeated."""
     value: fields.Field[Any]
     if row.is_id:
@@ -122,7 +122,7 @@ class PagedSchema(OrderedSchema):
     cursor = fields.String(metadata={"description": "next_cursor of the page before"})
 
 
-FIELDS = {name: _field_of(row) for name, row in FILTERS.items()}
+FIELDS = {name: _make_field(row) for name, row in FILTERS.items()}
 
 
 class FilterSchema(Schema.from_dict(FIELDS)):  # type: ignore[misc]

@@ -19,7 +19,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from .plans import PRIMARY_KEY_SCAN, IndexRange, Plan, candidate_plans, cheapest
+from .plans import PRIMARY_KEY_SCAN, IndexRange, Plan, choose_plan, list_plans
 from .resolve import ResolvedQuery
 
 REMOVAL_COLUMNS = (
@@ -55,7 +55,7 @@ class PageSpec:
     def order(self) -> str:
         return "DESC" if self.is_descending else "ASC"
 
-    def reduced(self, rows: Sequence[Any], max_entries: int) -> PageSpec:
+    def reduce_by(self, rows: Sequence[Any], max_entries: int) -> PageSpec:
         """Return the page that is still missing after `rows`."""
         return replace(self, limit=self.limit - len(rows), max_entries=max_entries)
 
@@ -68,7 +68,7 @@ class Statement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
+class SearchResult:
     """Rows of `REMOVAL_COLUMNS`, in the order of the page."""
 
     rows: list[Any]
@@ -85,22 +85,22 @@ class Finder:
         self.statements: list[Statement] = []
         """The statements that were executed, for EXPLAIN in tests and benchmarks."""
 
-    def find(self, query: ResolvedQuery, page: PageSpec) -> Rows:
+    def find(self, query: ResolvedQuery, page: PageSpec) -> SearchResult:
         """Return the first rows that match. The search stops after a bounded number of entries."""
-        plans = candidate_plans(query)
+        plans = list_plans(query)
         if len(plans) > 1:
-            plan = self._cheapest(query, plans, page)
+            plan = self._choose_plan(query, plans, page)
         else:
             (plan,) = plans
             if len(plan.ranges) > 1 and plan.is_by_source:
                 # Usually the next rows of the table hold enough of these sources.
                 nearby = self._run(self._sql(query).select_nearby(page))
                 if len(nearby) == page.limit:
-                    return Rows(nearby)
+                    return SearchResult(nearby)
         if not plan.ranges:
-            return Rows([])
+            return SearchResult([])
         if not plan.remaining:
-            return Rows(self._read(query, plan, page))
+            return SearchResult(self._read(query, plan, page))
         return self._find_in_steps(query, plan, page)
 
     def find_first_delivery(self, query: ResolvedQuery) -> int | None:
@@ -128,13 +128,13 @@ class Finder:
 
     def _plan_of_all(self, query: ResolvedQuery) -> Plan:
         """Return the plan that probably finds all matching removals with the least work."""
-        plans = candidate_plans(query)
+        plans = list_plans(query)
         if len(plans) == 1 and plans[0].is_by_source:
             plans.append(PRIMARY_KEY_SCAN)
         if len(plans) == 1:
             return plans[0]
         newest = PageSpec(is_descending=True, limit=COUNT_PROBE_ENTRIES)
-        return self._cheapest(query, plans, newest)
+        return self._choose_plan(query, plans, newest)
 
     def _sql(self, query: ResolvedQuery) -> _StatementBuilder:
         return _StatementBuilder(self._dialect, query)
@@ -150,33 +150,33 @@ class Finder:
         sql = SQLITE_PARAMETER.sub("?", sql)
         return list(self._connection.exec_driver_sql(sql, ordered).all())
 
-    def _cheapest(self, query: ResolvedQuery, plans: Sequence[Plan], page: PageSpec) -> Plan:
+    def _choose_plan(self, query: ResolvedQuery, plans: Sequence[Plan], page: PageSpec) -> Plan:
         is_descending = page.is_descending
 
         def probe(offsets: Sequence[tuple[IndexRange, int]]) -> Sequence[int | None]:
-            return self._ids_at(query, offsets, page)
+            return self._read_ids(query, offsets, page)
 
-        return cheapest(query, plans, page.limit, probe, is_descending=is_descending)
+        return choose_plan(query, plans, page.limit, probe, is_descending=is_descending)
 
-    def _find_in_steps(self, query: ResolvedQuery, plan: Plan, page: PageSpec) -> Rows:
+    def _find_in_steps(self, query: ResolvedQuery, plan: Plan, page: PageSpec) -> SearchResult:
         """Read the ranges in growing steps and keep the rows that match all conditions."""
         rows: list[Any] = []
         steps = (*STEP_ENTRIES, COVERING_STEP_ENTRIES) if plan.is_covering else STEP_ENTRIES
         for entries in steps:
-            end = self._end_of_step(query, plan, page, entries)
-            missing = page.reduced(rows, entries)
+            end = self._find_end_of_step(query, plan, page, entries)
+            missing = page.reduce_by(rows, entries)
             if end is None:
-                return Rows(rows + self._read(query, plan, missing))
+                return SearchResult(rows + self._read(query, plan, missing))
             if page.is_descending:
                 step, query = replace(query, above_id=end - 1), replace(query, below_id=end)
             else:
                 step, query = replace(query, below_id=end + 1), replace(query, above_id=end)
             rows += self._read(step, plan, missing)
             if len(rows) == page.limit:
-                return Rows(rows)
-        return Rows(rows, end)
+                return SearchResult(rows)
+        return SearchResult(rows, end)
 
-    def _end_of_step(
+    def _find_end_of_step(
         self, query: ResolvedQuery, plan: Plan, page: PageSpec, entries: int
     ) -> int | None:
         """Return the id up to which all ranges together have about `entries` entries.
@@ -184,11 +184,11 @@ class Finder:
         None means that every range ends before it.
         """
         offset = entries // len(plan.ranges)
-        ends = self._ids_at(query, [(part, offset) for part in plan.ranges], page)
+        ends = self._read_ids(query, [(part, offset) for part in plan.ranges], page)
         nearest = max if page.is_descending else min
         return nearest((end for end in ends if end is not None), default=None)
 
-    def _ids_at(
+    def _read_ids(
         self, query: ResolvedQuery, offsets: Sequence[tuple[IndexRange, int]], page: PageSpec
     ) -> Sequence[int | None]:
         """Return the id of the entry at each offset of a range, or None past its end."""

@@ -78,9 +78,9 @@ class OutgoingCallback:
 class Reactions:
     """What an IM server does when its callback gets a bad answer. Each text is one sentence."""
 
-    to_slow_answer: str = "The IM server stops waiting and counts the callback as failed."
-    to_redirect: str = "The IM server does not follow redirects, and loses the callback."
-    to_wrong_answer: str = "The IM server counts the callback as failed."
+    after_slow_answer: str = "The IM server stops waiting and counts the callback as failed."
+    after_redirect: str = "The IM server does not follow redirects, and loses the callback."
+    after_wrong_answer: str = "The IM server counts the callback as failed."
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -89,9 +89,9 @@ class OpenIMProvider(Provider):
     probe_command = "flaskImcallbackProbeCommand"
     settings_keys = ("IMCALLBACK_SECRETS", "IMCALLBACK_OPENIM_CREDENTIALS")
     reactions = Reactions(
-        to_slow_answer="OpenIM drops events while its queue waits for answers.",
-        to_redirect="OpenIM repeats a redirected callback as GET or drops it.",
-        to_wrong_answer="OpenIM can stop its users after another answer.",
+        after_slow_answer="OpenIM drops events while its queue waits for answers.",
+        after_redirect="OpenIM repeats a redirected callback as GET or drops it.",
+        after_wrong_answer="OpenIM can stop its users after another answer.",
     )
     kept_query = frozenset(["command", "contenttype"])
 

@@ -99,9 +99,9 @@ class TencentProvider(Provider):
     }
     settings_keys = ("IMCALLBACK_TENCENT_APPS",)
     reactions = Reactions(
-        to_slow_answer="Tencent waits two seconds, then counts the callback as failed.",
-        to_redirect="Tencent counts a redirected callback as failed.",
-        to_wrong_answer="Tencent counts the callback as failed.",
+        after_slow_answer="Tencent waits two seconds, then counts the callback as failed.",
+        after_redirect="Tencent counts a redirected callback as failed.",
+        after_wrong_answer="Tencent counts the callback as failed.",
     )
     # The console has a switch to repeat a callback after a timeout.
     repeats_callbacks = True

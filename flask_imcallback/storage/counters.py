@@ -80,12 +80,12 @@ class CallbackCounters:
         self._saving_since = 0.0
         """Time of the monotonic clock, or 0 if no thread saves."""
 
-    def accept(self, provider: str, command: str) -> None:
+    def count_accepted(self, provider: str, command: str) -> None:
         """Count a callback that is stored."""
         with self._lock:
             self._count((provider, ACCEPTED, command))
 
-    def refuse(self, provider: str, reason: str, detail: str = "") -> None:
+    def count_refused(self, provider: str, reason: str, detail: str = "") -> None:
         """Count a refusal, and log it at most once a minute for each reason.
 
         `reason` is one of a few fixed texts. `detail` holds the part that differs from case to
@@ -126,9 +126,9 @@ class CallbackCounters:
             if self._saving_since and now - self._saving_since < MAX_SAVE_SECONDS:
                 return
             self._saving_since = now
-        start_thread("imcallback-counters", lambda: self._save_in(context))
+        start_thread("imcallback-counters", lambda: self._save_in_context(context))
 
-    def _save_in(self, context: Callable[[], AbstractContextManager[object]]) -> None:
+    def _save_in_context(self, context: Callable[[], AbstractContextManager[object]]) -> None:
         try:
             with context():
                 self.save()

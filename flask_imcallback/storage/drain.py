@@ -87,7 +87,7 @@ class Drain:
         self._announce = announce
         self._lock = new_lock()
         self._is_running = False
-        self._is_requested = False
+        self._was_started_again = False
         self._state = DrainState.IDLE
         self._chunk_limit = MAX_CHUNK_DELIVERIES
         self._skipped_up_to = 0
@@ -106,7 +106,7 @@ class Drain:
     def start(self) -> None:
         """Drain in another thread until the spool is empty."""
         with self._lock:
-            self._is_requested = True
+            self._was_started_again = True
             if self._is_running:
                 return
             self._is_running = True
@@ -136,7 +136,7 @@ class Drain:
         """Note that the spool fails, so that the next delivery tries the database again."""
         self.database_is_down = False
 
-    def finish(self) -> str:
+    def drain_all(self) -> str:
         """Drain until the spool is empty or the database stores nothing.
 
         Entries that were set aside are tried, too. Returns the problem, or an empty text. Needs an
@@ -158,7 +158,7 @@ class Drain:
         with file_lock(str(self.spool.path), "drain-lock"):
             chunk = self.spool.read(self._skipped_up_to, self._chunk_limit)
             if not chunk:
-                return self._reach_end()
+                return self._restart_or_end()
             stored, failed = self._store(chunk)
             if stored:
                 self.spool.remove(stored)
@@ -225,7 +225,7 @@ class Drain:
         self._chunk_limit = max(1, len(chunk) // 2)
         return DrainState.PROBING
 
-    def _reach_end(self) -> DrainState:
+    def _restart_or_end(self) -> DrainState:
         if self._skipped_up_to:
             self._skipped_up_to = 0
             self._state = DrainState.PROBING
@@ -240,11 +240,11 @@ class Drain:
         pause = MIN_PAUSE_SECONDS
         while True:
             with self._lock:
-                self._is_requested = False
+                self._was_started_again = False
             match self._try_step():
                 case DrainState.IDLE:
                     with self._lock:
-                        if not self._is_requested:
+                        if not self._was_started_again:
                             self._is_running = False
                             return
                 case DrainState.DRAINING:

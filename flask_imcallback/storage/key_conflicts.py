@@ -13,25 +13,25 @@ from .tables import removal as removal_table
 
 
 @dataclass(frozen=True)
-class StoredBefore:
+class AlreadyStored:
     """An earlier attempt of this process, or of another that drains, stored the entry."""
 
     status: Status
 
 
 @dataclass(frozen=True)
-class RepetitionOf:
+class Repetition:
     """The database holds the same callback as the delivery `first_id`."""
 
     first_id: int
 
 
 @dataclass(frozen=True)
-class IdTaken:
+class TakenId:
     """Another delivery has the id, or a removal has the id of one of the removals."""
 
 
-KeyConflict = StoredBefore | RepetitionOf | IdTaken
+KeyConflict = AlreadyStored | Repetition | TakenId
 
 
 def find_key_conflict(engine: Engine, entry: Entry) -> KeyConflict | None:
@@ -41,15 +41,15 @@ def find_key_conflict(engine: Engine, entry: Entry) -> KeyConflict | None:
         same_id = select(column.nonce, column.status).where(column.id == row["id"])
         stored = connection.execute(same_id).one_or_none()
         if stored and stored.nonce == row["nonce"]:
-            return StoredBefore(Status(stored.status))
+            return AlreadyStored(Status(stored.status))
         if row["fingerprint"]:
             same_callback = select(column.id).where(column.fingerprint == row["fingerprint"])
             first_id = connection.scalar(same_callback)
             if first_id is not None:
-                return RepetitionOf(first_id)
+                return Repetition(first_id)
         last_id = row["id"] + max(len(entry.removals), 1) - 1
         removal_ids = select(removal_table.c.id).where(
             removal_table.c.id.between(row["id"], last_id)
         )
         is_taken = stored or connection.scalar(removal_ids.limit(1)) is not None
-    return IdTaken() if is_taken else None
+    return TakenId() if is_taken else None

@@ -25,7 +25,7 @@ from ..removals import Status
 from .database_errors import DeadlineError, Fault, FileReplacedError, classify
 from .entries import Entry
 from .inserts import store_entries
-from .key_conflicts import IdTaken, KeyConflict, RepetitionOf, StoredBefore, find_key_conflict
+from .key_conflicts import AlreadyStored, KeyConflict, Repetition, TakenId, find_key_conflict
 from .sqlite import file_identity, file_lock, sqlite_path
 from .threads import new_lock, new_queue, new_signal, start_thread
 
@@ -47,7 +47,7 @@ MAX_ATTEMPTS = 20
 
 MAX_RETRY_PAUSE_SECONDS = 0.4
 
-FIRST_ID_STEP = 1000
+FIRST_ID_STEP_MICROSECONDS = 1000
 """Microseconds. A taken id moves by less than this step, and the step doubles with each attempt."""
 
 FILE_IDENTITY_KEY = "imcallback_file_identity"
@@ -250,7 +250,7 @@ class Writer:
         Raises `DeadlineError` if the caller abandoned the entry: the caller may now be storing the
         entry elsewhere, under its present keys.
         """
-        if isinstance(conflict, StoredBefore):
+        if isinstance(conflict, AlreadyStored):
             if conflict.status is Status.DUPLICATE:
                 entry.removals = ()
             return True
@@ -258,12 +258,12 @@ class Writer:
             if entry.is_abandoned:
                 raise DeadlineError("the deadline passed while the delivery was being stored")
             match conflict:
-                case RepetitionOf(first_id):
+                case Repetition(first_id):
                     entry.mark_duplicate(first_id)
-                case IdTaken():
+                case TakenId():
                     # Another process probably used this microsecond. The random steps grow, so
                     # that many processes find free ids.
-                    step = random.randrange(1, FIRST_ID_STEP << attempt)  # noqa: S311
+                    step = random.randrange(1, FIRST_ID_STEP_MICROSECONDS << attempt)  # noqa: S311
                     entry.assign_id(entry.row["id"] + step)
         return False
 

@@ -41,7 +41,7 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
 
 
 def _history() -> Response:
-    page = get_runtime().history.page(load_history_query(parameters()))
+    page = get_runtime().history.read_page(load_history_query(parameters()))
     # The text is made by hand: json.dumps takes four times as long.
     data = ", ".join(json_lines(page.data))
     text = f'{{"data": [{data}], "next_cursor": {json.dumps(page.next_cursor)}}}\n'
@@ -66,13 +66,13 @@ def _removal(removal_id: str) -> Response:
 
 
 def _stats() -> Response:
-    counts = get_runtime().history.count(*load_stats_query(parameters()))
+    counts = get_runtime().history.read_counts(*load_stats_query(parameters()))
     return json_response({"data": stats_json(counts)})
 
 
 def _export() -> Response:
     query, format, keeps_formulas = load_export_query(parameters())
-    chunks = get_runtime().history.chunks(query)
+    chunks = get_runtime().history.read_chunks(query)
     try:
         file = encode(format, chunks, keeps_formulas=keeps_formulas)
     except ConfigError as error:
@@ -96,7 +96,7 @@ def _log_failures(file: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _deliveries() -> Response:
-    page = get_runtime().history.delivery_page(load_delivery_query(parameters()))
+    page = get_runtime().history.read_delivery_page(load_delivery_query(parameters()))
     data = DELIVERY.dump(page.data, many=True)
     response = json_response({"data": data, "next_cursor": page.next_cursor})
     if page.next_cursor is not None:

@@ -110,7 +110,7 @@ def answer_with_problems(
     render = render or _render_json
 
     def answer(error: Exception) -> Response:
-        problem = _problem_of(error)
+        problem = _make_problem(error)
         response = render(problem)
         response.status_code = problem.type.status
         if problem.type is UNAUTHORIZED:
@@ -136,7 +136,7 @@ def _render_json(problem: ProblemError) -> Response:
     return response
 
 
-def _problem_of(error: Exception) -> ProblemError:
+def _make_problem(error: Exception) -> ProblemError:
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, HistoryQueryError):

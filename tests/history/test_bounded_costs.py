@@ -320,7 +320,7 @@ def test_two_rare_statuses_are_found_at_once(make_app: MakeApp, database_url: UR
     query = load_delivery_query({"status": ["recorded", "unreadable"], "limit": ["2"]})
     with app.app_context():
         history = get_runtime().history
-        assert [row.id for row in history.delivery_page(query).data] == [
+        assert [row.id for row in history.read_delivery_page(query).data] == [
             FIRST_ID + ROWS - 1,
             FIRST_ID + ROWS - 2,
         ]

@@ -507,9 +507,9 @@ def test_a_page_fits_its_cursor(
         Position(-1),
         ids,
         is_last=is_last,
-        read_until=max(ids, default=0),
-        final_until=RECENT - 1,
-        now=9_000,
+        last_read_id=max(ids, default=0),
+        last_final_id=RECENT - 1,
+        now_id=9_000,
     )
     assert (page.count, page.is_last, page.position.high_water_mark) == (count, is_last_then, mark)
     remembered = [removal_id for removal_id in ids[:count] if removal_id > mark]
@@ -522,7 +522,9 @@ def test_a_page_fits_its_cursor(
 def test_a_full_cursor_returns_an_empty_page(now: int) -> None:
     """If the cursor is full, the page is empty. It is the last one if the ids are of the future."""
     start = Position(RECENT - 1, tuple((removal_id, removal_id) for removal_id in FULL))
-    page = fit_page(start, [5_000], is_last=True, read_until=5_000, final_until=RECENT - 1, now=now)
+    page = fit_page(
+        start, [5_000], is_last=True, last_read_id=5_000, last_final_id=RECENT - 1, now_id=now
+    )
     assert (page.count, page.is_last) == (0, now == 4_000)
     assert page.position == start
 

@@ -54,7 +54,7 @@ def new_drain(app: Flask) -> Drain:
 def drain(app: Flask) -> str:
     """Drain the spool as another process does, and return the problem."""
     with app.app_context():
-        return new_drain(app).finish()
+        return new_drain(app).drain_all()
 
 
 def post(app: Flask, owner: str = "alice") -> int:

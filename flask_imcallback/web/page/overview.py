@@ -19,13 +19,13 @@ from ...history import Page, RemovalCount
 from ...runtime import Runtime
 from ...storage import ACCEPTED, REFUSED, CallbackCount, Waiting
 
-MONTH = timedelta(days=30)
+COUNT_PERIOD = timedelta(days=30)
 MIN_SILENCE = timedelta(minutes=10)
 SILENCE_GAPS = 10
 """A silence is unusual if it is longer than this number of average gaps between two removals."""
 MIN_REMOVALS_PER_MONTH = 10
 """An app with fewer removals is treated as if it had this number."""
-MAX_ROWS = 20
+MAX_SHOWN_COUNTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,7 +36,7 @@ class Overview:
     """The counts of accepted callbacks by command, the newest first."""
     refused: Sequence[CallbackCount]
     """The counts of refused callbacks by reason, the newest first."""
-    last: datetime | None
+    last_accepted_at: datetime | None
     """The time of the last accepted callback."""
     silence: timedelta | None
     """The time since the last accepted callback, if it is unusually long."""
@@ -63,9 +63,9 @@ def summarize(
     silence = now - last if page and last else None
     waiting, spool_problem = _look_into_spool(runtime)
     return Overview(
-        accepted=accepted[:MAX_ROWS],
-        refused=[count for count in counters if count.outcome == REFUSED][:MAX_ROWS],
-        last=last,
+        accepted=accepted[:MAX_SHOWN_COUNTS],
+        refused=[count for count in counters if count.outcome == REFUSED][:MAX_SHOWN_COUNTS],
+        last_accepted_at=last,
         silence=silence if silence and silence > _usual_silence(counts) else None,
         waiting=waiting,
         spool_problem=spool_problem,
@@ -87,11 +87,11 @@ def _look_into_spool(runtime: Runtime) -> tuple[Waiting | None, str]:
 
 def _usual_silence(counts: Sequence[RemovalCount]) -> timedelta:
     """Return the longest silence that is still usual after this month."""
-    gap = MONTH / max(MIN_REMOVALS_PER_MONTH, sum(count.count for count in counts))
+    gap = COUNT_PERIOD / max(MIN_REMOVALS_PER_MONTH, sum(count.count for count in counts))
     return max(SILENCE_GAPS * gap, MIN_SILENCE)
 
 
-def setup(runtime: Runtime) -> dict[str, Any]:
+def describe_setup(runtime: Runtime) -> dict[str, Any]:
     """Return what the page shows before the first removal: the steps of each enabled provider.
 
     No secret is shown.

@@ -21,7 +21,7 @@ from ..problems import NOT_FOUND, ProblemError, answer_with_problems
 from .context import PageContext, Parameters, read_zone
 from .environment import render
 from .files import FILES, MEDIA_TYPES
-from .overview import setup, summarize
+from .overview import describe_setup, summarize
 from .text import LANGUAGES, Translations, indent_json, show_invisible
 from .timeline import count_timeline
 
@@ -59,9 +59,9 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
 
 
 def _index() -> Response:
-    runtime, parameters = get_runtime(), _filled_parameters()
+    runtime, parameters = get_runtime(), _drop_empty_parameters()
     query = _read_query(parameters)
-    page = runtime.history.page(query)
+    page = runtime.history.read_page(query)
     now = datetime.now(UTC)
     timeline = count_timeline(runtime.history, query, read_zone(parameters), now)
     has_no_filters = query.digest == HistoryQuery().digest and query.cursor is None
@@ -77,13 +77,13 @@ def _index() -> Response:
         overview=summarize(runtime, now, page, timeline.counts)
         if has_no_filters
         else summarize(runtime, now),
-        setup=setup(runtime) if is_empty else None,
+        setup=describe_setup(runtime) if is_empty else None,
         now=now,
     )
 
 
 def _account() -> Response:
-    parameters = _filled_parameters()
+    parameters = _drop_empty_parameters()
     if "account_id" not in parameters:
         raise HistoryQueryError("account_id", "is missing")
     # The history of two accounts is read from its start, the history of one from its end.
@@ -93,13 +93,13 @@ def _account() -> Response:
         "account.html",
         parameters,
         query=query,
-        page=get_runtime().history.page(query),
+        page=get_runtime().history.read_page(query),
         export_filters=_export_filters(query),
     )
 
 
 def _removal(removal_id: str) -> Response:
-    parameters = _filled_parameters()
+    parameters = _drop_empty_parameters()
     load_parameters(PAGE_PARAMETERS, parameters)
     read_zone(parameters)
     history = get_runtime().history
@@ -119,7 +119,7 @@ def _removal(removal_id: str) -> Response:
         delivery=facts,
         packet=packet[:MAX_PACKET_LENGTH],
         is_whole_packet=len(packet) <= MAX_PACKET_LENGTH,
-        siblings=history.page(siblings).data,
+        siblings=history.read_page(siblings).data,
     )
 
 
@@ -146,7 +146,7 @@ def _cache_files(response: Response) -> Response:
 
 def _problem(problem: ProblemError) -> Response:
     try:
-        parameters = _filled_parameters()
+        parameters = _drop_empty_parameters()
     except ProblemError:
         parameters = {}
     return _render("problem.html", parameters, problem_type=problem.type, detail=str(problem))
@@ -168,7 +168,7 @@ def _render(template: str, parameters: Parameters, **variables: Any) -> Response
     return Response(render(current_app, f"imcallback/{template}", variables), mimetype="text/html")
 
 
-def _filled_parameters() -> dict[str, list[str]]:
+def _drop_empty_parameters() -> dict[str, list[str]]:
     """Return the query parameters without empty values, because a form sends all its fields."""
     filled = ((name, [value for value in values if value]) for name, values in parameters().items())
     return {name: values for name, values in filled if values}
@@ -178,7 +178,7 @@ def _read_query(parameters: Parameters) -> HistoryQuery:
     """Return the query of a page that lists removals. Raises `HistoryQueryError`."""
     zone = read_zone(parameters)
     times = {
-        name: [_with_offset(value, zone) for value in parameters[name]]
+        name: [_add_offset(value, zone) for value in parameters[name]]
         for name in ("since", "until")
         if name in parameters
     }
@@ -190,7 +190,7 @@ def _read_query(parameters: Parameters) -> HistoryQuery:
     )
 
 
-def _with_offset(text: str, zone: ZoneInfo) -> str:
+def _add_offset(text: str, zone: ZoneInfo) -> str:
     """Return a local time of the zone as RFC 3339. Any other text is returned as it is."""
     if not LOCAL_TIME.fullmatch(text):
         return text
