@@ -1,6 +1,6 @@
-"""Receives one callback: authenticate, read, parse, store, answer.
+"""The receiver of one callback: authenticate, read, parse, store, answer.
 
-Read this file first. `Receiver.receive` is the story of every callback.
+Read this file first. `Receiver.receive` handles every callback.
 """
 
 from __future__ import annotations
@@ -22,19 +22,19 @@ KEPT_HEADERS = ("host", "user-agent", "content-type", "content-length", "operati
 """The headers that are stored. None of them ever holds a secret."""
 
 UNVERIFIABLE = "the provider fails to verify the request"
-"""The reason of a refusal that is a mistake in a provider. The log of level DEBUG has more."""
+"""The reason of a refusal after a mistake in a provider. The log of level DEBUG has the error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """The bytes that arrived, and what is wrong with them, if anything."""
+    """The bytes that arrived. `problem` is empty if the body is complete."""
 
     content: bytes
     problem: str = ""
 
 
 class RefusalError(Exception):
-    """A callback that is not stored. The provider turns status and problem into an answer."""
+    """A callback that is refused and not stored. The provider makes the answer."""
 
     def __init__(self, status: int, problem: str) -> None:
         super().__init__(problem)
@@ -72,7 +72,10 @@ class Receiver:
         return reply
 
     def _authenticate(self, provider: Provider, request: CallbackRequest) -> str:
-        """Return how the request was authenticated. All refusals get the same answer."""
+        """Return the guards that the request passed.
+
+        Every refusal has the same answer, so a stranger learns nothing.
+        """
         try:
             self._settings.check_address(request.remote_addr)
             return provider.verify(request)
@@ -95,7 +98,7 @@ class Receiver:
     def _parse(
         self, provider: Provider, request: CallbackRequest, authenticated_by: str, body: Body
     ) -> tuple[Delivery, Reply]:
-        """Read the packet. Return what to store, and the answer if it can be stored.
+        """Read the packet. Return the delivery to store, and the answer after it is stored.
 
         A packet that cannot be read is stored too, with status `unreadable`.
         """

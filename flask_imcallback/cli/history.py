@@ -106,7 +106,7 @@ def _write_file(file: str, parts: Iterable[bytes]) -> None:
 def _with_progress_bar(
     chunks: Iterable[list[Record]], query: HistoryQuery
 ) -> Iterator[list[Record]]:
-    """Yield the chunks, and show on a progress bar how much of the period they cover."""
+    """Yield the chunks, and show the covered part of the period on a progress bar."""
     first, last = _first_and_last_id(query)
     length = max(1, last - first)
     with click.progressbar(length=length, file=sys.stderr) as bar:

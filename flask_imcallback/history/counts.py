@@ -59,9 +59,10 @@ def count_removals(
 
 
 def _common_width(starts: Sequence[datetime]) -> int:
-    """Return the largest width in microseconds of which every start is a multiple.
+    """Return the largest width in microseconds that divides every start.
 
-    The database counts in buckets of this width. Each of them lies in one bucket of the query.
+    The database counts in buckets of this width. Each of its buckets lies in one bucket of the
+    query.
     """
     return gcd(*map(id_at, starts)) if len(starts) > 1 else MAX_ID
 

@@ -1,7 +1,7 @@
-"""Removals as NDJSON, CSV and Parquet files, written while they are sent, in bounded memory.
+"""Removals as NDJSON, CSV and Parquet files. A file is written while it is sent, in bounded memory.
 
-No byte is written before the first chunk has been read, so that an error at the start can still be
-answered with a status. A file that was cut off later can be recognized in every format.
+The first chunk is read before the first byte is written, so an error at the start still gets a
+status. A file that was cut off later can be recognized in every format.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def removal_json(record: Record) -> dict[str, Any]:
 def json_lines(records: Sequence[Record]) -> list[str]:
     """Return the JSON of each removal, as `json.dumps(..., ensure_ascii=False)` writes it.
 
-    `json.dumps` takes four times as long. `_quote` is its own function for texts.
+    `json.dumps` takes four times as long. `_quote` is the function of `json` for texts.
     """
     return [
         f'{{"id": {id}, "provider": {_quote(provider)}, "app_id": {_quote(app_id)}, '
@@ -141,8 +141,8 @@ def _csv(chunks: Chunks, keeps_formulas: bool) -> Iterator[bytes]:
     """Yield the record of the column names, then one record per removal.
 
     The last record is `manifest`, the number of removals, and empty fields. A file without it was
-    cut off. Unless `keeps_formulas`, an apostrophe is put before every text that a spreadsheet may
-    run. A reader cannot tell it from an apostrophe that was in the text.
+    cut off. Without `keeps_formulas`, an apostrophe stands before every text that a spreadsheet may
+    run. A reader cannot distinguish it from an apostrophe of the text.
     """
     removals = 0
     head = csv_records([COLUMNS])

@@ -1,4 +1,4 @@
-"""The filters of the history: one table for queries, URLs and command line, and their types."""
+"""The filters of the history. Queries, URLs and the command line share this table."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ FILTERS: dict[str, Filter] = {
     ),
     "delivery_id": Filter(description="the id of the delivery", is_id=True),
 }
-"""Filters that compare for equality. Values of one filter are alternatives."""
+"""Filter -> its properties. The values of one filter are alternatives."""
 
 TEXT_FILTERS = tuple(name for name, row in FILTERS.items() if not row.is_id)
 

@@ -1,4 +1,4 @@
-"""The stored removals and deliveries: queries in, pages, streams and counts out."""
+"""The history: pages, streams and counts of the stored removals and deliveries."""
 
 from __future__ import annotations
 
@@ -35,13 +35,13 @@ from .results import (
 from .statements import Finder, PageSpec, SearchResult
 
 CHUNK_REMOVALS = 2000
-"""Number of removals that a stream reads at once."""
+"""Number of removals that a stream reads in one step."""
 MAX_BODY_BYTES_PER_PAGE = 4 * 1024 * 1024
 """Maximum size of all packets in a page of deliveries. A larger packet has a page of its own."""
 COMMIT_MARGIN = timedelta(seconds=5)
-"""The time that a transaction may last, and clocks may differ, beyond the deadline."""
+"""Time after the deadline in which a transaction may still commit. It includes a difference between
+clocks."""
 DELIVERY_COLUMNS = [delivery_table.c[field.name] for field in fields(DeliveryRecord)]
-make_record = partial(tuple.__new__, Record)
 SOURCE_COLUMNS = ", ".join(column.name for column in source_table.c)
 
 
@@ -66,8 +66,8 @@ class History:
     def stream(self, **filters: Unpack[StreamFilters]) -> Iterator[Record]:
         """Return an iterator over all removals that match, in order.
 
-        Removals that are received after the call are not included. The stream reads in parts, each
-        in its own short transaction, and needs an app context for each.
+        Removals that are received more than a second after the call are not included. The stream
+        reads in parts, each in its own short transaction. Each part needs an app context.
 
         Raises as `find` does. A wrong filter raises at the call, not at the first removal.
         """
@@ -88,8 +88,9 @@ class History:
         `"provider"`, `"app_id"`, `"command"`, `"relation"`, `"platform"` or None. `tz` is the IANA
         name of the time zone in which buckets begin.
 
-        The buckets cover the time from `since`, or else the first matching removal, to `until`, or
-        else now. A bucket without removals has the count 0.
+        The buckets cover the time from `since` to `until`. Without `since` they begin with the
+        first matching removal, and without `until` they end now. A bucket without removals has
+        the count 0.
 
         Raises as `find` does, also if there are more than 10,000 counts.
         """
@@ -138,7 +139,7 @@ class History:
             rows = Finder(connection).find(ids, PageSpec(is_descending=False, limit=count)).rows
             return DeliveryDetail(delivery, _make_records(connection, rows))
 
-    # The methods below take checked queries. The web pages and the command line make them.
+    # The methods below take checked queries, for the web pages and the command line.
 
     def read_page(self, query: HistoryQuery) -> Page:
         """Return the page of a query. Raises `StorageError`.
@@ -159,8 +160,9 @@ class History:
         """
         with self._connect() as connection:
             resolved = resolve(connection, query)
-        now = id_at(datetime.now(UTC)) + MAX_REMOVALS
-        resolved = replace(resolved, below_id=min(resolved.below_id, now))
+        # A removal of a delivery that was received now can have an id up to a second later.
+        end_id = id_at(datetime.now(UTC)) + MAX_REMOVALS
+        resolved = replace(resolved, below_id=min(resolved.below_id, end_id))
         return self._iterate_chunks(resolved, PageSpec(query.is_descending, CHUNK_REMOVALS))
 
     def read_counts(self, query: HistoryQuery, stats: StatsQuery) -> list[RemovalCount]:
@@ -235,7 +237,7 @@ class History:
                 found = Finder(connection).find(query, page)
                 data = _make_records(connection, found.rows)
                 if connection.dialect.name == "sqlite":
-                    # Free the page cache: a stream reads each page of the file once.
+                    # Free the cache, because a stream reads each database page only once.
                     connection.exec_driver_sql("PRAGMA shrink_memory")
             if data:
                 yield data
@@ -257,13 +259,13 @@ def _find_new_rows(
 ) -> SearchResult:
     """Return rows in ascending order from a position on, without rows that were returned before.
 
-    Ids above `last_final_id` are always read to their end, because a page that ends among them
-    leads back to `last_final_id`.
+    The search does not stop among ids above `last_final_id`. A cursor cannot hold such a position:
+    the next page would start at `last_final_id` again.
     """
     finder = Finder(connection)
     rows: list[Any] = []
     above_id = max(query.above_id, start.high_water_mark)
-    # Rows that were returned before are skipped in large parts, however short the pages are.
+    # Rows that were returned before are skipped in large parts, even if the pages are short.
     rows_at_once = max(limit, CHUNK_REMOVALS) if start.already_returned else limit
     page = PageSpec(is_descending=False, limit=rows_at_once)
     while len(rows) < limit:
@@ -276,6 +278,10 @@ def _find_new_rows(
         else:
             return SearchResult(rows[:limit], found.stopped_at if len(rows) < limit else None)
     return SearchResult(rows[:limit])
+
+
+# tuple.__new__ skips the Python code of NamedTuple.__new__.
+make_record = partial(tuple.__new__, Record)
 
 
 def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
@@ -330,7 +336,7 @@ def _make_delivery_record(row: Row[Any]) -> DeliveryRecord:
 def _select_sizes(query: DeliveryQuery, start: Position) -> Select[int, int]:
     """Return the SELECT of ids and body sizes for a page, with one row more than its limit.
 
-    Each status is a range of its own, because an index lists the ids of one status in order.
+    Each status is a separate range, because an index lists the ids of one status in order.
     """
     column = delivery_table.c
     mark = start.high_water_mark
@@ -355,7 +361,7 @@ def _select_sizes(query: DeliveryQuery, start: Position) -> Select[int, int]:
 
 
 def _cut_to_limits(sizes: Iterable[Row[int, int]], limit: int) -> tuple[list[int], bool]:
-    """Return the ids of a page that its limits allow, and whether there are no more."""
+    """Return the ids that fit into a page, and whether it is the last page."""
     ids: list[int] = []
     total_bytes = 0
     for delivery_id, body_bytes in sizes:

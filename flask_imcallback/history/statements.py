@@ -1,12 +1,12 @@
 # ruff: noqa: S608 (only names of columns, indexes and parameters are put into the SQL text)
 """Query plans as SQL text, and the object that runs them.
 
-The SQL is text because the planner of each database must use the index that the plan names, and
-each database has its own syntax for that. PostgreSQL has no index hints. There, two forms of the
+The planner of each database must use the index that the plan names, and each database has its own
+syntax for an index hint. So the SQL is text. PostgreSQL has no index hints. Two forms of the
 statement leave its planner no other index:
 
-- `ORDER BY` the first index column and the id can only be answered by that index, as long as the
-  planner does not see that the column is constant. An array of one value hides that.
+- Only this index can answer `ORDER BY` the first index column and the id. The planner must not see
+  that the column is constant, so the value is an array with one element.
 - Other conditions stand outside of a `LIMIT`, where they do not attract other indexes.
 """
 
@@ -23,16 +23,22 @@ from .plans import PRIMARY_KEY_SCAN, IndexRange, Plan, choose_plan, list_plans
 from .resolve import ResolvedQuery
 
 REMOVAL_COLUMNS = (
-    *("id", "delivery_id", "source_id"),
-    *("owner_id", "target_id", "client_ip", "request_id"),
+    "id",
+    "delivery_id",
+    "source_id",
+    "owner_id",
+    "target_id",
+    "client_ip",
+    "request_id",
 )
 COLUMN_LIST = ", ".join(REMOVAL_COLUMNS)
 NEARBY_ROWS_PER_RESULT = 20
-"""Rows to read for each wanted removal before an index is tried, if only sources are filtered."""
+"""Rows of the table that are read for each wanted removal, before an index is used. Only a query
+that filters by nothing but sources reads them."""
 STEP_ENTRIES = (1_000, 8_000)
-"""Index entries to read in each step of a search. The search then ends, even with few results."""
+"""Index entries that each step of a search reads. The search ends after the last step."""
 COVERING_STEP_ENTRIES = 150_000
-"""Index entries to read in one more step, if the index alone can check all conditions."""
+"""Index entries that one more step reads, if the index alone can check all conditions."""
 COUNT_PROBE_ENTRIES = 1000
 """Distance in index entries at which plans are compared before removals are counted."""
 MAX_COUNT_ROWS = 500_000
@@ -49,7 +55,7 @@ class PageSpec:
     is_descending: bool
     limit: int
     max_entries: int | None = None
-    """The ranges are known to have at most this many entries. None if that is unknown."""
+    """The maximum number of entries in the ranges, or None if it is unknown."""
 
     @property
     def order(self) -> str:
@@ -69,7 +75,7 @@ class Statement(NamedTuple):
 
 @dataclass(frozen=True)
 class SearchResult:
-    """Rows of `REMOVAL_COLUMNS`, in the order of the page."""
+    """The rows that a search found, in the order of the page. The columns are `REMOVAL_COLUMNS`."""
 
     rows: list[Any]
     stopped_at: int | None = None
@@ -77,7 +83,7 @@ class SearchResult:
 
 
 class Finder:
-    """Runs resolved queries on a connection."""
+    """A runner of resolved queries on a connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -86,7 +92,10 @@ class Finder:
         """The statements that were executed, for EXPLAIN in tests and benchmarks."""
 
     def find(self, query: ResolvedQuery, page: PageSpec) -> SearchResult:
-        """Return the first rows that match. The search stops after a bounded number of entries."""
+        """Return the first rows that match.
+
+        The search usually stops after a bounded number of entries.
+        """
         plans = list_plans(query)
         if len(plans) > 1:
             plan = self._choose_plan(query, plans, page)
@@ -142,7 +151,7 @@ class Finder:
     def _run(self, statement: Statement) -> list[Any]:
         self.statements.append(statement)
         sql, values = statement
-        # SQLAlchemy takes longer to compile such a statement than the database to run it.
+        # SQLAlchemy compiles such a statement more slowly than the database runs it.
         if self._dialect != "sqlite":
             return list(self._connection.exec_driver_sql(sql, values).all())
         # SQLite compares each parameter name with all names before it. Thousands take seconds.
@@ -205,7 +214,7 @@ class Finder:
 
 @dataclass
 class _StatementBuilder:
-    """Writes one statement for a query, and collects the values that it binds."""
+    """A builder of one statement. It collects the values that the statement binds."""
 
     dialect: str
     query: ResolvedQuery
@@ -298,7 +307,7 @@ class _StatementBuilder:
         return self.dialect in ("mysql", "mariadb")
 
     def _bind(self, value: Any) -> str:
-        """Add a parameter, and return its mark."""
+        """Add a parameter, and return its placeholder."""
         name = f"v{len(self.values)}"
         self.values[name] = value
         return f":{name}" if self.dialect == "sqlite" else f"%({name})s"

@@ -26,8 +26,8 @@ SOURCE_IDS_KEY = "imcallback_source_ids"
 """Key of `Connection.info` with the cache of known sources."""
 
 JSON_INSERT_THRESHOLD = 20
-"""From this number of removals on, one JSON array carries the removals of a delivery, on the
-databases in `JSON_ROWS`."""
+"""A delivery with this number of removals or more is inserted from one JSON array, on the databases
+in `JSON_ROWS`."""
 
 MAX_ROWS_PER_INSERT = 40
 """Rows in one statement. Older releases of SQLite allow 999 parameters."""
@@ -60,7 +60,7 @@ JSON_ROWS = {
         table="json_array_elements({}::json) WITH ORDINALITY AS removals(item, number)",
     ),
 }
-"""By the name of the dialect. Other dialects insert all removals as plain rows."""
+"""Dialect -> its SQL. Other dialects insert all removals as plain rows."""
 
 
 def ensure_sources(connection: Connection, entries: Sequence[Entry]) -> None:
@@ -83,7 +83,7 @@ def ensure_sources(connection: Connection, entries: Sequence[Entry]) -> None:
 
 
 def store_entries(connection: Connection, entries: Sequence[Entry]) -> None:
-    """Store the entries in one transaction. Missing sources are added before, in their own."""
+    """Store the entries in one transaction. Missing sources are added before it."""
     if connection.in_transaction():
         connection.rollback()
     ensure_sources(connection, entries)
@@ -124,8 +124,8 @@ class _Insert:
     def run(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
         """Insert rows that `bind` has made.
 
-        The drivers' executemany is slower: sqlite3 and psycopg release Python's lock for each row,
-        and then compete with all request threads to get the lock back.
+        The executemany of the drivers is slower: sqlite3 and psycopg release the GIL for each row,
+        and then compete with all request threads to get it back.
         """
         for start in range(0, len(rows), MAX_ROWS_PER_INSERT):
             chunk = rows[start : start + MAX_ROWS_PER_INSERT]

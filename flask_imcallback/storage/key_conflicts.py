@@ -1,4 +1,4 @@
-"""Find out why the database refused the keys of a delivery."""
+"""The reasons why a database refuses the keys of a delivery."""
 
 from __future__ import annotations
 
@@ -14,28 +14,28 @@ from .tables import removal as removal_table
 
 @dataclass(frozen=True)
 class AlreadyStored:
-    """An earlier attempt of this process, or of another that drains, stored the entry."""
+    """An entry that an earlier attempt has stored, in this process or in another drain."""
 
     status: Status
 
 
 @dataclass(frozen=True)
 class Repetition:
-    """The database holds the same callback as the delivery `first_id`."""
+    """A callback that the database holds already, as the delivery `first_id`."""
 
     first_id: int
 
 
 @dataclass(frozen=True)
 class TakenId:
-    """Another delivery has the id, or a removal has the id of one of the removals."""
+    """An id that another delivery has, or that a removal of another delivery has."""
 
 
 KeyConflict = AlreadyStored | Repetition | TakenId
 
 
 def find_key_conflict(engine: Engine, entry: Entry) -> KeyConflict | None:
-    """Return why the database refuses the keys of the entry, or None if no key is taken."""
+    """Return the reason why a key of the entry is taken, or None if all keys are free."""
     column, row = delivery_table.c, entry.row
     with engine.connect() as connection:
         same_id = select(column.nonce, column.status).where(column.id == row["id"])

@@ -1,8 +1,7 @@
-"""The tables. Their own MetaData keeps them out of a host's `create_all`.
+"""The tables. They have their own MetaData, so `create_all` of the host app does not create them.
 
-Ids are times: see `ids`. No foreign key joins the tables, because one transaction writes a delivery
-and its removals, no code deletes from one table alone, and the check would cost a look-up for each
-removal.
+Ids are times: see `ids`. No foreign key joins the tables. One transaction writes a delivery and its
+removals, no code deletes from one table alone, and each removal would cost a look-up.
 """
 
 from __future__ import annotations
@@ -45,17 +44,17 @@ delivery = Table(
     Column("body", Bytes, nullable=False),
     # NULL for a delivery that cannot be a repetition, and for each repetition.
     Column("fingerprint", Fingerprint),
-    # Random. Lets a retry recognize a row that its own earlier attempt stored.
+    # Random. A retry recognizes by it the row that its own earlier attempt stored.
     Column("nonce", Nonce),
     PrimaryKeyConstraint("id", name="pk_imcallback_delivery"),
-    # Any number of processes and database nodes record a repeated callback once.
+    # Many processes and database nodes record a repeated callback only once.
     UniqueConstraint("fingerprint", name="uq_imcallback_delivery_fingerprint"),
     # Finds duplicate, ignored and unreadable deliveries, which are rare.
     Index("ix_imcallback_delivery_status", "status", "id"),
 )
 
-# The values that many removals share. The table has a few dozen rows, and may hold the same
-# values twice: two processes may add them at the same time.
+# The values that many removals share. The table has a few dozen rows. Two rows may have the same
+# values, because two processes may add them at the same time.
 source = Table(
     "imcallback_source",
     metadata,
@@ -79,7 +78,7 @@ removal = Table(
     Column("client_ip", ExactText(255), nullable=False),
     Column("request_id", ExactText(255), nullable=False),
     PrimaryKeyConstraint("id", name="pk_imcallback_removal"),
-    # Each index is in the order of the pages, so a query reads one range of an index, or a few.
+    # Each index is in the order of the pages, so a query reads only a few ranges of an index.
     # An index with source_id skips removals of other sources without reading their rows.
     Index("ix_imcallback_removal_owner_id", "owner_id", "id", "source_id"),
     Index("ix_imcallback_removal_target_id", "target_id", "id", "source_id"),

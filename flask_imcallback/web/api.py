@@ -26,14 +26,14 @@ from ..history import (
     stats_json,
 )
 from ..runtime import get_runtime
-from .access import add_reader_views, parameters, parse_id
+from .access import View, add_reader_views, parameters, parse_id
 from .problems import NOT_FOUND, NOT_INSTALLED, ProblemError, answer_with_problems, json_response
 
 logger = logging.getLogger("flask_imcallback")
 
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
-    """Return the blueprint of the history. The decorators guard its views."""
+    """Return the blueprint of the history. The decorators protect its views."""
     blueprint = Blueprint("imcallback_history", __name__)
     add_reader_views(blueprint, ROUTES, decorators)
     answer_with_problems(blueprint)
@@ -42,7 +42,7 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
 
 def _history() -> Response:
     page = get_runtime().history.read_page(load_history_query(parameters()))
-    # The text is made by hand: json.dumps takes four times as long.
+    # json.dumps would take four times as long.
     data = ", ".join(json_lines(page.data))
     text = f'{{"data": [{data}], "next_cursor": {json.dumps(page.next_cursor)}}}\n'
     response = Response(text, mimetype="application/json")
@@ -77,7 +77,7 @@ def _export() -> Response:
         file = encode(format, chunks, keeps_formulas=keeps_formulas)
     except ConfigError as error:
         raise ProblemError(NOT_INSTALLED, str(error)) from error
-    # The first bytes are made before the response starts, so that an error still has a status.
+    # The first bytes are made before the response starts, so an error still gets a status.
     file = chain([next(file)], file)
     response = Response(
         stream_with_context(_log_failures(file)), content_type=FORMATS[format].media_type
@@ -113,21 +113,22 @@ def _delivery(delivery_id: str) -> Response:
     return json_response(DELIVERY.dump(detail.delivery) | {"removals": removals})
 
 
-ROUTES: dict[str, Callable[..., Response]] = {
-    "/history": _history,
-    "/history/stats": _stats,
-    "/history/export": _export,
-    "/history/<imcallback_rest:removal_id>": _removal,
-    "/deliveries": _deliveries,
-    "/deliveries/<imcallback_rest:delivery_id>": _delivery,
+ROUTES: dict[str, tuple[str, View]] = {
+    "/history": ("history", _history),
+    "/history/stats": ("stats", _stats),
+    "/history/export": ("export", _export),
+    "/history/<imcallback_rest:removal_id>": ("removal", _removal),
+    "/deliveries": ("deliveries", _deliveries),
+    "/deliveries/<imcallback_rest:delivery_id>": ("delivery", _delivery),
 }
+"""URL rule -> its endpoint and its view."""
 
 
 def _refuse_parameters() -> None:
     """Raise `HistoryQueryError` if the request has a parameter."""
     for name in parameters():
         raise HistoryQueryError(
-            shorten(name), "is not a parameter here. This URL takes no parameters"
+            shorten(name), "is not a parameter of this URL. This URL takes no parameters"
         )
 
 

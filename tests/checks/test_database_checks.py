@@ -320,7 +320,7 @@ def test_doctor_warns_of_tables_of_a_newer_release(make_app: MakeApp, tmp_path: 
         "WARNING",
         "The tables belong to a newer release of flask-imcallback",
         "Their revision is 9999_new. This release works with it during an upgrade.",
-        "Install the newer release on this host, too.",
+        "Install the newer release on this machine, too.",
     ), result.output
     assert result.exit_code == 0
 
@@ -550,7 +550,7 @@ def test_doctor_compares_the_clocks_of_host_and_database(
     assert has_finding(
         result,
         "FAILURE",
-        "The clocks of this host and of the database are 3600 seconds apart",
+        "The clocks of this machine and of the database differ by 3600 seconds",
         "With a wrong clock, signatures are refused and the history has wrong times.",
         "Set both clocks by NTP.",
     ), result.output

@@ -45,7 +45,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         {},
         "FAILURE",
         (
-            "No provider is on",
+            "No provider is enabled",
             "Every callback is answered with 404.",
             "Set IMCALLBACK_TENCENT_APPS or IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS, "
             "and start the app again.",

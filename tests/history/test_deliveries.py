@@ -231,7 +231,9 @@ def test_one_delivery_takes_no_parameters(make_app: MakeApp) -> None:
     """A parameter of the list is refused here, and not ignored."""
     problem = assert_problem(get(open_history(make_app), f"{DELIVERIES}/1?status=ignored"), 400)
     assert problem["parameter"] == "status"
-    assert problem["detail"] == "status is not a parameter here. This URL takes no parameters"
+    assert (
+        problem["detail"] == "status is not a parameter of this URL. This URL takes no parameters"
+    )
 
 
 STATUSES = "must be recorded, duplicate, ignored or unreadable, not"
@@ -251,7 +253,8 @@ NAIVE = MOMENT.replace(tzinfo=None)
         (
             "owner_id",
             "x",
-            "is not a filter here. The filters are status, since, until, order, limit, cursor",
+            "is not a filter of this method. "
+            "The filters are status, since, until, order, limit, cursor",
         ),
     ],
 )

@@ -343,8 +343,11 @@ def test_a_stream_holds_no_transaction(database_url: URL, make_app: MakeApp) -> 
     [
         ({"order": "x"}, "order must be desc or asc, not 'x'"),
         ({"owner_id": ""}, "owner_id must not be empty"),
-        ({"limit": 5}, "limit is not a filter here. The filters are provider, app_id, "),
-        ({"cursor": "x"}, "cursor is not a filter here. The filters are provider, app_id, "),
+        ({"limit": 5}, "limit is not a filter of this method. The filters are provider, app_id, "),
+        (
+            {"cursor": "x"},
+            "cursor is not a filter of this method. The filters are provider, app_id, ",
+        ),
     ],
     ids=str,
 )
@@ -425,7 +428,10 @@ OTHER_FILTERS = (
     "cursor belongs to other filters or another order. "
     "Repeat its filters and order, or start again without it"
 )
-NO_CURSOR = "cursor is not a cursor of this history. It was changed, cut off or made elsewhere"
+NO_CURSOR = (
+    "cursor is invalid: it was changed, cut off, or signed with another SECRET_KEY. "
+    "Start again without it"
+)
 
 
 @pytest.mark.parametrize(
@@ -591,7 +597,7 @@ BAD_FILTERS: list[tuple[str, Any, str]] = [
     *((name, ["x", None], "must be a string, not None") for name in TEXT_ONLY),
     *((name, "", "must not be empty") for name in ("provider", "owner_id", "target_id")),
     ("account_id", "", "must not be empty"),
-    ("peer_id", "x", "requires account_id, whose other side it is"),
+    ("peer_id", "x", "needs account_id: it names the account on the other side"),
     ("relation", "", "must be friend or blacklist, not ''"),
     ("relation", "Friend", "must be friend or blacklist, not 'Friend'"),
     ("relation", ["friend", "foe"], "must be friend or blacklist, not 'foe'"),
@@ -621,7 +627,8 @@ BAD_FILTERS: list[tuple[str, Any, str]] = [
         (
             name,
             "x",
-            f"is not a filter here. The filters are {', '.join(HistoryFilters.__annotations__)}",
+            "is not a filter of this method. "
+            f"The filters are {', '.join(HistoryFilters.__annotations__)}",
         )
         for name in ("owner", "Owner_id", "peer", "id", "texts", "digest", "format", "")
     ),

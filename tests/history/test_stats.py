@@ -266,8 +266,8 @@ def test_too_many_counts(make_app: MakeApp) -> None:
         ({"relation": "x"}, "relation must be friend or blacklist, not 'x'"),
         (
             {"limit": 5},
-            "limit is not a filter here. The filters are provider, app_id, command, relation, "
-            "owner_id, target_id, account_id, peer_id, platform, client_ip, request_id, "
+            "limit is not a filter of this method. The filters are provider, app_id, command, "
+            "relation, owner_id, target_id, account_id, peer_id, platform, client_ip, request_id, "
             "delivery_id, since, until",
         ),
     ],

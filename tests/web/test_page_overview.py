@@ -30,7 +30,7 @@ SETUP_HELP: list[tuple[dict[str, Any], list[str], list[str]]] = [
         ["https://<user>:<password>@im.example/imcallback/openim"],
         ["Tencent"],
     ),
-    ({}, ["No provider is on"], ["https://"]),
+    ({}, ["No provider is enabled"], ["https://"]),
     (
         {"IMCALLBACK_ALLOW_UNAUTHENTICATED": True, "providers": [*PROVIDERS]},
         ["https://im.example/imcallback/openim "],

@@ -24,13 +24,13 @@ MIN_SILENCE = timedelta(minutes=10)
 SILENCE_GAPS = 10
 """A silence is unusual if it is longer than this number of average gaps between two removals."""
 MIN_REMOVALS_PER_MONTH = 10
-"""An app with fewer removals is treated as if it had this number."""
+"""With fewer removals, the usual gap is computed from this number."""
 MAX_SHOWN_COUNTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """The state of the app for people."""
+    """The state of the app that the first page shows."""
 
     accepted: Sequence[CallbackCount]
     """The counts of accepted callbacks by command, the newest first."""
@@ -51,8 +51,8 @@ def summarize(
 ) -> Overview:
     """Summarize the recent callbacks and the spool.
 
-    With `page`, the newest removals, and `counts`, the counts of the last month, also detect an
-    unusually long silence. Raises `StorageError`.
+    If `page` and `counts` are given, also check for an unusually long silence. `page` has the
+    newest removals, and `counts` has the counts of the last month. Raises `StorageError`.
     """
     counters = sorted(runtime.counters.counts(), key=lambda count: count.last_at, reverse=True)
     accepted = [count for count in counters if count.outcome == ACCEPTED]
@@ -73,7 +73,7 @@ def summarize(
 
 
 def _look_into_spool(runtime: Runtime) -> tuple[Waiting | None, str]:
-    """Return what waits in the spool, and why the spool cannot be used."""
+    """Return the summary of the spool, and the reason why the spool cannot be used."""
     if runtime.drain is None:
         return None, ""
     spool = runtime.drain.spool
@@ -86,16 +86,13 @@ def _look_into_spool(runtime: Runtime) -> tuple[Waiting | None, str]:
 
 
 def _usual_silence(counts: Sequence[RemovalCount]) -> timedelta:
-    """Return the longest silence that is still usual after this month."""
+    """Return the longest silence that is still usual after the counts of a month."""
     gap = COUNT_PERIOD / max(MIN_REMOVALS_PER_MONTH, sum(count.count for count in counts))
     return max(SILENCE_GAPS * gap, MIN_SILENCE)
 
 
 def describe_setup(runtime: Runtime) -> dict[str, Any]:
-    """Return what the page shows before the first removal: the steps of each enabled provider.
-
-    No secret is shown.
-    """
+    """Return the content of the page before the first removal, without secrets."""
     providers = runtime.providers.values()
     page = url_for("imcallback_page.index", _external=True).rstrip("/")
     return {

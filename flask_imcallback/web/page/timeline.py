@@ -13,7 +13,7 @@ from .overview import COUNT_PERIOD
 
 MAX_BUCKETS = 500
 BUCKET_WIDTHS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
-"""The buckets to choose from, and `month` for a longer time."""
+"""The width of each bucket, from the smallest. `month` is used for a longer period."""
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -15,7 +15,7 @@ from marshmallow.validate import OneOf
 from ...errors import HistoryQueryError
 from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, load_parameters
 from ...runtime import get_runtime
-from ..access import add_reader_views, parameters, parse_id
+from ..access import View, add_reader_views, parameters, parse_id
 from ..middleware import set_headers
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
 from .context import PageContext, Parameters, read_zone
@@ -38,7 +38,7 @@ class PageSchema(Schema):
     tz = fields.String()
     lang = fields.String(validate=OneOf(LANGUAGES))
     back = fields.List(fields.String())
-    """The cursors of the pages before this one. The page without a cursor is "first"."""
+    """The cursors of the pages before this one. "first" stands for the page without a cursor."""
 
 
 class RemovalListSchema(HistoryQuerySchema, PageSchema):
@@ -49,9 +49,9 @@ PAGE_PARAMETERS, LIST_PARAMETERS = PageSchema(), RemovalListSchema()
 
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
-    """Return the blueprint of the pages. `decorators` are the `history_decorators` of the host."""
+    """Return the blueprint of the pages. `decorators` are the `history_decorators`."""
     blueprint = Blueprint("imcallback_page", __name__)
-    # Flask calls the last added function first, so that this one overrides `Cache-Control`.
+    # Flask calls the last added function first, so this function overrides `Cache-Control`.
     blueprint.after_request(_cache_files)
     add_reader_views(blueprint, VIEWS, decorators)
     answer_with_problems(blueprint, _problem)
@@ -86,7 +86,7 @@ def _account() -> Response:
     parameters = _drop_empty_parameters()
     if "account_id" not in parameters:
         raise HistoryQueryError("account_id", "is missing")
-    # The history of two accounts is read from its start, the history of one from its end.
+    # Show two accounts in the order of time, and one account newest first.
     parameters.setdefault("order", ["asc" if "peer_id" in parameters else "desc"])
     query = _read_query(parameters)
     return _render(
@@ -129,12 +129,13 @@ def _file(name: str) -> Response:
     return Response(FILES[name].read_bytes(), mimetype=MEDIA_TYPES[FILES[name].suffix])
 
 
-VIEWS: dict[str, Callable[..., Response]] = {
-    "/": _index,
-    "/account": _account,
-    "/removal/<imcallback_rest:removal_id>": _removal,
-    "/page/<imcallback_rest:name>": _file,
+VIEWS: dict[str, tuple[str, View]] = {
+    "/": ("index", _index),
+    "/account": ("account", _account),
+    "/removal/<imcallback_rest:removal_id>": ("removal", _removal),
+    "/page/<imcallback_rest:name>": ("file", _file),
 }
+"""URL rule -> its endpoint and its view."""
 
 
 def _cache_files(response: Response) -> Response:
