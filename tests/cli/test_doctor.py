@@ -63,7 +63,7 @@ def answers(status: int, body: str = "<html>", **headers: str) -> Callable[[Wsgi
     return lambda _: Response(body, status, headers, mimetype="text/html")
 
 
-def without_authorization(app: Wsgi) -> Wsgi:
+def drop_authorization(app: Wsgi) -> Wsgi:
     def serve(environ: dict[str, Any], start_response: Any) -> Any:
         environ.pop("HTTP_AUTHORIZATION", None)
         environ["PATH_INFO"] = environ["PATH_INFO"].replace(f"/{SECRET}", "")
@@ -72,7 +72,7 @@ def without_authorization(app: Wsgi) -> Wsgi:
     return serve
 
 
-def an_hour_late(app: Wsgi) -> Wsgi:
+def delay_date_header(app: Wsgi) -> Wsgi:
     def serve(environ: dict[str, Any], start_response: Any) -> Any:
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             date = http_date(time.time() - 3600)
@@ -83,7 +83,7 @@ def an_hour_late(app: Wsgi) -> Wsgi:
     return serve
 
 
-def slowly(app: Wsgi) -> Wsgi:
+def delay_answer(app: Wsgi) -> Wsgi:
     def serve(environ: dict[str, Any], start_response: Any) -> Any:
         time.sleep(1.1)
         return app(environ, start_response)
@@ -267,7 +267,7 @@ PROXIES: dict[str, tuple[Callable[[Wsgi], Wsgi], tuple[str, ...]]] = {
         ),
     ),
     "no Authorization": (
-        without_authorization,
+        drop_authorization,
         (
             "openim: the probe is answered 403",
             "The running app has other tokens, secrets or networks, or another clock. Or a proxy "
@@ -277,7 +277,7 @@ PROXIES: dict[str, tuple[Callable[[Wsgi], Wsgi], tuple[str, ...]]] = {
         ),
     ),
     "a wrong clock": (
-        an_hour_late,
+        delay_date_header,
         (
             "tencent: the clocks of this machine and of the server differ by 3600 seconds",
             "With a wrong clock, signatures are refused and the history has wrong times.",
@@ -304,7 +304,7 @@ def test_doctor_names_the_fault_of_a_proxy(
 def test_doctor_warns_of_a_slow_answer(make_app: MakeApp) -> None:
     """The time is shown, and what the IM server does then."""
     app = make_app(**SETTINGS)
-    with served(slowly(app)) as url:
+    with served(delay_answer(app)) as url:
         result = diagnose(app, "--url", url, "--idle", "0")
     assert "WARNING tencent: the answer took 1." in result.output
     assert "Tencent waits two seconds, then counts the callback as failed." in result.output

@@ -24,7 +24,7 @@ from flask_imcallback.history.queries import HistoryQuery
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.ids import moment_of
 from support.apps import MakeApp
-from support.deliveries import MICROSECOND, MOMENT, delivery_of, find, store, store_all
+from support.deliveries import MICROSECOND, MOMENT, find, make_delivery, store, store_all
 
 PAST = MOMENT.replace(year=2023)
 # Ids that a database confuses if it ignores case, accents or blanks, and ids with SQL characters.
@@ -81,7 +81,7 @@ def store_variety() -> Records:
         accounts = [*ACCOUNTS, *rare]
         of_time = [["r"], [], ["R"]][number // 100]
         deliveries.append(
-            delivery_of(
+            make_delivery(
                 *((draw.choice(accounts), draw.choice(accounts)) for _ in range(draw.randrange(6))),
                 at=PAST + timedelta(days=days, seconds=seconds, microseconds=draw.randrange(20)),
                 relation=draw.choice(list(Relation)),
@@ -278,7 +278,7 @@ def test_a_page_may_be_short(database_url: URL, make_app: MakeApp) -> None:
             at = PAST + timedelta(minutes=number * 2)
             kind = {"platform": "rare", "client_ip": "rare", "relation": Relation.BLACKLIST}
             more: dict[str, Any] = kind if number in (5, 11, 12, 29) else {}
-            deliveries.append(delivery_of(*[("o", "t")] * 30, at=at, **more))
+            deliveries.append(make_delivery(*[("o", "t")] * 30, at=at, **more))
         records = store_all(deliveries)
         middle = PAST + timedelta(minutes=23)
         for filters, is_short in (
@@ -301,7 +301,7 @@ def test_a_stream_reads_several_chunks(make_app: MakeApp) -> None:
     with make_app().app_context():
         records = store_all(
             [
-                delivery_of(
+                make_delivery(
                     *((f"o{n % 2}", str(m)) for m in range(700)), at=PAST + timedelta(hours=n)
                 )
                 for n in range(9)

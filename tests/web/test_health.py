@@ -16,7 +16,7 @@ from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import run_alembic
 from flask_imcallback.web.health import CHECKS_PER_SECOND, MAX_CHECKS_WITHOUT_PAUSE
 from support import faults, servers
-from support.apps import MakeApp, until
+from support.apps import MakeApp, wait_until
 from support.callbacks import BODY, SECRET
 
 HEALTH = "/imcallback/health"
@@ -156,7 +156,7 @@ def test_callbacks_that_the_database_refuses_are_503(make_app: MakeApp) -> None:
     assert response.get_json()["problem"] == "the database does not store callbacks"
     assert response.get_json()["spool"]["waiting"] == 1
     execute(app, "ALTER TABLE elsewhere RENAME TO imcallback_removal")
-    until(lambda: client.get(HEALTH).status_code == 200)
+    wait_until(lambda: client.get(HEALTH).status_code == 200)
     assert client.get(HEALTH).get_json()["spool"] == EMPTY_SPOOL
 
 
@@ -214,7 +214,7 @@ def test_a_hanging_database_does_not_block_monitors(
                 assert response.get_json()["problem"] == "the database does not answer in time"
                 assert time.monotonic() - started < 1.5
         assert get(HEALTH).status_code == 200
-        until(lambda: threading.active_count() <= before)
+        wait_until(lambda: threading.active_count() <= before)
 
 
 def test_a_locked_table_is_503_and_ends_with_the_lock(
