@@ -18,8 +18,8 @@ from .storage import CallbackCounters, Delivery, Recorder, log_lost_callback
 
 logger = logging.getLogger("flask_imcallback")
 
-KEPT_HEADERS = ("host", "user-agent", "content-type", "content-length", "operationid")
-"""The headers that are stored. None of them ever holds a secret."""
+KEPT_HEADERS = frozenset(["host", "user-agent", "content-type", "content-length"])
+"""The headers that are stored for every provider. They never hold a secret."""
 
 UNVERIFIABLE = "the provider fails to verify the request"
 """The reason of a refusal after a mistake in a provider. The log of level DEBUG has the error."""
@@ -110,7 +110,7 @@ class Receiver:
             remote_addr=request.remote_addr,
             authenticated_by=authenticated_by,
             query=encode_kept_query(provider, request.query),
-            headers=_kept_headers(request),
+            headers=_kept_headers(provider, request),
             body=body.content,
             status=Status.UNREADABLE,
         )
@@ -153,5 +153,6 @@ def encode_kept_query(provider: Provider, query: Mapping[str, Sequence[str]]) ->
     return urlencode(kept, doseq=True, errors="replace")
 
 
-def _kept_headers(request: CallbackRequest) -> dict[str, str]:
-    return {name: request.headers[name] for name in KEPT_HEADERS if name in request.headers}
+def _kept_headers(provider: Provider, request: CallbackRequest) -> dict[str, str]:
+    names = KEPT_HEADERS | provider.kept_headers
+    return {name: value for name, value in request.headers.items() if name in names}

@@ -310,12 +310,11 @@ def upgrade(revision: str = "head") -> None:
     run_alembic(get_runtime().engine(), "upgrade", revision)
 
 
-def _build_providers(
-    providers: Iterable[type[Provider] | Provider], settings: Settings
-) -> dict[str, Provider]:
+def _build_providers(providers: Iterable[Any], settings: Settings) -> dict[str, Provider]:
+    """Return the providers by name. `providers` are provider classes or provider objects."""
     by_name: dict[str, Provider] = {}
     for provider in providers:
-        instance = _build_provider(provider, settings)
+        instance: Provider = provider(settings) if isinstance(provider, type) else provider
         name = instance.name
         if not re.fullmatch("[a-z][a-z0-9_]{0,31}", name) or name in RESERVED_NAMES:
             raise ConfigError(
@@ -326,11 +325,6 @@ def _build_providers(
             raise ConfigError(f"two providers have the name {name!r}: give each its own name")
         by_name[name] = instance
     return by_name
-
-
-def _build_provider(provider: Any, settings: Settings) -> Provider:
-    instance: Provider = provider(settings) if isinstance(provider, type) else provider
-    return instance
 
 
 def _signing_keys(app: Flask) -> list[Any]:

@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TypeAlias, TypedDict
 
 from ..removals import Relation
+from ..storage import SourceKey
 
 Texts: TypeAlias = str | Sequence[str] | AbstractSet[str] | None
 """One text, or several alternatives. None means that the filter is not used."""
@@ -51,7 +52,7 @@ FILTERS: dict[str, Filter] = {
 
 TEXT_FILTERS = tuple(name for name, row in FILTERS.items() if not row.is_id)
 
-GROUPS = ("provider", "app_id", "command", "relation", "platform")
+GROUPS = SourceKey._fields
 """Filters by which removals can be grouped. The source table holds their values."""
 
 

@@ -16,9 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
 from ..removals import Record, Relation, Status
-from ..storage import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at
+from ..storage import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, SourceKey, id_at
 from ..storage import delivery as delivery_table
-from ..storage import source as source_table
 from .counts import count_removals
 from .cursors import CursorCodec, Position, fit_page
 from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
@@ -42,7 +41,7 @@ COMMIT_MARGIN = timedelta(seconds=5)
 """Time after the deadline in which a transaction may still commit. It includes a difference between
 clocks."""
 DELIVERY_COLUMNS = [delivery_table.c[field.name] for field in fields(DeliveryRecord)]
-SOURCE_COLUMNS = ", ".join(column.name for column in source_table.c)
+SOURCE_COLUMNS = ", ".join(["id", *SourceKey._fields])
 
 
 class History:
@@ -288,7 +287,7 @@ def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
     """Return the rows as records, joined with their sources."""
     if not rows:
         return []
-    ids = ", ".join({str(row[2]) for row in rows})
+    ids = ", ".join({str(row.source_id) for row in rows})
     sql = f"SELECT {SOURCE_COLUMNS} FROM imcallback_source WHERE id IN ({ids})"  # noqa: S608
     shared, platforms = {}, {}
     for source_id, provider, app_id, command, relation, platform in connection.exec_driver_sql(sql):

@@ -154,6 +154,8 @@ class Provider(ABC):
 
     The receiver ignores the case of the received parameters.
     """
+    kept_headers: ClassVar[frozenset[str]] = frozenset()
+    """Further headers that are stored, in lower case. None of them may hold a secret."""
 
     @property
     @abstractmethod

@@ -101,6 +101,7 @@ class OpenIMProvider(Provider):
         after_wrong_answer="OpenIM can stop its users after another answer.",
     )
     kept_query = frozenset(["command", "contenttype"])
+    kept_headers = frozenset(["operationid"])
 
     def __init__(self, settings: Settings) -> None:
         self.secrets = settings.secrets

@@ -241,7 +241,9 @@ class TencentProvider(Provider):
             },
         }
         scheme = {
-            **{"type": "apiKey", "in": "query", "name": "Sign"},
+            "type": "apiKey",
+            "in": "query",
+            "name": "Sign",
             "description": "The SHA-256 of a token of the app and RequestTime, in hexadecimal.",
         }
         return Description(

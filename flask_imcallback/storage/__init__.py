@@ -29,7 +29,7 @@ from .migrations import (
 from .recorder import Recorder
 from .spool import SetAside, Spool, Waiting
 from .sqlite import sqlite_path, use_wal
-from .tables import delivery, metadata, removal, source
+from .tables import SourceKey, delivery, metadata, removal, source
 from .threads import PerProcess, new_lock
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "PerProcess",
     "Recorder",
     "SetAside",
+    "SourceKey",
     "Spool",
     "Waiting",
     "check_write",

@@ -15,6 +15,7 @@ from ..removals import Record, Removal, Status
 from ..text import make_storable
 from .column_types import ExactText
 from .ids import moment_of
+from .tables import SourceKey
 from .tables import delivery as delivery_table
 from .threads import Signal
 
@@ -127,19 +128,19 @@ class Entry:
         """Give the entry another id. The ids of its removals follow it."""
         self.row = self.row | {"id": delivery_id, "received_at": moment_of(delivery_id)}
 
-    def source_keys(self) -> set[tuple[str, ...]]:
-        """Return the values of `SOURCE_COLUMNS` that the removals need, one tuple per relation."""
+    def source_keys(self) -> set[SourceKey]:
+        """Return the sources of the removals, one for each relation."""
         row = self.row
         return {
-            (row["provider"], row["app_id"], row["command"], relation.value, row["platform"])
+            SourceKey(
+                row["provider"], row["app_id"], row["command"], relation.value, row["platform"]
+            )
             for relation in {removal.relation for removal in self.removals}
         }
 
-    def removal_values(
-        self, source_ids: Mapping[tuple[str, ...], int]
-    ) -> list[tuple[int, str, str]]:
+    def removal_values(self, source_ids: Mapping[SourceKey, int]) -> list[tuple[int, str, str]]:
         """Return the source id, owner and target of each removal."""
-        id_by_relation = {key[3]: source_ids[key] for key in self.source_keys()}
+        id_by_relation = {key.relation: source_ids[key] for key in self.source_keys()}
         return [
             (id_by_relation[removal.relation.value], removal.owner_id, removal.target_id)
             for removal in self.removals

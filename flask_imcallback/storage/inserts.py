@@ -20,8 +20,6 @@ REMOVAL_COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id")
 SHARED_COLUMNS = ("client_ip", "request_id")
 """Columns of a removal that have one value for all removals of a delivery."""
 
-SOURCE_COLUMNS = ("provider", "app_id", "command", "relation", "platform")
-
 SOURCE_IDS_KEY = "imcallback_source_ids"
 """Key of `Connection.info` with the cache of known sources."""
 
@@ -71,7 +69,7 @@ def ensure_sources(connection: Connection, entries: Sequence[Entry]) -> None:
     """
     source_ids = connection.info.setdefault(SOURCE_IDS_KEY, {})
     for key in {key for entry in entries for key in entry.source_keys()} - source_ids.keys():
-        values = dict(zip(SOURCE_COLUMNS, key, strict=True))
+        values = key._asdict()
         conditions = (source_table.c[name] == value for name, value in values.items())
         with connection.begin():
             query = select(source_table.c.id).where(*conditions).order_by(source_table.c.id)

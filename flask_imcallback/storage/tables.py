@@ -6,6 +6,8 @@ removals, no code deletes from one table alone, and each removal would cost a lo
 
 from __future__ import annotations
 
+from typing import NamedTuple
+
 from sqlalchemy import (
     BigInteger,
     Column,
@@ -17,9 +19,20 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from ..text import MAX_TEXT_LENGTH
 from .column_types import Bytes, ExactText, Fingerprint, Id, LongText, Nonce, UtcDateTime
 
 metadata = MetaData()
+
+
+class SourceKey(NamedTuple):
+    """The values of a row in the source table, in the order of its columns."""
+
+    provider: str
+    app_id: str
+    command: str
+    relation: str
+    platform: str
 
 
 delivery = Table(
@@ -29,16 +42,16 @@ delivery = Table(
     Column("received_at", UtcDateTime, nullable=False),
     Column("provider", ExactText(32), nullable=False),
     Column("app_id", ExactText(32), nullable=False),
-    Column("command", ExactText(255), nullable=False),
+    Column("command", ExactText(MAX_TEXT_LENGTH), nullable=False),
     Column("status", ExactText(16), nullable=False),
     Column("duplicate_of", Id),
     Column("error", LongText, nullable=False),
     Column("removal_count", Integer, nullable=False),
-    Column("remote_addr", ExactText(255), nullable=False),
+    Column("remote_addr", ExactText(MAX_TEXT_LENGTH), nullable=False),
     Column("authenticated_by", ExactText(64), nullable=False),
-    Column("client_ip", ExactText(255), nullable=False),
-    Column("platform", ExactText(255), nullable=False),
-    Column("request_id", ExactText(255), nullable=False),
+    Column("client_ip", ExactText(MAX_TEXT_LENGTH), nullable=False),
+    Column("platform", ExactText(MAX_TEXT_LENGTH), nullable=False),
+    Column("request_id", ExactText(MAX_TEXT_LENGTH), nullable=False),
     Column("query", LongText, nullable=False),
     Column("headers", LongText, nullable=False),
     Column("body", Bytes, nullable=False),
@@ -61,9 +74,9 @@ source = Table(
     Column("id", Integer, autoincrement=True),
     Column("provider", ExactText(32), nullable=False),
     Column("app_id", ExactText(32), nullable=False),
-    Column("command", ExactText(255), nullable=False),
+    Column("command", ExactText(MAX_TEXT_LENGTH), nullable=False),
     Column("relation", ExactText(16), nullable=False),
-    Column("platform", ExactText(255), nullable=False),
+    Column("platform", ExactText(MAX_TEXT_LENGTH), nullable=False),
     PrimaryKeyConstraint("id", name="pk_imcallback_source"),
 )
 
@@ -73,10 +86,10 @@ removal = Table(
     Column("id", Id, autoincrement=False),
     Column("delivery_id", Id, nullable=False),
     Column("source_id", Integer, nullable=False),
-    Column("owner_id", ExactText(255), nullable=False),
-    Column("target_id", ExactText(255), nullable=False),
-    Column("client_ip", ExactText(255), nullable=False),
-    Column("request_id", ExactText(255), nullable=False),
+    Column("owner_id", ExactText(MAX_TEXT_LENGTH), nullable=False),
+    Column("target_id", ExactText(MAX_TEXT_LENGTH), nullable=False),
+    Column("client_ip", ExactText(MAX_TEXT_LENGTH), nullable=False),
+    Column("request_id", ExactText(MAX_TEXT_LENGTH), nullable=False),
     PrimaryKeyConstraint("id", name="pk_imcallback_removal"),
     # Each index is in the order of the pages, so a query reads only a few ranges of an index.
     # An index with source_id skips removals of other sources without reading their rows.
@@ -96,7 +109,7 @@ counters = Table(
     Column("provider", ExactText(32), nullable=False),
     Column("outcome", ExactText(16), nullable=False),
     # The command of accepted callbacks, or the reason of refused callbacks.
-    Column("name", ExactText(255), nullable=False),
+    Column("name", ExactText(MAX_TEXT_LENGTH), nullable=False),
     Column("count", BigInteger, nullable=False),
     Column("last_at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("provider", "outcome", "name", name="pk_imcallback_counter"),
