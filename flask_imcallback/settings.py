@@ -192,7 +192,7 @@ class Settings:
     bind_key: str | None = _setting(None, _bind_key)
     """The Flask-SQLAlchemy bind of the database that holds the tables of this extension."""
     upgrade_with_host: bool = _setting(True, _flag)
-    """Whether `flask db upgrade` of the host also upgrades the tables of this extension."""
+    """Whether `flask db upgrade` of the host app also upgrades the tables of this extension."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:

@@ -13,8 +13,8 @@ from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ..errors import HistoryQueryError
 from ..removals import Status
+from ..storable_text import MAX_TEXT_LENGTH, is_storable
 from ..storage import MAX_ID, id_at
-from ..text import MAX_TEXT_LENGTH, is_storable
 from .filters import (
     FILTERS,
     GROUPS,

@@ -13,8 +13,8 @@ from marshmallow.validate import OneOf
 
 from ..errors import HistoryQueryError
 from ..removals import Status
+from ..storable_text import MAX_TEXT_LENGTH
 from ..storage import MAX_ID
-from ..text import MAX_TEXT_LENGTH
 from .export import FORMATS, utc_text
 from .filters import FILTERS, GROUPS, Filter
 from .queries import (

@@ -14,7 +14,7 @@ from typing import Any
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
 
 from ..errors import PacketError
-from ..text import MAX_TEXT_LENGTH, is_storable
+from ..storable_text import MAX_TEXT_LENGTH, is_storable
 
 
 def is_one_of(text: str, secrets: Iterable[str]) -> bool:

@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ..errors import ImCallbackError, StorageError
-from ..text import MAX_TEXT_LENGTH, make_storable
+from ..storable_text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
 from .sqlite import file_lock, sqlite_path
 from .tables import counters as counter_table

@@ -12,7 +12,7 @@ from typing import Any
 
 from ..providers import Origin
 from ..removals import Record, Removal, Status
-from ..text import make_storable
+from ..storable_text import make_storable
 from .column_types import ExactText
 from .ids import moment_of
 from .tables import SourceKey

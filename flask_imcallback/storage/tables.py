@@ -19,7 +19,7 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
-from ..text import MAX_TEXT_LENGTH
+from ..storable_text import MAX_TEXT_LENGTH
 from .column_types import Bytes, ExactText, Fingerprint, Id, LongText, Nonce, UtcDateTime
 
 metadata = MetaData()

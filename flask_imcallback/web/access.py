@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
-from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, request
 
@@ -14,7 +13,6 @@ from ..runtime import get_runtime
 from .middleware import set_headers
 from .problems import (
     ALLOWED_METHODS,
-    BAD_PARAMETER,
     CLOSED,
     METHOD_NOT_ALLOWED,
     UNAUTHORIZED,
@@ -119,17 +117,3 @@ def require_reader(
         )
 
     return protected_view
-
-
-def parameters() -> dict[str, list[str]]:
-    """Return the query parameters, each with all its values. Raises `ProblemError`."""
-    try:
-        query = request.query_string.decode()
-        return parse_qs(query, keep_blank_values=True, errors="strict")
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ProblemError(BAD_PARAMETER, "The query is not UTF-8.") from error
-
-
-def parse_id(text: str) -> int:
-    """Return the id that a URL contains, or -1, which no row has, if the text is not an id."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 16 else -1

@@ -26,8 +26,9 @@ from ..history import (
     stats_json,
 )
 from ..runtime import get_runtime
-from .access import View, add_reader_views, parameters, parse_id
+from .access import View, add_reader_views
 from .problems import NOT_FOUND, NOT_INSTALLED, ProblemError, answer_with_problems, json_response
+from .requests import parse_id, read_parameters
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -41,7 +42,7 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
 
 
 def _history() -> Response:
-    page = get_runtime().history.read_page(load_history_query(parameters()))
+    page = get_runtime().history.read_page(load_history_query(read_parameters()))
     # json.dumps would take four times as long.
     data = ", ".join(json_lines(page.data))
     text = f'{{"data": [{data}], "next_cursor": {json.dumps(page.next_cursor)}}}\n'
@@ -66,12 +67,12 @@ def _removal(removal_id: str) -> Response:
 
 
 def _stats() -> Response:
-    counts = get_runtime().history.read_counts(*load_stats_query(parameters()))
+    counts = get_runtime().history.read_counts(*load_stats_query(read_parameters()))
     return json_response({"data": stats_json(counts)})
 
 
 def _export() -> Response:
-    query, format, keeps_formulas = load_export_query(parameters())
+    query, format, keeps_formulas = load_export_query(read_parameters())
     chunks = get_runtime().history.read_chunks(query)
     try:
         file = encode(format, chunks, keeps_formulas=keeps_formulas)
@@ -96,7 +97,7 @@ def _log_failures(file: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _deliveries() -> Response:
-    page = get_runtime().history.read_delivery_page(load_delivery_query(parameters()))
+    page = get_runtime().history.read_delivery_page(load_delivery_query(read_parameters()))
     data = DELIVERY.dump(page.data, many=True)
     response = json_response({"data": data, "next_cursor": page.next_cursor})
     if page.next_cursor is not None:
@@ -126,7 +127,7 @@ ROUTES: dict[str, tuple[str, View]] = {
 
 def _refuse_parameters() -> None:
     """Raise `HistoryQueryError` if the request has a parameter."""
-    for name in parameters():
+    for name in read_parameters():
         raise HistoryQueryError(
             shorten(name), "is not a parameter of this URL. This URL takes no parameters"
         )
@@ -134,5 +135,5 @@ def _refuse_parameters() -> None:
 
 def _link_next(response: Response, cursor: str) -> None:
     """Add the header that links to the next page."""
-    query = urlencode({**parameters(), "cursor": [cursor]}, doseq=True)
+    query = urlencode({**read_parameters(), "cursor": [cursor]}, doseq=True)
     response.headers["Link"] = f'<{request.base_url}?{query}>; rel="next"'

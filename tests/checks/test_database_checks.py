@@ -333,7 +333,7 @@ def test_doctor_says_which_database_is_used(make_app: MakeApp, tmp_path: Path) -
         result,
         "note",
         f"The database is sqlite:///{path}",
-        "The extension chose this file. To use a database of your own, set "
+        "The extension chose this file. To use your own database, set "
         "SQLALCHEMY_DATABASE_URI, or pass db= or engine= to ImCallback.",
     ), result.output
     result = diagnose(make_app(sqlite_url(tmp_path / "own.db"), **GUARDS))
@@ -341,7 +341,7 @@ def test_doctor_says_which_database_is_used(make_app: MakeApp, tmp_path: Path) -
 
 
 def test_doctor_notes_the_isolation_level_autocommit(make_app: MakeApp, tmp_path: Path) -> None:
-    """It is harmless, because the extension has connections of its own."""
+    """It is harmless, because the extension has its own connections."""
     options = {"isolation_level": "AUTOCOMMIT"}
     app = make_app(sqlite_url(tmp_path / "a.db"), SQLALCHEMY_ENGINE_OPTIONS=options, **GUARDS)
     result = diagnose(app)
@@ -350,7 +350,7 @@ def test_doctor_notes_the_isolation_level_autocommit(make_app: MakeApp, tmp_path
         "note",
         "The engine of the app has the isolation level AUTOCOMMIT",
         "The extension does not use this level: it stores each callback in a transaction, on "
-        "connections of its own.",
+        "its own connections.",
     ), result.output
     assert result.exit_code == 0
 

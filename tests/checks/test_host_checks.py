@@ -76,7 +76,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
             "The app has no SECRET_KEY",
             "A cursor of the history works only in the process that made it, until that process "
             "ends.",
-            f"Set SECRET_KEY to the same random text on all hosts, for example from {NEW_SECRET}.",
+            "Set SECRET_KEY to the same random text on all machines, for example from "
+            f"{NEW_SECRET}.",
         ),
     ),
     "short history token": (

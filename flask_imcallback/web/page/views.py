@@ -15,9 +15,10 @@ from marshmallow.validate import OneOf
 from ...errors import HistoryQueryError
 from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, load_parameters
 from ...runtime import get_runtime
-from ..access import View, add_reader_views, parameters, parse_id
+from ..access import View, add_reader_views
 from ..middleware import set_headers
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
+from ..requests import parse_id, read_parameters
 from .context import PageContext, Parameters, read_zone
 from .environment import render
 from .files import FILES, MEDIA_TYPES
@@ -171,7 +172,9 @@ def _render(template: str, parameters: Parameters, **variables: Any) -> Response
 
 def _drop_empty_parameters() -> dict[str, list[str]]:
     """Return the query parameters without empty values, because a form sends all its fields."""
-    filled = ((name, [value for value in values if value]) for name, values in parameters().items())
+    filled = (
+        (name, [value for value in values if value]) for name, values in read_parameters().items()
+    )
     return {name: values for name, values in filled if values}
 
 
