@@ -35,8 +35,10 @@ YIELD_SECONDS = 0.001
 """Pause after a stored chunk, in which another process can take the lock."""
 
 MAX_FAILURES = 3
-"""Number of failed attempts after which an entry is set aside, although its error may concern
-other entries too."""
+"""Number of failures after which an entry is set aside, if the database stored others meanwhile."""
+
+MAX_PAUSES_OF_DRAIN_ALL = 3 * MAX_FAILURES
+"""Steps without a result after which `Drain.drain_all` gives up."""
 
 RETRY_SECONDS = 3600
 """Time after which the entries that are set aside are tried again."""
@@ -148,8 +150,11 @@ class Drain:
         app context. Raises `StorageError` if the spool cannot be read or written.
         """
         self._release_set_aside()
-        while self.step() is DrainState.DRAINING:
-            pass
+        pauses = 0
+        while (state := self.step()) is not DrainState.IDLE:
+            pauses += state is DrainState.PROBING
+            if self.database_is_down or pauses > MAX_PAUSES_OF_DRAIN_ALL:
+                break
         waiting = self.spool.waiting()
         if self._problem or not waiting.set_aside:
             return self._problem
@@ -167,7 +172,7 @@ class Drain:
             stored, failed = self._store(chunk)
             if stored:
                 self.spool.remove(stored)
-            set_aside = self._judge(failed, is_alone=bool(stored))
+            set_aside = self._judge(chunk, failed)
         for entry in stored:
             self._announce(entry.records)
         self._state = self._next_state(chunk, bool(stored), len(set_aside) == len(failed))
@@ -187,20 +192,27 @@ class Drain:
             self.note_stored()
         return stored, [entry for entry in chunk if entry.error is not None]
 
-    def _judge(self, failed: Sequence[SpooledEntry], *, is_alone: bool) -> list[SpooledEntry]:
-        """Set entries aside that fail while the database stores others. Returns these entries."""
-        now = time.monotonic()
-        set_aside: list[SpooledEntry] = []
-        noted: list[SpooledEntry] = []
+    def _judge(
+        self, chunk: Sequence[SpooledEntry], failed: Sequence[SpooledEntry]
+    ) -> list[SpooledEntry]:
+        """Count the failures of entries while the database stores others.
+
+        Sets entries aside that fail too often. Returns these entries.
+        """
+        now, counted = time.monotonic(), []
         for entry in failed:
             failed_before = self._failed_at.get(entry.row["nonce"], now)
             self._failed_at[entry.row["nonce"]] = now
+            has_stored_since = failed_before < self._stored_at
             if concerns_entry(entry.error):
-                if is_alone or failed_before < self._stored_at or entry.failures:
-                    set_aside.append(entry)
-            elif is_alone and classify(entry.error) is Fault.FATAL:
-                is_last = entry.failures + 1 >= MAX_FAILURES
-                (set_aside if is_last else noted).append(entry)
+                is_counted = has_stored_since or len(failed) < len(chunk) or entry.failures > 0
+            else:  # a slow database also lets many entries of a chunk fail
+                is_slow = classify(entry.error) is Fault.FATAL
+                is_counted = is_slow and has_stored_since and len(chunk) == 1
+            if is_counted:
+                counted.append(entry)
+        set_aside = [entry for entry in counted if entry.failures + 1 >= MAX_FAILURES]
+        noted = [entry for entry in counted if entry not in set_aside]
         if noted:
             self.spool.note_failures(noted, is_set_aside=False)
         if set_aside:

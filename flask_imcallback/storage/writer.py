@@ -48,6 +48,12 @@ MAX_ATTEMPTS = 20
 
 MAX_RETRY_PAUSE_SECONDS = 0.4
 
+MAX_INVISIBLE_CONFLICTS = 5
+"""Attempts after an error about a key that no visible row has. A node of a Galera cluster knows
+about the rows of other nodes before it shows them."""
+
+INVISIBLE_CONFLICT_PAUSE_SECONDS = 0.05
+
 FIRST_ID_STEP_MICROSECONDS = 1000
 """A taken id moves by less than this step. The step doubles with each attempt."""
 
@@ -203,9 +209,11 @@ class Writer:
             try:
                 if classify(error) is Fault.DUPLICATE_KEY:
                     conflict = find_key_conflict(engine, entries[0])
-                    if conflict is None:  # not a key, but another constraint or a trigger
-                        return error
-                    if self._resolve_key_conflict(entries[0], conflict, attempt):
+                    if conflict is None:
+                        if attempt > MAX_INVISIBLE_CONFLICTS:
+                            return error  # a trigger or another constraint refuses the entry
+                        time.sleep(INVISIBLE_CONFLICT_PAUSE_SECONDS)
+                    elif self._resolve_key_conflict(entries[0], conflict, attempt):
                         return None
                 self._commit(engine, entries, worker)
                 return None
