@@ -170,7 +170,9 @@ def test_a_stranger_who_asks_often_costs_little(
     caplog.clear()
     attempts: list[object] = []
     with app.app_context():
-        event.listen(get_runtime().process.get().engines.host(), "do_connect", lambda *_: attempts.append(_))
+        event.listen(
+            get_runtime().process.get().engines.host(), "do_connect", lambda *_: attempts.append(_)
+        )
     started = time.monotonic()
     for _ in range(1000):
         assert client.get(HEALTH).status_code == 503
