@@ -1,4 +1,4 @@
-# `make run` serves the example, `make test` runs everything that guards a change.
+# `make run` serves the example. `make check` and `make test` check a change.
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
@@ -6,7 +6,7 @@ BIN := $(VENV)/bin
 .PHONY: run check test lint docs translations screenshots vendor fuzz torture test-oldest test-between benchmark benchmark-history
 .PHONY: clean
 
-# One install for both; made anew when what is asked for changes.
+# Install the package. Runs again when setup.cfg or pyproject.toml changes.
 $(VENV)/installed: setup.cfg pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
 	$(PYTHON) -m venv $(VENV)
@@ -27,64 +27,64 @@ lint: $(VENV)/tested
 	$(BIN)/mypy
 	$(BIN)/lint-imports --no-logo
 
-# For every day: lint, types, the import rule, and the tests that need only SQLite.
+# Check lint, types and the import rule, and run the tests that need only SQLite.
 check: lint
 	$(BIN)/python -m pytest -n 2 -q -m "not servers and not slow"
 
-# Everything. Obtains PostgreSQL, MariaDB and Chromium first.
+# Run all checks and all tests. Obtains PostgreSQL, MariaDB and Chromium first.
 test: lint
 	PYTHONPATH=tests $(BIN)/python -m support.servers
 	PYTHONPATH=tests $(BIN)/python -m support.browsers
 	$(BIN)/python -m pytest -n 2
 
-# The documentation, into build/docs; a warning stops it.
+# Build the documentation into build/docs. A warning fails.
 docs: $(VENV)/tested
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs build/docs
 
-# The pictures in the documentation, into docs/images.
+# Make the pictures of the documentation in docs/images.
 screenshots: $(VENV)/tested
 	PYTHONPATH=tests $(BIN)/python -m support.screenshots
 
-# The messages of the page in other languages, from the .po files.
+# Compile the texts of the web page in other languages from the .po files.
 translations: $(VENV)/tested
 	$(BIN)/pybabel -q compile --domain imcallback --directory flask_imcallback/web/page/translations
 
-# The files of others that the page consists of, from npm; what and which version: vendor.json there.
+# Copy Bootstrap and uPlot from npm. vendor.json lists the versions.
 vendor:
 	PYTHONPATH=tests $(PYTHON) -m support.vendor
 
-# The addresses of the callbacks under 100,000 requests a provider; a quarter of an hour or more.
+# Send 100,000 random requests to each provider. Takes 15 minutes or more.
 fuzz: $(VENV)/tested
 	IMCALLBACK_FUZZ_EXAMPLES=100000 $(BIN)/python -m pytest -n 2 tests/receiving/test_fuzz.py
 
-# Faults under load: ROUNDS of each scenario on each database, or of the SCENARIOS that are named.
+# Cause faults under load: ROUNDS rounds of each scenario, or of the scenarios in SCENARIOS.
 ROUNDS ?= 100
 torture: $(VENV)/tested
 	PYTHONPATH=tests $(BIN)/python -m support.torture --rounds $(ROUNDS) $(SCENARIOS)
 
-# All tests with the oldest dependencies that setup.cfg admits.
+# Run all tests with the oldest dependencies that setup.cfg allows.
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' \
 		--constraint tests/oldest.txt
 	.venv-oldest/bin/python -m pytest -n 2
 
-# The tests that depend on SQLAlchemy, Alembic or marshmallow, with the versions of many hosts.
+# Run the tests that depend on dependencies between the oldest and the newest versions.
 test-between:
 	$(PYTHON) -m venv .venv-between
 	.venv-between/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' \
 		--constraint tests/between.txt
 	.venv-between/bin/python -m pytest -n 2 tests/storage tests/providers tests/hosts tests/history
 
-# How fast callbacks are stored, by us and by other ways to write it; about 20 minutes. What else it
-# can measure: .venv-benchmark/bin/python benchmarks/run.py --help
+# Measure how fast this extension and other apps store callbacks. Takes about 20 minutes.
+# `.venv-benchmark/bin/python benchmarks/run.py --help` lists more measurements.
 benchmark:
 	$(PYTHON) -m venv .venv-benchmark
 	.venv-benchmark/bin/pip install --quiet --disable-pip-version-check \
 		--editable '.[postgresql,mysql,serve]' --requirement benchmarks/requirements.txt
 	.venv-benchmark/bin/python benchmarks/run.py --output build/benchmark.md
 
-# How fast the history answers on ten million removals, SQLite and PostgreSQL; about half an hour.
+# Measure the history on ten million removals, on SQLite and PostgreSQL. Takes half an hour.
 benchmark-history:
 	$(PYTHON) -m venv .venv-benchmark
 	.venv-benchmark/bin/pip install --quiet --disable-pip-version-check \

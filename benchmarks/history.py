@@ -366,7 +366,7 @@ class Bench:
 
     def ours(self, query: HistoryQuery, name: str) -> int:
         form, lines = "csv" if name == "csv" else "ndjson", 0
-        for part in encode(form, self.history.chunks(query)):
+        for part in encode(form, self.history.read_chunks(query)):
             lines += part.count(b"\n")
         return lines - 1
 

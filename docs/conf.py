@@ -15,7 +15,7 @@ version = release = __version__
 
 extensions = ["myst_parser", "sphinx.ext.autodoc", "pallets_sphinx_themes", "generated"]
 myst_heading_anchors = 3
-# Single backticks in docstrings mean code.
+# A text in single backticks is code.
 default_role = "code"
 autodoc_member_order = "bysource"
 autodoc_preserve_defaults = True

@@ -1,4 +1,4 @@
-"""Every error that flask-imcallback raises on purpose."""
+"""The public errors of flask-imcallback."""
 
 from __future__ import annotations
 
@@ -24,7 +24,9 @@ class ConfigError(ImCallbackError, RuntimeError):
 
 
 class VerificationError(ImCallbackError):
-    """A request that does not come from the IM server. Nobody has to act if a stranger sent it.
+    """A request that is not authentic. A stranger may have sent it.
+
+    If your own IM server sent it, compare its URL and secrets with the settings.
 
     Raised by `Provider.verify`. The message is logged and never sent to the caller.
     `reason` is one of a few fixed texts, because refused callbacks are counted by reason.
@@ -49,7 +51,7 @@ class PacketError(ImCallbackError, ValueError):
 
 
 class BodyTooLargeError(ImCallbackError):
-    """A request body that is larger than `IMCALLBACK_MAX_BODY`. The host may raise the limit.
+    """A request body that is larger than `IMCALLBACK_MAX_BODY`. The operator may raise the limit.
 
     Raised while a callback is read. The IM server gets the message in its answer.
     """
@@ -90,7 +92,7 @@ class TooWideError(HistoryQueryError):
 
 
 class SendError(ImCallbackError):
-    """A callback that could not be sent or was not answered. The operator must act.
+    """A callback that could not be sent, or that got no answer. The operator must act.
 
     Raised by `flask imcallback send` and `flask imcallback doctor`.
     """

@@ -26,7 +26,7 @@ class ImCallback:
     extension uses the object of the app, or creates one. `engine` is for an app with plain
     SQLAlchemy: an `Engine`, or a function that returns one. `providers` are provider classes or
     provider objects. A class is called with the `Settings`. `history_decorators` protect the
-    history in the same way as the host protects its own views. The last decorator is the outermost.
+    history in the same way as the host app protects its own views. The last one is the outermost.
     """
 
     def __init__(
@@ -61,7 +61,7 @@ class ImCallback:
         if not isinstance(app, Flask):
             raise ConfigError(
                 f"{type(app).__module__}.{type(app).__name__} is not a Flask app: pass the Flask "
-                "app, or run flask-imcallback in a Flask app of its own beside it"
+                "app, or run flask-imcallback in its own Flask app beside it"
             )
         if EXTENSION in app.extensions:
             raise ConfigError(

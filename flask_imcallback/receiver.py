@@ -1,6 +1,6 @@
-"""Receives one callback: authenticate, read, parse, store, answer.
+"""The receiver of one callback: authenticate, read, parse, store, answer.
 
-Read this file first. `Receiver.receive` is the story of every callback.
+Read this file first. `Receiver.receive` handles every callback.
 """
 
 from __future__ import annotations
@@ -18,23 +18,23 @@ from .storage import CallbackCounters, Delivery, Recorder, log_lost_callback
 
 logger = logging.getLogger("flask_imcallback")
 
-KEPT_HEADERS = ("host", "user-agent", "content-type", "content-length", "operationid")
-"""The headers that are stored. None of them ever holds a secret."""
+KEPT_HEADERS = frozenset(["host", "user-agent", "content-type", "content-length"])
+"""The headers that are stored for every provider. They never hold a secret."""
 
 UNVERIFIABLE = "the provider fails to verify the request"
-"""The reason of a refusal that is a mistake in a provider. The log of level DEBUG has more."""
+"""The reason of a refusal after a mistake in a provider. The log of level DEBUG has the error."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Body:
-    """The bytes that arrived, and what is wrong with them, if anything."""
+    """The bytes that arrived. `problem` is empty if the body is complete."""
 
     content: bytes
     problem: str = ""
 
 
 class RefusalError(Exception):
-    """A callback that is not stored. The provider turns status and problem into an answer."""
+    """A callback that is refused and not stored. The provider makes the answer."""
 
     def __init__(self, status: int, problem: str) -> None:
         super().__init__(problem)
@@ -72,16 +72,19 @@ class Receiver:
         return reply
 
     def _authenticate(self, provider: Provider, request: CallbackRequest) -> str:
-        """Return how the request was authenticated. All refusals get the same answer."""
+        """Return the guards that the request passed.
+
+        Every refusal has the same answer, so a stranger learns nothing.
+        """
         try:
             self._settings.check_address(request.remote_addr)
             return provider.verify(request)
         except VerificationError as error:
-            self._counters.refuse(provider.name, error.reason, error.detail)
+            self._counters.count_refused(provider.name, error.reason, error.detail)
             raise RefusalError(403, "not authentic") from error
         except Exception as error:  # A stranger may repeat the request as often as he likes.
             logger.debug("The provider %s cannot verify a request", provider.name, exc_info=error)
-            self._counters.refuse(provider.name, UNVERIFIABLE, type(error).__name__)
+            self._counters.count_refused(provider.name, UNVERIFIABLE, type(error).__name__)
             raise RefusalError(503, "the request could not be verified") from error
 
     def _read(self, provider: Provider, read_body: Callable[[int], Body]) -> Body:
@@ -89,13 +92,13 @@ class Receiver:
         try:
             return read_body(self._settings.max_body)
         except BodyTooLargeError as error:
-            self._counters.refuse(provider.name, str(error))
+            self._counters.count_refused(provider.name, str(error))
             raise RefusalError(413, str(error)) from error
 
     def _parse(
         self, provider: Provider, request: CallbackRequest, authenticated_by: str, body: Body
     ) -> tuple[Delivery, Reply]:
-        """Read the packet. Return what to store, and the answer if it can be stored.
+        """Read the packet. Return the delivery to store, and the answer after it is stored.
 
         A packet that cannot be read is stored too, with status `unreadable`.
         """
@@ -107,7 +110,7 @@ class Receiver:
             remote_addr=request.remote_addr,
             authenticated_by=authenticated_by,
             query=encode_kept_query(provider, request.query),
-            headers=_kept_headers(request),
+            headers=_kept_headers(provider, request),
             body=body.content,
             status=Status.UNREADABLE,
         )
@@ -139,7 +142,7 @@ class Receiver:
             )
             raise RefusalError(503, "it could not be stored") from error
         if delivery.status is not Status.UNREADABLE:
-            self._counters.accept(delivery.provider, delivery.origin.command)
+            self._counters.count_accepted(delivery.provider, delivery.origin.command)
         if stored:
             announce(sender, stored.records)
 
@@ -150,5 +153,6 @@ def encode_kept_query(provider: Provider, query: Mapping[str, Sequence[str]]) ->
     return urlencode(kept, doseq=True, errors="replace")
 
 
-def _kept_headers(request: CallbackRequest) -> dict[str, str]:
-    return {name: request.headers[name] for name in KEPT_HEADERS if name in request.headers}
+def _kept_headers(provider: Provider, request: CallbackRequest) -> dict[str, str]:
+    names = KEPT_HEADERS | provider.kept_headers
+    return {name: value for name, value in request.headers.items() if name in names}

@@ -1,4 +1,4 @@
-"""A removal in plain values: our one event, its stored record, and the signal."""
+"""The removal, its stored record, and the signal."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ removals_recorded = Namespace().signal("imcallback-removals-recorded")
 
 
 class Relation(StrEnum):
-    """The owner's list that lost the target."""
+    """The list that lost the target."""
 
     FRIEND = "friend"
     BLACKLIST = "blacklist"
 
 
 class Status(StrEnum):
-    """The result of receiving a delivery."""
+    """The result of a delivery."""
 
     RECORDED = "recorded"
     """The removals of the delivery are stored."""
@@ -39,7 +39,7 @@ class Status(StrEnum):
 
 @dataclass(frozen=True, slots=True)
 class Removal:
-    """An owner's list lost a target."""
+    """A removal: the list of an owner lost a target."""
 
     relation: Relation
     owner_id: str
@@ -79,9 +79,9 @@ class Record(NamedTuple):
 
 
 def announce(sender: object, make_records: Callable[[], list[Record]]) -> None:
-    """Send `removals_recorded` for removals that were stored together.
+    """Send `removals_recorded` for the removals of one delivery.
 
-    A receiver that raises is logged. The other receivers still get the signal.
+    An exception of a receiver is logged, and the other receivers still get the signal.
     """
     receivers = list(removals_recorded.receivers_for(sender))
     records = make_records() if receivers else []

@@ -1,4 +1,4 @@
-"""The objects that one app owns, and how they are built."""
+"""The objects that one app owns, and the functions that build them."""
 
 from __future__ import annotations
 
@@ -46,11 +46,11 @@ EXTENSION = "imcallback"
 LITE_DEFAULT_BIND = "default"
 """The bind of Flask-SQLAlchemy-Lite that is used without `IMCALLBACK_BIND_KEY`."""
 RESERVED_NAMES = ("account", "deliveries", "health", "history", "page", "removal")
-"""Path segments of our own URLs. The URL of a provider with such a name would hide them."""
+"""Path segments of our own URLs. A provider with such a name would hide one of our URLs."""
 
 
 class Database:
-    """The host's choice of a database: a Flask-SQLAlchemy object with a bind, or an engine.
+    """The database that the host app uses: a Flask-SQLAlchemy object with a bind, or an engine.
 
     `db` is an object of Flask-SQLAlchemy or Flask-SQLAlchemy-Lite. `engine` is a SQLAlchemy engine
     or a function that returns one. Raises `ConfigError` for other objects.
@@ -88,7 +88,7 @@ class Database:
         self._error: Exception | None = None
 
     def engine(self) -> Engine:
-        """Return the engine of the host. Needs an app context. Raises `ConfigError`."""
+        """Return the engine of the host app. Needs an app context. Raises `ConfigError`."""
         if isinstance(self._engine, Engine):
             return self._engine
         if self._engine is not None:
@@ -108,7 +108,7 @@ class Database:
         )
 
     def check(self, app: Flask) -> None:
-        """Find a wrong `db` and a wrong bind at the start, if the host has its database already.
+        """Check `db` and the bind at the start, if the host app has its database already.
 
         Raises `ConfigError`.
         """
@@ -117,10 +117,10 @@ class Database:
                 self.engine()
 
     def _open(self) -> Any:
-        """Return the `SQLAlchemy` object of the host, or create one.
+        """Return the `SQLAlchemy` object of the host app, or create one.
 
-        The first call creates it, because the host may initialize its own `SQLAlchemy` after this
-        extension, and an app can have only one.
+        The object is created at the first call and not earlier: the host app may initialize its own
+        `SQLAlchemy` after this extension, and an app can have only one.
         """
         if self._db is None:
             with self._lock.get():
@@ -129,7 +129,7 @@ class Database:
 
     def _find_or_create_db(self) -> Any:
         if self._error is not None:
-            # Flask-SQLAlchemy has left a half-made object in the app.
+            # The first call has left an incomplete Flask-SQLAlchemy object in the app.
             raise self._error.with_traceback(None)
         try:
             with _config_errors("cannot create an engine ({}): check SQLALCHEMY_DATABASE_URI"):
@@ -140,7 +140,7 @@ class Database:
 
 
 def _describe_type(value: object) -> str:
-    """Return what a wrong argument is. Its text may hold a password, or need an app context."""
+    """Return the type of a wrong argument, because its text may hold a password."""
     if isinstance(value, type):
         return f"the class {value.__name__}"
     return f"an object of the type {type(value).__name__}"
@@ -148,7 +148,7 @@ def _describe_type(value: object) -> str:
 
 @contextmanager
 def _config_errors(message: str) -> Iterator[None]:
-    """Raise `ConfigError` for every error in the code of the host. `{}` becomes the error."""
+    """Raise `ConfigError` for every error in the host app. `{}` in the message is the error."""
     try:
         yield
     except Exception as error:
@@ -180,8 +180,8 @@ class ProcessState:
 class Runtime:
     """The objects that one app owns. They live in `app.extensions` as long as the app.
 
-    Everything with threads, locks or connections belongs to one process, and is created at its
-    first use in that process. So a fork shares nothing, and gevent may patch Python late.
+    Objects with threads, locks or connections belong to one process. They are created at their
+    first use in that process, so a fork shares none of them, and gevent may patch Python late.
     """
 
     settings: Settings
@@ -217,13 +217,13 @@ class Runtime:
 
     @property
     def inspector(self) -> Inspector:
-        """The questions to the database with a time limit, for health checks."""
+        """The inspector of the database, for health checks."""
         return self.process.get().inspector
 
     def engine(self) -> Engine:
-        """Return an engine of our own for the host's database.
+        """Return our own engine for the database of the host app.
 
-        Needs an app context. Raises `ConfigError` if the host's database is wrong.
+        Needs an app context. Raises `ConfigError` if this database is wrong.
         """
         return self.process.get().engines.reading()
 
@@ -255,7 +255,7 @@ class Runtime:
         return self.process.get().is_prepared
 
     def prepare_database(self) -> None:
-        """Open the database and drain what an earlier process left in the spool.
+        """Open the database, and drain the callbacks that an earlier process left in the spool.
 
         Needs an app context. Raises `ConfigError`.
         """
@@ -284,12 +284,11 @@ def build_runtime(
     settings = Settings.from_config(app.config)
     database = Database(db, engine, settings.bind_key)
     database.check(app)
-    secret_keys = _signing_keys(app)
     return Runtime(
         settings=settings,
         providers=_build_providers(providers, settings),
         history_decorators=tuple(history_decorators),
-        process=PerProcess(lambda: ProcessState(app, settings, database, secret_keys)),
+        process=PerProcess(lambda: ProcessState(app, settings, database, _signing_keys(app))),
     )
 
 
@@ -304,18 +303,17 @@ def get_runtime() -> Runtime:
 def upgrade(revision: str = "head") -> None:
     """Upgrade the tables of the current app to a revision, by default the newest.
 
-    Raises `ConfigError` if `IMCALLBACK_BIND_KEY` is not a bind, and `StorageError` if the database
-    is unavailable.
+    Raises `ConfigError` if `IMCALLBACK_BIND_KEY` is not a bind, `StorageError` if the database is
+    unavailable, and `CommandError` of Alembic for an unknown revision.
     """
     run_alembic(get_runtime().engine(), "upgrade", revision)
 
 
-def _build_providers(
-    providers: Iterable[type[Provider] | Provider], settings: Settings
-) -> dict[str, Provider]:
+def _build_providers(providers: Iterable[Any], settings: Settings) -> dict[str, Provider]:
+    """Return the providers by name. `providers` are provider classes or provider objects."""
     by_name: dict[str, Provider] = {}
     for provider in providers:
-        instance = _build_provider(provider, settings)
+        instance: Provider = provider(settings) if isinstance(provider, type) else provider
         name = instance.name
         if not re.fullmatch("[a-z][a-z0-9_]{0,31}", name) or name in RESERVED_NAMES:
             raise ConfigError(
@@ -326,11 +324,6 @@ def _build_providers(
             raise ConfigError(f"two providers have the name {name!r}: give each its own name")
         by_name[name] = instance
     return by_name
-
-
-def _build_provider(provider: Any, settings: Settings) -> Provider:
-    instance: Provider = provider(settings) if isinstance(provider, type) else provider
-    return instance
 
 
 def _signing_keys(app: Flask) -> list[Any]:

@@ -12,9 +12,9 @@ from typing import Any, NoReturn
 from .errors import ConfigError, VerificationError
 
 PREFIX = "IMCALLBACK_"
-MAX_BODY_LIMIT = 32 * 1024 * 1024
-"""Bytes. The JSON of one pair has at least 35 bytes, so that no packet reaches a million pairs.
-The ids of removals need this limit (`MAX_REMOVALS` in `storage/ids.py`)."""
+MAX_BODY_LIMIT_BYTES = 32 * 1024 * 1024
+"""The JSON of one pair has at least 35 bytes, so no packet has a million pairs. The ids of
+removals need this limit (`MAX_REMOVALS` in `storage/ids.py`)."""
 
 PLATFORM_VARIABLE = re.compile(
     PREFIX + r"(\w+_)?"
@@ -24,7 +24,7 @@ PLATFORM_VARIABLE = re.compile(
     re.ASCII,
 )
 """Variables that Kubernetes sets for a service named flask-imcallback, and Docker for a link with
-this name. They are no settings, although `from_prefixed_env()` reads them like settings."""
+this name. `from_prefixed_env()` reads them like settings, but they are no settings."""
 
 ADDRESS_WITH_PORT = re.compile(r"\[([^\[\]]+)\](?::\d+)?|([\d.]+):\d+", re.ASCII)
 """An IP address with a port, or in brackets. Several proxies write it into X-Forwarded-For."""
@@ -74,7 +74,7 @@ def _file(key: str, value: object) -> str | None:
 
 def _strings(key: str, value: object, example: str) -> tuple[str, ...]:
     if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v for v in value):
-        # The value may be a secret, so that the message cannot show it.
+        # The message does not show the value, because the value may be a secret.
         _refuse(key, f'must be a list of non-empty strings, such as ["{example}"]')
     return tuple(value)
 
@@ -177,7 +177,7 @@ class Settings:
     sign_window: int = _setting(60, _integer(0, None))
     """The largest difference, in seconds, between Tencent's RequestTime and the clock of this
     server."""
-    max_body: int = _setting(1024 * 1024, _integer(1, MAX_BODY_LIMIT))
+    max_body: int = _setting(1024 * 1024, _integer(1, MAX_BODY_LIMIT_BYTES))
     """The largest body of a callback, in bytes."""
     deadline: float = _setting(1.5, _seconds)
     """The time, in seconds, that the database has to store a callback.
@@ -192,7 +192,7 @@ class Settings:
     bind_key: str | None = _setting(None, _bind_key)
     """The Flask-SQLAlchemy bind of the database that holds the tables of this extension."""
     upgrade_with_host: bool = _setting(True, _flag)
-    """Whether `flask db upgrade` of the host also upgrades the tables of this extension."""
+    """Whether `flask db upgrade` of the host app also upgrades the tables of this extension."""
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Settings:

@@ -1,4 +1,4 @@
-"""Checks that find out why callbacks do not arrive, or get lost. `doctor` and health use them."""
+"""Checks that find out why callbacks are lost. `doctor` and the health check use them."""
 
 from .causes import explain
 from .database import (

@@ -1,4 +1,4 @@
-"""Explain the errors of databases: the cause in plain words, and the remedy."""
+"""The explanations of database errors: the cause in plain words, and the remedy."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ CHECK_SERVER = (
 
 @dataclass(frozen=True)
 class Cause:
-    """A known cause of errors, and the signs by which it is recognized."""
+    """A known cause of errors, with the codes and texts that identify it."""
 
     title: str
     remedy: str
@@ -108,7 +108,7 @@ CAUSES = [
         ("too many clients", "remaining connection slots", "queuepool limit"),
     ),
 ]
-"""The known causes. The first one that fits is reported."""
+"""The known causes. The first cause that fits is reported."""
 
 
 def explain(error: BaseException) -> Finding:
@@ -124,7 +124,7 @@ def explain(error: BaseException) -> Finding:
 
 
 def _explain_settings_error(cause: BaseException) -> Finding | None:
-    """Return the finding for an error that happens before a connection is made, if it is one."""
+    """Return the finding for an error before a connection is made, or None for another error."""
     if isinstance(cause, ConfigError):
         return failure("The database is configured wrongly", WAITING, f"The error: {cause}.")
     if isinstance(cause, ModuleNotFoundError):

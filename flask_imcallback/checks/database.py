@@ -8,10 +8,10 @@ from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 from flask import Flask
-from sqlalchemy import Connection, Engine, func, select
+from sqlalchemy import Engine
 
 from ..runtime import Runtime
-from ..storage import DatabaseState, is_of_newer_release, sqlite_path
+from ..storage import DatabaseState, is_of_newer_release, read_clock, sqlite_path
 from .causes import WAITING, explain
 from .disks import is_disk_full
 from .findings import Finding, failure, note, ok, warning
@@ -45,7 +45,7 @@ def check_database(app: Flask, runtime: Runtime) -> Iterator[Finding]:
 
 
 def find_database_problem(runtime: Runtime) -> Finding | None:
-    """Return why the database would not store a callback now, or None.
+    """Return the reason why the database cannot store a callback now, or None.
 
     Waits at most `IMCALLBACK_DEADLINE`. Needs an app context.
     """
@@ -66,9 +66,9 @@ def find_database_problem(runtime: Runtime) -> Finding | None:
 
 
 def find_file_problem(engine: Engine) -> Finding | None:
-    """Return the problem of a SQLite database that can be seen without opening it.
+    """Return the problem of a SQLite file, or None. The file is not opened.
 
-    To open a missing file would create it.
+    Opening a missing file would create it.
     """
     path = sqlite_path(engine)
     if path is None:
@@ -106,7 +106,7 @@ def _find_memory_problem(engine: Engine) -> Finding | None:
 
 
 def judge(state: DatabaseState) -> Iterator[Finding]:
-    """Yield what is wrong with a database that answers."""
+    """Yield the problems of a database that answers."""
     if state.encoding_problem:
         yield failure(
             "The database cannot store every account id",
@@ -124,7 +124,7 @@ def judge(state: DatabaseState) -> Iterator[Finding]:
         yield warning(
             "The tables belong to a newer release of flask-imcallback",
             f"Their revision is {state.revision}. This release works with it during an upgrade.",
-            "Install the newer release on this host, too.",
+            "Install the newer release on this machine, too.",
         )
     if state.durability_problem:
         yield warning(
@@ -135,12 +135,12 @@ def judge(state: DatabaseState) -> Iterator[Finding]:
 
 
 def note_database(app: Flask, runtime: Runtime, engine: Engine) -> Finding:
-    """Return which database is used, without its password."""
+    """Return a finding with the URL of the database, without its password."""
     description = f"The database is {runtime.describe_database()}"
     if sqlite_path(engine) == os.path.realpath(Path(app.instance_path, DEFAULT_FILE)):
         return note(
             description,
-            "The extension chose this file. To use a database of your own, set "
+            "The extension chose this file. To use your own database, set "
             "SQLALCHEMY_DATABASE_URI, or pass db= or engine= to ImCallback.",
         )
     return note(description)
@@ -153,22 +153,12 @@ def _check_isolation_level(engine: Engine) -> Iterator[Finding]:
         yield note(
             "The engine of the app has the isolation level AUTOCOMMIT",
             "The extension does not use this level: it stores each callback in a transaction, on "
-            "connections of its own.",
+            "its own connections.",
         )
 
 
 def _check_clock(runtime: Runtime) -> Iterator[Finding]:
-    """Compare the clock of this host with the clock of a database server."""
-
-    def read_clock(connection: Connection) -> datetime | None:
-        match connection.dialect.name:
-            case "postgresql":
-                return connection.scalar(select(func.clock_timestamp()))
-            case "mysql" | "mariadb":
-                now: datetime | None = connection.scalar(select(func.utc_timestamp(6)))
-                return now and now.replace(tzinfo=UTC)
-        return None
-
+    """Compare the clock of this machine with the clock of a database server."""
     try:
         before = datetime.now(UTC)
         database_time = runtime.inspector.ask(read_clock, ASK_SECONDS)
@@ -180,13 +170,16 @@ def _check_clock(runtime: Runtime) -> Iterator[Finding]:
         return
     difference = max(before - database_time, database_time - after, timedelta())
     if difference > MAX_CLOCK_DIFFERENCE:
-        yield explain_clock("The clocks of this host and of the database are", difference)
+        yield explain_clock("the database", difference)
 
 
-def explain_clock(title: str, difference: timedelta) -> Finding:
-    """Return the finding that two clocks differ."""
+def explain_clock(other: str, difference: timedelta, provider: str = "") -> Finding:
+    """Return the finding that the clock of this machine differs from another clock."""
+    title = f"The clocks of this machine and of {other} differ by "
+    if provider:
+        title = f"{provider}: {title[0].lower()}{title[1:]}"
     return failure(
-        f"{title} {difference.total_seconds():.0f} seconds apart",
+        f"{title}{difference.total_seconds():.0f} seconds",
         "With a wrong clock, signatures are refused and the history has wrong times.",
         "Set both clocks by NTP.",
     )

@@ -1,4 +1,4 @@
-"""Exempt our views from extensions that protect the host's own views."""
+"""The exemption of our views from extensions that protect the views of the host app."""
 
 from __future__ import annotations
 

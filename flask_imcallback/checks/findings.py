@@ -1,4 +1,4 @@
-"""Findings: what a check found, why it matters, and what to do."""
+"""Findings: the result of a check, the reason why it matters, and the remedy."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ class Level(StrEnum):
 
     OK = "ok"
     NOTE = "note"
-    """Good to know. Nobody has to act."""
+    """Information. Nobody has to act."""
     WARNING = "warning"
     """Needs attention, but loses no callbacks."""
     FAILURE = "failure"
@@ -25,28 +25,28 @@ class Finding:
 
     level: Level
     title: str
-    """What is true or wrong. The health check shows titles to everybody."""
+    """The fact or the problem. The health check shows titles to everybody."""
     why: str = ""
     remedy: str = ""
 
 
 def ok(title: str) -> Finding:
-    """Return the finding that something is right."""
+    """Return a finding without a problem."""
     return Finding(Level.OK, title)
 
 
 def note(title: str, why: str = "") -> Finding:
-    """Return a finding that is good to know."""
+    """Return a finding with information."""
     return Finding(Level.NOTE, title, why)
 
 
 def warning(title: str, why: str, remedy: str) -> Finding:
-    """Return the finding that something needs attention, but loses no callbacks."""
+    """Return a finding that needs attention, but does not lose callbacks."""
     return Finding(Level.WARNING, title, why, remedy)
 
 
 def failure(title: str, why: str, remedy: str) -> Finding:
-    """Return the finding that something loses callbacks."""
+    """Return a finding about a problem that loses callbacks."""
     return Finding(Level.FAILURE, title, why, remedy)
 
 

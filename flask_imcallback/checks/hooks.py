@@ -1,4 +1,4 @@
-"""Checks of what the host put in front of the callbacks: functions, limits, middleware."""
+"""Checks of the functions, limits and middleware of the host app that callbacks pass."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ Hook = Callable[[], Any]
 
 
 def check_hooks(app: Flask, runtime: Runtime) -> Iterator[Finding]:
-    """Call the host's `before_request` functions with a callback of each enabled provider.
+    """Call the `before_request` functions of the host app with a callback of each provider.
 
     The view of the callback is not called, so nothing is stored.
     """
@@ -59,7 +59,7 @@ def _check_path(app: Flask, path: str) -> list[Finding]:
 
 
 def _visit(app: Flask, path: str, scheme: str) -> Iterator[Finding]:
-    """Call the functions in their order, and name the first one that answers or fails."""
+    """Call the functions in their order, and report the first function that answers or fails."""
     with app.test_request_context(
         path,
         base_url=f"{scheme}://localhost",
@@ -118,10 +118,10 @@ def _check_limits(app: Flask) -> Iterator[Finding]:
 
 
 def _check_watchers(app: Flask) -> Iterator[Finding]:
-    """Yield what sees the URLs of callbacks with their secrets.
+    """Yield the packages that see the URLs of callbacks with their secrets.
 
-    What the app itself records shows no secrets, because the middleware of this extension hides
-    them. Only a middleware around it sees them.
+    The middleware of this extension hides the secrets from the app. Only a middleware around it
+    sees them.
     """
     if type(app.wsgi_app).__module__.startswith("opentelemetry."):
         yield warning(

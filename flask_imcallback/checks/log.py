@@ -1,4 +1,4 @@
-"""Checks of the log, which names refused and lost callbacks."""
+"""Checks of the log. It names refused and lost callbacks."""
 
 from __future__ import annotations
 

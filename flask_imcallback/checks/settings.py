@@ -1,4 +1,4 @@
-"""Checks of the settings that are well formed and still unwise."""
+"""Checks for settings that are valid but unsafe or incomplete."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from ..runtime import Runtime
 from .findings import Finding, failure, ok, warning
 
 MIN_SECRET_LENGTH = 16
-"""Characters. A shorter random text can be guessed by trying."""
+"""Characters. A stranger can guess a shorter text by trying."""
 
 NEW_SECRET = "python -c 'import secrets; print(secrets.token_urlsafe(24))'"  # noqa: S105
 
@@ -37,7 +37,8 @@ def check_settings(app: Flask, runtime: Runtime) -> Iterator[Finding]:
             "The app has no SECRET_KEY",
             "A cursor of the history works only in the process that made it, until that process "
             "ends.",
-            f"Set SECRET_KEY to the same random text on all hosts, for example from {NEW_SECRET}.",
+            "Set SECRET_KEY to the same random text on all machines, for example from "
+            f"{NEW_SECRET}.",
         )
     yield ok("The settings are well formed")
 
@@ -47,7 +48,7 @@ def _check_providers(runtime: Runtime) -> Iterator[Finding]:
         return
     keys = [key for provider in runtime.providers.values() for key in provider.settings_keys]
     yield failure(
-        "No provider is on",
+        "No provider is enabled",
         "Every callback is answered with 404.",
         f"Set {' or '.join(keys) or 'what the providers need'}, and start the app again.",
     )

@@ -1,4 +1,4 @@
-"""Checks of the spool: can it keep a callback when the database is unavailable?"""
+"""Checks of the spool: can it store a callback while the database is unavailable?"""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ def check_spool(runtime: Runtime) -> Iterator[Finding]:
 
 
 def find_spool_problem(spool: Spool) -> Finding | None:
-    """Return why the spool could not keep a callback now, or None. Creates no file."""
+    """Return the reason why the spool cannot store a callback now, or None. Creates no file."""
     if is_disk_full(str(spool.path)):
         return failure(
             "The disk of the spool is full",
@@ -55,7 +55,7 @@ def find_spool_problem(spool: Spool) -> Finding | None:
 
 
 def judge_waiting(waiting: Waiting) -> Iterator[Finding]:
-    """Yield what the content of the spool means."""
+    """Yield the findings about the deliveries in the spool."""
     if waiting.count:
         yield warning(
             f"{count_callbacks(waiting.count, 'waits', 'wait')} in the spool",

@@ -25,7 +25,7 @@ def add_commands(app: Flask) -> None:
     ):
         group.add_command(command)
     for command in migrations.MIGRATION_COMMANDS:
-        # `flask imcallback history` lists removals, so that the list of revisions has another name.
+        # `flask imcallback history` lists removals, so the list of revisions has another name.
         group.add_command(command, "revisions" if command.name == "history" else command.name)
     app.cli.add_command(group)
     if "db" not in app.cli.commands:

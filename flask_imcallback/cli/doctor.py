@@ -1,4 +1,4 @@
-"""Finds out why callbacks do not arrive, or get lost: all checks, and the live address."""
+"""The doctor: it checks the app and its live address, to find out why callbacks are lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from flask import Flask
-from sqlalchemy import select
 
 from ..checks import (
     EXEMPTION,
@@ -39,12 +38,12 @@ from ..checks import (
 from ..errors import SendError
 from ..providers import Callback, OutgoingCallback, Provider
 from ..runtime import Runtime
-from ..storage import delivery, id_at
+from ..storage import is_delivery_stored
 from .sender import Answer, Sender
 
 SLOW_ANSWER_SECONDS = 1.0
 MAX_PROBE_AGE = timedelta(minutes=5)
-"""How far back the probe is searched in the database. Clocks may differ by this much."""
+"""The age of the oldest delivery that is searched for the probe. Clocks may differ by this much."""
 
 
 def examine(
@@ -52,8 +51,8 @@ def examine(
 ) -> Iterator[Finding]:
     """Check an app, and with `url` also its live address. Needs an app context.
 
-    Every check is tried, whatever the others find. Without `url`, nothing is stored. Nothing is
-    left behind: if root runs this command, its files could lock the app out.
+    Every check runs, even if another check fails. Without `url`, nothing is stored. No file is left
+    behind: if root runs this command, its files could lock the app out.
     """
     had_folder = os.path.isdir(app.instance_path)
     try:
@@ -91,7 +90,7 @@ def _examine(
 
 
 def _ask_running_app(runtime: Runtime, url: str) -> Iterator[Finding]:
-    """Read what the running app finds in its own process. Its health check tells it to readers."""
+    """Yield the findings of the running app. Its health check shows them to readers."""
     tokens = runtime.settings.history_tokens
     if not tokens:
         yield note(
@@ -118,7 +117,7 @@ def _ask_running_app(runtime: Runtime, url: str) -> Iterator[Finding]:
         yield failure(
             f"The running app: {health['problem']}",
             "Its health check says so.",
-            "Run flask imcallback doctor on its host, with its settings and as its user.",
+            "Run flask imcallback doctor on its machine, with its settings and as its user.",
         )
     database = runtime.describe_database()
     if health["database"] != database:
@@ -138,59 +137,73 @@ def _ask_running_app(runtime: Runtime, url: str) -> Iterator[Finding]:
 def _make_probe(provider: Provider, mark: str) -> list[OutgoingCallback]:
     """Return an authentic callback that removes nobody. Its packet holds the mark.
 
-    The probe takes the whole way of a real callback, but no history shows it.
+    The probe is handled like a real callback, but the history does not contain it.
     """
     return provider.sample(provider.probe_command, mark, [mark])
 
 
 def _check_address(runtime: Runtime, provider: Provider, url: str) -> Iterator[Finding]:
-    """Send a probe through the live address, and look for it in the database."""
-    name = provider.name
+    """Send a probe to the live address, and look for it in the database."""
     mark = secrets.token_hex(8)
     probe = _make_probe(provider, mark)
     if not probe:
         yield warning(
-            f"{name}: no probe can be sent",
+            f"{provider.name}: no probe can be sent",
             "Nobody knows whether its callbacks arrive.",
             "Write the method sample of the provider.",
         )
         return
     started = datetime.now(UTC)
-    try:
-        connection = Sender(url)
-        answer = connection.send(probe[0])
-        connection.close()
-    except SendError as error:
-        yield failure(
-            f"{name}: {error}",
-            "The IM server cannot reach this address either.",
-            "Check the URL, its DNS name, the port, the firewall, and whether the certificate is "
-            "trusted.",
-        )
+    answer = _send_probe(provider, url, probe[0])
+    if isinstance(answer, Finding):
+        yield answer
         return
     if problem := _check_answer(runtime, provider, answer, url, probe[0]):
         yield problem
         return
-    yield ok(f"{name}: the probe gets the answer that the IM server expects")
+    yield ok(f"{provider.name}: the probe gets the answer that the IM server expects")
+    yield from _check_speed(provider, answer)
+    yield from _check_stored(runtime, provider, mark, started - MAX_PROBE_AGE)
+    yield from _check_server_clock(runtime, provider, answer)
+
+
+def _send_probe(provider: Provider, url: str, probe: OutgoingCallback) -> Answer | Finding:
+    """Return the answer to a probe, or the finding that there is no answer."""
+    try:
+        connection = Sender(url)
+        answer = connection.send(probe)
+        connection.close()
+    except SendError as error:
+        return failure(
+            f"{provider.name}: {error}",
+            "The IM server cannot reach this address either.",
+            "Check the URL, its DNS name, the port, the firewall, and whether the certificate is "
+            "trusted.",
+        )
+    return answer
+
+
+def _check_speed(provider: Provider, answer: Answer) -> Iterator[Finding]:
     if answer.seconds > SLOW_ANSWER_SECONDS:
         yield warning(
-            f"{name}: the answer took {answer.seconds:.1f} seconds",
-            provider.reactions.to_slow_answer,
+            f"{provider.name}: the answer took {answer.seconds:.1f} seconds",
+            provider.reactions.after_slow_answer,
             "Find the slow part: the proxy, the database, or too few threads.",
         )
-    yield from _check_stored(runtime, provider, mark, started - MAX_PROBE_AGE)
+
+
+def _check_server_clock(runtime: Runtime, provider: Provider, answer: Answer) -> Iterator[Finding]:
+    """Compare the clock of this machine with the Date header of the answer."""
     if date := answer.headers.get("date"):
         difference = abs(parsedate_to_datetime(date) - datetime.now(UTC))
         sign_window = timedelta(seconds=runtime.settings.sign_window)
         if difference > max(MAX_CLOCK_DIFFERENCE, sign_window / 2):
-            yield explain_clock(
-                f"{name}: the clocks of the server and of this host are", difference
-            )
+            yield explain_clock("the server", difference, provider.name)
 
 
 @dataclass(frozen=True)
 class Refusal:
-    """What an answer means: why it matters and what to do."""
+    """The explanation of an answer: the reason and the remedy."""
 
     why: str
     remedy: str
@@ -209,7 +222,7 @@ OUR_REFUSALS = {
         "flask imcallback status counts it.",
     ),
     404: Refusal(
-        "The provider is off in the running app.",
+        "The provider is not enabled in the running app.",
         "Compare the settings of the running app and of this command.",
     ),
     405: Refusal(
@@ -225,7 +238,7 @@ OUR_REFUSALS = {
         "Read the log of the running app. It has the cause and the packets.",
     ),
 }
-"""HTTP status -> what it means if the extension answered."""
+"""HTTP status -> its meaning if the extension answered."""
 OTHER_REFUSALS = {
     400: Refusal(
         f"Something in front of the extension takes callbacks for forms without a CSRF token. "
@@ -277,7 +290,7 @@ OTHER_REFUSALS = {
         "Read the log of the running app, and check the address to which the proxy forwards.",
     ),
 }
-"""HTTP status -> what it means if something else answered."""
+"""HTTP status -> its meaning if something else answered."""
 UNKNOWN_REFUSAL = Refusal(
     "The IM server counts this as failed.",
     "Find out whether the proxy or the app answers, and read its log.",
@@ -287,14 +300,16 @@ UNKNOWN_REFUSAL = Refusal(
 def _check_answer(
     runtime: Runtime, provider: Provider, answer: Answer, url: str, probe: OutgoingCallback
 ) -> Finding | None:
-    """Return what is wrong with the answer to a probe."""
+    """Return the problem of the answer to a probe, or None."""
     name = provider.name
     if 300 <= answer.status < 400:
         location = answer.headers.get("location", "")
         is_same_page = _segments(location) == _segments(url) + _segments(probe.path)
         return _explain_redirect(provider, _show_location(runtime, location), is_same_page)
     if answer.status != 200:
-        is_ours = _has_members(answer.body, _keys_of(provider.refuse(answer.status, "").body))
+        is_ours = _has_members(
+            answer.body, _constant_members(provider.refuse(answer.status, "").body)
+        )
         refusals = OUR_REFUSALS if is_ours else OTHER_REFUSALS
         refusal = refusals.get(answer.status, UNKNOWN_REFUSAL)
         return failure(
@@ -304,18 +319,18 @@ def _check_answer(
     if not _has_members(answer.body, expected.body):
         return failure(
             f"{name}: the answer is not the one that the IM server expects",
-            provider.reactions.to_wrong_answer,
+            provider.reactions.after_wrong_answer,
             "Find out whether something else answers at this URL, or a proxy changes the answer.",
         )
     return None
 
 
 def _explain_redirect(provider: Provider, location: str, is_same_page: bool) -> Finding:
-    """Tell a redirect to the same page elsewhere from a redirect to a login page."""
+    """Return the finding for a redirect, either to the same page or to a login page."""
     if is_same_page:
         return failure(
             f"{provider.name}: the URL redirects to {location}",
-            provider.reactions.to_redirect,
+            provider.reactions.after_redirect,
             "Give the IM server the URL at the end of the redirect. Often it begins with https://. "
             "Behind a proxy with HTTPS, use ProxyFix of Werkzeug with x_proto=1.",
         )
@@ -340,8 +355,8 @@ def _show_location(runtime: Runtime, location: str) -> str:
     return text
 
 
-def _keys_of(body: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the members of an answer of ours that do not depend on the problem."""
+def _constant_members(body: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the members of our answer that do not depend on the problem."""
     return {name: value for name, value in body.items() if value != ""}
 
 
@@ -367,15 +382,11 @@ def _check_stored(
     runtime: Runtime, provider: Provider, mark: str, since: datetime
 ) -> Iterator[Finding]:
     """Look for the probe in the database."""
-    column = delivery.c
-    probes = select(column.body).where(
-        column.id >= id_at(since),
-        column.provider == provider.name,
-        column.command == provider.probe_command,
-    )
     try:
         with runtime.engine().connect() as connection:
-            is_stored = any(mark.encode() in body for body in connection.scalars(probes))
+            is_stored = is_delivery_stored(
+                connection, provider.name, provider.probe_command, since, mark.encode()
+            )
     except Exception as error:
         problem = explain(error)
         yield warning(
@@ -408,14 +419,15 @@ def _check_idle_connection(provider: Provider, url: str, seconds: float) -> Iter
     except SendError:
         return  # `_check_address` reports it.
     if not connection.is_open:
-        yield ok("The server closes each connection with its answer, so none is lost idle")
+        yield ok("The server closes each connection with its answer, so no idle connection is lost")
         return
     time.sleep(seconds)
     try:
         connection.send(_make_probe(provider, secrets.token_hex(8))[0])
     except SendError as error:
         yield failure(
-            f"The server closes a connection that is idle for {seconds:g} seconds ({error})",
+            f"The server closes a connection that is idle for {seconds:g} seconds "
+            f"({type(error.__cause__).__name__})",
             "The IM server may send its next callback on this connection and lose it. This app "
             "never sees the lost callback.",
             "Keep idle connections open longer (keepalive = 75 in gunicorn.conf.py, "

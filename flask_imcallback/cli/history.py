@@ -44,7 +44,7 @@ from .output import (
 
 @report_wrong_options
 def _history(format: str, **filters: Any) -> None:
-    page = get_runtime().history.page(load_history_query(query_parameters(filters)))
+    page = get_runtime().history.read_page(load_history_query(query_parameters(filters)))
     if format == "ndjson":
         for line in json_lines(page.data):
             click.echo(line)
@@ -58,7 +58,9 @@ def _history(format: str, **filters: Any) -> None:
 
 @report_wrong_options
 def _stats(format: str, **parameters: Any) -> None:
-    rows = stats_json(get_runtime().history.count(*load_stats_query(query_parameters(parameters))))
+    rows = stats_json(
+        get_runtime().history.read_counts(*load_stats_query(query_parameters(parameters)))
+    )
     columns = ("bucket", "group", "count")
     if format == "ndjson":
         for row in rows:
@@ -76,7 +78,7 @@ def _export(file: str, **parameters: Any) -> None:
     if parameters["format"] is None and suffix in FORMATS:
         parameters["format"] = suffix
     query, format, keeps_formulas = load_export_query(query_parameters(parameters))
-    chunks = get_runtime().history.chunks(query)
+    chunks = get_runtime().history.read_chunks(query)
     if sys.stderr.isatty():
         chunks = _with_progress_bar(chunks, query)
     parts = encode(format, chunks, keeps_formulas=keeps_formulas)
@@ -104,7 +106,7 @@ def _write_file(file: str, parts: Iterable[bytes]) -> None:
 def _with_progress_bar(
     chunks: Iterable[list[Record]], query: HistoryQuery
 ) -> Iterator[list[Record]]:
-    """Yield the chunks, and show on a progress bar how much of the period they cover."""
+    """Yield the chunks, and show the covered part of the period on a progress bar."""
     first, last = _first_and_last_id(query)
     length = max(1, last - first)
     with click.progressbar(length=length, file=sys.stderr) as bar:
@@ -119,7 +121,7 @@ def _with_progress_bar(
 def _first_and_last_id(query: HistoryQuery) -> tuple[int, int]:
     """Return the smallest and the largest id that match, or zeros."""
     history = get_runtime().history
-    pages = [history.page(replace(query, order=order, limit=1)) for order in ("asc", "desc")]
+    pages = [history.read_page(replace(query, order=order, limit=1)) for order in ("asc", "desc")]
     ids = [record.id for page in pages for record in page.data]
     return min(ids, default=0), max(ids, default=0)
 

@@ -1,7 +1,7 @@
-"""Our migrations beside those of a host that uses Flask-Migrate.
+"""Our migrations in a host app that uses Flask-Migrate.
 
-`flask db upgrade` of the host upgrades our tables first. Autogenerate of the host ignores them. All
-other `flask db` commands see only the migrations of the host.
+`flask db upgrade` of the host app upgrades our tables first. Autogenerate of the host app ignores
+our tables. All other `flask db` commands concern only the tables of the host app.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def _arguments_of_upgrade() -> dict[str, Any] | None:
     """Return the arguments of the call of `flask_migrate.upgrade` that is running, or None.
 
     Flask-Migrate does not tell its callbacks which command runs. The command line and the scripts
-    of a host call the same function, so its frame is on the stack.
+    of a host app call the same function, so its frame is on the stack.
     """
     import flask_migrate
 
@@ -69,7 +69,7 @@ def _arguments_of_upgrade() -> dict[str, Any] | None:
 
 
 def _host_tables() -> set[str]:
-    """Return the table names of the host's models in all databases, without their schemas."""
+    """Return the table names of the models of the host app, without their schemas."""
     db = current_app.extensions["migrate"].db
     metadatas = getattr(db, "metadatas", None) or {None: db.metadata}
     return {table.name for each in metadatas.values() for table in each.tables.values()}
@@ -78,7 +78,7 @@ def _host_tables() -> set[str]:
 def _hide_from_log(config: Any) -> None:
     """Keep our tables out of the log of autogenerate.
 
-    This needs the option `include_name`, so that it does nothing if the host's env.py sets it.
+    This needs the option `include_name`. If the env.py of the host app sets it, nothing is done.
     """
     arguments = current_app.extensions["migrate"].configure_args
     folder = config.get_main_option("script_location")

@@ -33,7 +33,7 @@ status = make_command(
 
 
 def _spool(drain: bool, adopt: str | None) -> None:
-    """Print what the spool holds. Before that, adopt and store callbacks if wanted."""
+    """Adopt and drain callbacks if the options say so, then print the content of the spool."""
     runtime = get_runtime()
     if runtime.drain is None:
         raise click.ClickException("there is no spool: IMCALLBACK_SPOOL is None")
@@ -42,7 +42,7 @@ def _spool(drain: bool, adopt: str | None) -> None:
         _adopt(spool, adopt)
     if drain:
         before = spool.waiting()
-        problem = runtime.drain.finish()
+        problem = runtime.drain.drain_all()
         after = spool.waiting()
         drained = before.count + before.set_aside - after.count - after.set_aside
         click.echo(f"{drained} drained", err=True)
@@ -64,7 +64,7 @@ def _adopt(spool: Spool, mark: str) -> None:
 
 
 def _echo_content(spool: Spool) -> None:
-    """Print how much waits, what is set aside and why, and what belongs to other databases."""
+    """Print the counts of the spool, and the errors of the callbacks that are set aside."""
     waiting = spool.waiting()
     oldest = f", the oldest received at {waiting.oldest}" if waiting.oldest else ""
     click.echo(f"{waiting.count} waiting in {spool.path}{oldest}")
@@ -101,7 +101,7 @@ def _doctor(url: str | None, idle: float) -> None:
     failure_count = echo_findings(examine(app, get_runtime(), url, idle))
     if failure_count:
         problems = "1 problem" if failure_count == 1 else f"{failure_count} problems"
-        raise click.ClickException(f"doctor found {problems} by which callbacks can be lost")
+        raise click.ClickException(f"doctor found {problems} that can lose callbacks")
 
 
 doctor = make_command(
@@ -120,7 +120,7 @@ doctor = make_command(
 
 
 def _choose_provider(runtime: Runtime, command: str, name: str | None) -> Provider:
-    """Return the provider with this name, or the one that knows the command."""
+    """Return the provider with this name, or the provider that records the command."""
     enabled = {p.name: p for p in runtime.providers.values() if p.is_enabled}
     names = ", ".join(enabled) or "none"
     if name is not None:
@@ -147,7 +147,7 @@ def _send(
     app_id: str,
     provider: str | None,
 ) -> None:
-    """Send the samples of the provider. Print the answers, and how long each one took."""
+    """Send callbacks of the provider. Print each answer and its time."""
     chosen = _choose_provider(get_runtime(), command, provider)
     callbacks = chosen.sample(command, owner, targets, app_id=app_id)
     if not callbacks:
@@ -160,8 +160,9 @@ def _send(
     for answer in answers:
         click.echo(answer.body.decode(errors="replace"))
         click.echo(f"{answer.status} after {answer.seconds * 1000:.1f} ms", err=True)
-    if any(answer.status != 200 for answer in answers):
-        raise click.ClickException("not every callback was accepted")
+    refused = sum(answer.status != 200 for answer in answers)
+    if refused:
+        raise click.ClickException(f"the app refused {refused} of {len(answers)} callbacks")
 
 
 send = make_command(

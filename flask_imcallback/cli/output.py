@@ -1,4 +1,4 @@
-"""What the commands share: options, tables and error messages."""
+"""Options, tables and error messages that the commands share."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ FORMAT_OPTION = click.Option(
 
 
 def report_errors(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Wrap a command so that it prints our errors and those of Alembic without a traceback."""
+    """Wrap a command so that it prints errors, also of Alembic, without a traceback."""
 
     @functools.wraps(function)
     def command(*arguments: Any, **options: Any) -> Any:

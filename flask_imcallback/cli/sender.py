@@ -1,4 +1,4 @@
-"""Sends callbacks to an app over HTTP, for `flask imcallback send` and `doctor`."""
+"""The sender of callbacks over HTTP, for `flask imcallback send` and `doctor`."""
 
 from __future__ import annotations
 
@@ -62,7 +62,10 @@ class Sender:
             content = response.read()
         except (OSError, HTTPException) as error:
             self._connection.close()
-            raise SendError(f"no answer: {type(error).__name__}: {error}") from error
+            raise SendError(
+                f"no answer from {self._connection.host} ({type(error).__name__}: {error}): check "
+                "that the app runs and that the URL is right"
+            ) from error
         return Answer(
             status=response.status,
             headers={name.lower(): value for name, value in response.getheaders()},

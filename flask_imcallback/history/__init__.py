@@ -1,9 +1,9 @@
-"""The only room that reads SQL for users: queries, plans, pages, counts and exports."""
+"""The only room that reads the database for users: queries, plans, pages, counts and exports."""
 
 from .export import COLUMNS, FORMATS, csv_records, encode, json_lines, removal_csv, removal_json
 from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
 from .history import History
-from .queries import HistoryQuery, StatsQuery, shorten
+from .queries import HistoryQuery, StatsQuery, load_zone, shorten
 from .results import (
     DeliveryDetail,
     DeliveryPage,
@@ -59,6 +59,7 @@ __all__ = [
     "load_history_query",
     "load_parameters",
     "load_stats_query",
+    "load_zone",
     "removal_csv",
     "removal_json",
     "shorten",

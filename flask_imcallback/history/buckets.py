@@ -1,4 +1,4 @@
-"""Hours, days, weeks and months, as the clocks of a time zone show them."""
+"""Time buckets: the hours, days, weeks and months of a time zone."""
 
 from __future__ import annotations
 
@@ -37,10 +37,10 @@ def bucket_starts(
 def _next_start(start: datetime, bucket: str, zone: ZoneInfo) -> datetime:
     """Return the start, in UTC, of the bucket after the bucket that starts at `start`."""
     if bucket == "hour":
-        # An hour lasts half an hour longer where clocks are put back by half an hour.
+        # An hour is half an hour longer when clocks are put back by half an hour.
         starts = (_start_of((start + HOUR * count).astimezone(zone), bucket) for count in (1, 2))
         return next(later for later in starts if later > start)
-    # Half a day more is always inside the next bucket, whatever the clocks do at its start.
+    # Half a day after its start is always inside the next bucket, even if clocks change there.
     days = {"day": 1, "week": 7, "month": 31}[bucket]
     return _start_of((start + DAY * days + DAY / 2).astimezone(zone), bucket)
 
@@ -54,5 +54,5 @@ def _start_of(local: datetime, bucket: str) -> datetime:
         date -= DAY * date.weekday()
     elif bucket == "month":
         date = date.replace(day=1)
-    # A day starts at one o'clock where clocks are put forward at midnight.
+    # A day starts at one o'clock if clocks are put forward at midnight.
     return datetime.combine(date, time(), local.tzinfo).astimezone(UTC)

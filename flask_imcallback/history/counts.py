@@ -55,13 +55,14 @@ def count_removals(
         rows = finder.count(resolved, width, stats.group_by)
     if len(rows) > MAX_COUNT_ROWS:
         raise TooWideError("group_by", TOO_MANY)
-    return _with_empty_buckets(_add_up(rows, starts, width), starts, stats)
+    return _add_empty_buckets(_add_up(rows, starts, width), starts, stats)
 
 
 def _common_width(starts: Sequence[datetime]) -> int:
-    """Return the largest width in microseconds of which every start is a multiple.
+    """Return the largest width in microseconds that divides every start.
 
-    The database counts in buckets of this width. Each of them lies in one bucket of the query.
+    The database counts in buckets of this width. Each of its buckets lies in one bucket of the
+    query.
     """
     return gcd(*map(id_at, starts)) if len(starts) > 1 else MAX_ID
 
@@ -75,7 +76,7 @@ def _add_up(rows: Iterable[Any], starts: Sequence[datetime], width: int) -> Coun
     return counts
 
 
-def _with_empty_buckets(
+def _add_empty_buckets(
     counts: Counter[CountKey], starts: Sequence[datetime], stats: StatsQuery
 ) -> list[RemovalCount]:
     """Return a count for every bucket and every group, in the order of time and group."""

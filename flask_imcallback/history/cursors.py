@@ -1,8 +1,9 @@
 """Cursors: signed positions between two pages.
 
-Transactions may commit out of id order, so that a removal can appear below an id that was already
-returned. A position of a query in ascending order therefore holds a high-water mark, below which
-no removal can appear, and the ids above it that were already returned. See `fit_page`.
+Transactions may commit out of id order. So a removal can appear with a smaller id than a removal
+that was already returned. A position in ascending order therefore holds a high-water mark, and the
+ids above it that were already returned. No new removal can appear at or below the mark. See
+`fit_page`.
 """
 
 from __future__ import annotations
@@ -26,10 +27,11 @@ IdRange = tuple[int, int]
 
 @dataclass(frozen=True)
 class Position:
-    """A place between two rows of a result."""
+    """A position between two rows of a result."""
 
     high_water_mark: int
-    """The next page starts after this id. In ascending order, no removal can appear below it."""
+    """The next page starts after this id. In ascending order, no new removal can appear at
+    or below it."""
     already_returned: tuple[IdRange, ...] = ()
     """Ranges of ids above the mark, by first and last id, that earlier pages returned."""
 
@@ -48,7 +50,7 @@ class Position:
 
 
 def _merge(ranges: Iterable[IdRange]) -> list[IdRange]:
-    """Return sorted ranges as the fewest ranges that hold the same ids."""
+    """Merge sorted ranges that touch or overlap."""
     merged: list[IdRange] = []
     for first, last in ranges:
         if merged and first <= merged[-1][1] + 1:
@@ -60,7 +62,7 @@ def _merge(ranges: Iterable[IdRange]) -> list[IdRange]:
 
 @dataclass(frozen=True)
 class FittedPage:
-    """The first ids of a page, as many as a cursor can remember."""
+    """The part of a page that a cursor can remember: its first ids."""
 
     count: int
     is_last: bool
@@ -73,30 +75,32 @@ def fit_page(
     ids: Sequence[int],
     *,
     is_last: bool,
-    read_until: int,
-    final_until: int,
-    now: int,
+    last_read_id: int,
+    last_final_id: int,
+    now_id: int,
 ) -> FittedPage:
     """Return the part of a page in ascending order that a cursor can remember.
 
-    `ids` are all results between `start` and `read_until`, or the end if the page is the last one.
-    No removal with an id up to `final_until` can appear any more. `now` is the id of this moment.
+    `ids` are all results after `start`, up to `last_read_id`. On the last page they are all
+    results. No new removal with an id up to `last_final_id` can appear. `now_id` is the id of a
+    delivery that is received now.
     """
-    first_id = ids[0] if ids else now
-    position = start.advance(final_until if is_last else min(final_until, read_until), ids)
+    first_id = ids[0] if ids else now_id
+    position = start.advance(last_final_id if is_last else min(last_final_id, last_read_id), ids)
     while ids and (surplus := len(position.already_returned) - MAX_RETURNED_RANGES) > 0:
         ids = ids[: max(0, len(ids) - surplus)]
-        position = start.advance(min(final_until, ids[-1]) if ids else final_until, ids)
-        # Removals of a clock ahead of ours become final too late for a reader who asks at once.
-        is_last = not ids and first_id > now
+        position = start.advance(min(last_final_id, ids[-1]) if ids else last_final_id, ids)
+        # If the clock of a machine is ahead, its removals become final only later. A reader who
+        # asks immediately would loop.
+        is_last = not ids and first_id > now_id
     return FittedPage(len(ids), is_last, position)
 
 
 class CursorCodec:
-    """Encodes positions as signed texts, and decodes them.
+    """A codec between positions and signed texts.
 
-    Without keys, a random key signs, so that nobody can forge a cursor that is expensive to read.
-    Such a cursor is valid in this process only.
+    Without keys, it signs with a random key, so nobody can forge a cursor that is expensive to
+    read. Such a cursor is valid in this process only.
     """
 
     def __init__(self, secret_keys: Sequence[str]) -> None:
@@ -116,10 +120,13 @@ class CursorCodec:
         try:
             version, *parts = self._serializer.loads(cursor)
         except (BadSignature, ValueError, TypeError) as error:
-            problem = "is not a cursor of this history. It was changed, cut off or made elsewhere"
+            problem = (
+                "is invalid: it was changed, cut off, or signed with another SECRET_KEY. "
+                "Start again without it"
+            )
             if not self._has_keys:
                 problem += (
-                    ". The app has no SECRET_KEY, so that a cursor is valid only in the process "
+                    ". The app has no SECRET_KEY, so a cursor is valid only in the process "
                     "that made it. Set SECRET_KEY"
                 )
             raise HistoryQueryError("cursor", problem) from error

@@ -1,7 +1,7 @@
-"""Removals as NDJSON, CSV and Parquet files, written while they are sent, in bounded memory.
+"""Removals as NDJSON, CSV and Parquet files. A file is written while it is sent, in bounded memory.
 
-No byte is written before the first chunk has been read, so that an error at the start can still be
-answered with a status. A file that was cut off later can be recognized in every format.
+The first chunk is read before the first byte is written, so an error at the start still gets a
+status. A file that was cut off later can be recognized in every format.
 """
 
 from __future__ import annotations
@@ -62,7 +62,7 @@ def removal_json(record: Record) -> dict[str, Any]:
 def json_lines(records: Sequence[Record]) -> list[str]:
     """Return the JSON of each removal, as `json.dumps(..., ensure_ascii=False)` writes it.
 
-    `json.dumps` takes four times as long. `_quote` is its own function for texts.
+    `json.dumps` takes four times as long. `_quote` is the function of `json` for texts.
     """
     return [
         f'{{"id": {id}, "provider": {_quote(provider)}, "app_id": {_quote(app_id)}, '
@@ -85,7 +85,7 @@ def json_lines(records: Sequence[Record]) -> list[str]:
             platform,
             request_id,
             _,
-        ), received_at in zip(records, _received_at_texts(records), strict=True)
+        ), received_at in zip(records, _format_times(records), strict=True)
     ]
 
 
@@ -94,7 +94,7 @@ def removal_csv(records: Sequence[Record], *, keeps_formulas: bool = False) -> b
     if not records:
         return b""
     *columns, _ = zip(*records, strict=True)
-    return _csv_of_columns([*columns, _received_at_texts(records)], keeps_formulas)
+    return _csv_of_columns([*columns, _format_times(records)], keeps_formulas)
 
 
 def csv_records(rows: Sequence[Sequence[Any]]) -> bytes:
@@ -104,19 +104,19 @@ def csv_records(rows: Sequence[Sequence[Any]]) -> bytes:
 
 def _csv_of_columns(columns: Iterable[Sequence[Any]], keeps_formulas: bool) -> bytes:
     if not keeps_formulas:
-        columns = map(_without_formulas, columns)
+        columns = map(_escape_formulas, columns)
     text = io.StringIO(newline="")
     csv.writer(text).writerows(zip(*columns, strict=True))
     return text.getvalue().encode()
 
 
-def _without_formulas(column: Sequence[Any]) -> Sequence[Any]:
+def _escape_formulas(column: Sequence[Any]) -> Sequence[Any]:
     if not column or not isinstance(column[0], str):
         return column
     return [f"'{cell}" if cell[:1] in FORMULA_STARTS else cell for cell in column]
 
 
-def _received_at_texts(records: Iterable[Record]) -> list[str]:
+def _format_times(records: Iterable[Record]) -> list[str]:
     """Return `utc_text(record.received_at)` of each removal, in half the time.
 
     The id of a delivery is its time, and a time without a zone is formatted faster.
@@ -141,8 +141,8 @@ def _csv(chunks: Chunks, keeps_formulas: bool) -> Iterator[bytes]:
     """Yield the record of the column names, then one record per removal.
 
     The last record is `manifest`, the number of removals, and empty fields. A file without it was
-    cut off. Unless `keeps_formulas`, an apostrophe is put before every text that a spreadsheet may
-    run. A reader cannot tell it from an apostrophe that was in the text.
+    cut off. Without `keeps_formulas`, an apostrophe stands before every text that a spreadsheet may
+    run. A reader cannot distinguish it from an apostrophe of the text.
     """
     removals = 0
     head = csv_records([COLUMNS])

@@ -1,4 +1,4 @@
-"""The filters of the history: one table for queries, URLs and command line, and their types."""
+"""The filters of the history. Queries, URLs and the command line share this table."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from datetime import datetime
 from typing import TypeAlias, TypedDict
 
 from ..removals import Relation
+from ..storage import SourceKey
 
 Texts: TypeAlias = str | Sequence[str] | AbstractSet[str] | None
 """One text, or several alternatives. None means that the filter is not used."""
@@ -47,11 +48,11 @@ FILTERS: dict[str, Filter] = {
     ),
     "delivery_id": Filter(description="the id of the delivery", is_id=True),
 }
-"""Filters that compare for equality. Values of one filter are alternatives."""
+"""Filter -> its properties. The values of one filter are alternatives."""
 
 TEXT_FILTERS = tuple(name for name, row in FILTERS.items() if not row.is_id)
 
-GROUPS = ("provider", "app_id", "command", "relation", "platform")
+GROUPS = SourceKey._fields
 """Filters by which removals can be grouped. The source table holds their values."""
 
 

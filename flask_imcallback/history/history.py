@@ -1,4 +1,4 @@
-"""The stored removals and deliveries: queries in, pages, streams and counts out."""
+"""The history: pages, streams and counts of the stored removals and deliveries."""
 
 from __future__ import annotations
 
@@ -16,9 +16,8 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
 from ..removals import Record, Relation, Status
-from ..storage import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at
+from ..storage import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, SourceKey, id_at
 from ..storage import delivery as delivery_table
-from ..storage import source as source_table
 from .counts import count_removals
 from .cursors import CursorCodec, Position, fit_page
 from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
@@ -32,17 +31,17 @@ from .results import (
     RemovalCount,
     RemovalDetail,
 )
-from .statements import Finder, PageSpec, Rows
+from .statements import Finder, PageSpec, SearchResult
 
 CHUNK_REMOVALS = 2000
-"""Number of removals that a stream reads at once."""
+"""Number of removals that a stream reads in one step."""
 MAX_BODY_BYTES_PER_PAGE = 4 * 1024 * 1024
 """Maximum size of all packets in a page of deliveries. A larger packet has a page of its own."""
 COMMIT_MARGIN = timedelta(seconds=5)
-"""The time that a transaction may last, and clocks may differ, beyond the deadline."""
+"""Time after the deadline in which a transaction may still commit. It includes a difference between
+clocks."""
 DELIVERY_COLUMNS = [delivery_table.c[field.name] for field in fields(DeliveryRecord)]
-make_record = partial(tuple.__new__, Record)
-SOURCE_COLUMNS = ", ".join(column.name for column in source_table.c)
+SOURCE_COLUMNS = ", ".join(["id", *SourceKey._fields])
 
 
 class History:
@@ -61,18 +60,18 @@ class History:
         Raises `HistoryQueryError` for an unknown or malformed filter, and `StorageError` if the
         database does not answer.
         """
-        return self.page(HistoryQuery.from_filters(filters))
+        return self.read_page(HistoryQuery.from_filters(filters))
 
     def stream(self, **filters: Unpack[StreamFilters]) -> Iterator[Record]:
         """Return an iterator over all removals that match, in order.
 
-        Removals that are received after the call are not included. The stream reads in parts, each
-        in its own short transaction, and needs an app context for each.
+        Removals that are received more than a second after the call are not included. The stream
+        reads in parts, each in its own short transaction. Each part needs an app context.
 
         Raises as `find` does. A wrong filter raises at the call, not at the first removal.
         """
         query = HistoryQuery.from_filters(filters, allowed=STREAM_FILTERS)
-        return chain.from_iterable(self.chunks(query))
+        return chain.from_iterable(self.read_chunks(query))
 
     def stats(
         self,
@@ -88,20 +87,21 @@ class History:
         `"provider"`, `"app_id"`, `"command"`, `"relation"`, `"platform"` or None. `tz` is the IANA
         name of the time zone in which buckets begin.
 
-        The buckets cover the time from `since`, or else the first matching removal, to `until`, or
-        else now. A bucket without removals has the count 0.
+        The buckets cover the time from `since` to `until`. Without `since` they begin with the
+        first matching removal, and without `until` they end now. A bucket without removals has
+        the count 0.
 
         Raises as `find` does, also if there are more than 10,000 counts.
         """
         stats = StatsQuery(bucket=bucket, group_by=group_by, tz=tz)
-        return self.count(HistoryQuery.from_filters(filters, allowed=STATS_FILTERS), stats)
+        return self.read_counts(HistoryQuery.from_filters(filters, allowed=STATS_FILTERS), stats)
 
     def deliveries(self, **filters: Unpack[DeliveryFilters]) -> DeliveryPage:
         """Return a page of deliveries, including deliveries without removals.
 
         A page ends before its limit if its packets are large. Raises as `find` does.
         """
-        return self.delivery_page(DeliveryQuery.from_filters(filters))
+        return self.read_delivery_page(DeliveryQuery.from_filters(filters))
 
     def get(self, removal_id: int) -> RemovalDetail | None:
         """Return a removal and its delivery, or None if no removal has this id.
@@ -115,11 +115,11 @@ class History:
             rows = Finder(connection).find(ids, PageSpec(is_descending=True, limit=1)).rows
             if not rows:
                 return None
-            delivery = _delivery(connection, rows[0].delivery_id)
+            delivery = _read_delivery(connection, rows[0].delivery_id)
             if delivery is None:
                 problem = f"imcallback_delivery has no row {rows[0].delivery_id}, but a removal has"
                 raise StorageError(problem)
-            (removal,) = _records(connection, rows)
+            (removal,) = _make_records(connection, rows)
             return RemovalDetail(removal, delivery)
 
     def get_delivery(self, delivery_id: int) -> DeliveryDetail | None:
@@ -130,53 +130,54 @@ class History:
         if not 0 <= delivery_id < MAX_ID:
             return None
         with self._connect() as connection:
-            delivery = _delivery(connection, delivery_id)
+            delivery = _read_delivery(connection, delivery_id)
             if delivery is None:
                 return None
             count = delivery.removal_count
             ids = ResolvedQuery(above_id=delivery_id - 1, below_id=delivery_id + count)
             rows = Finder(connection).find(ids, PageSpec(is_descending=False, limit=count)).rows
-            return DeliveryDetail(delivery, _records(connection, rows))
+            return DeliveryDetail(delivery, _make_records(connection, rows))
 
-    # The methods below take checked queries. The web pages and the command line make them.
+    # The methods below take checked queries, for the web pages and the command line.
 
-    def page(self, query: HistoryQuery) -> Page:
+    def read_page(self, query: HistoryQuery) -> Page:
         """Return the page of a query. Raises `StorageError`.
 
         Raises `HistoryQueryError` if the cursor is wrong.
         """
-        start = self._start(query)
+        start = self._find_start(query)
         with self._connect() as connection:
             resolved = resolve(connection, query)
             if query.is_descending:
                 return self._descending_page(connection, query, resolved, start)
             return self._ascending_page(connection, query, resolved, start)
 
-    def chunks(self, query: HistoryQuery) -> Iterator[list[Record]]:
+    def read_chunks(self, query: HistoryQuery) -> Iterator[list[Record]]:
         """Return an iterator over the stream of a query, in lists of bounded length.
 
         The limit and the cursor of the query are not used. See `stream`.
         """
         with self._connect() as connection:
             resolved = resolve(connection, query)
-        now = id_at(datetime.now(UTC)) + MAX_REMOVALS
-        resolved = replace(resolved, below_id=min(resolved.below_id, now))
-        return self._read_chunks(resolved, PageSpec(query.is_descending, CHUNK_REMOVALS))
+        # A removal of a delivery that was received now can have an id up to a second later.
+        end_id = id_at(datetime.now(UTC)) + MAX_REMOVALS
+        resolved = replace(resolved, below_id=min(resolved.below_id, end_id))
+        return self._iterate_chunks(resolved, PageSpec(query.is_descending, CHUNK_REMOVALS))
 
-    def count(self, query: HistoryQuery, stats: StatsQuery) -> list[RemovalCount]:
+    def read_counts(self, query: HistoryQuery, stats: StatsQuery) -> list[RemovalCount]:
         """Return the counts of a query. See `stats`."""
         with self._connect() as connection:
             return count_removals(connection, query, stats)
 
-    def delivery_page(self, query: DeliveryQuery) -> DeliveryPage:
-        """Return the page of a query for deliveries. Raises as `page` does."""
+    def read_delivery_page(self, query: DeliveryQuery) -> DeliveryPage:
+        """Return the page of a query for deliveries. Raises as `read_page` does."""
         column = delivery_table.c
-        sizes = _matching_deliveries(query, self._start(query))
+        sizes = _select_sizes(query, self._find_start(query))
         order = column.id.desc() if query.is_descending else column.id.asc()
         with self._connect() as connection:
-            ids, is_last = _ids_that_fit(connection.execute(sizes), query.limit)
+            ids, is_last = _cut_to_limits(connection.execute(sizes), query.limit)
             chosen = select(*DELIVERY_COLUMNS).where(column.id.in_(ids)).order_by(order)
-            data = [_delivery_record(row) for row in connection.execute(chosen)]
+            data = [_make_delivery_record(row) for row in connection.execute(chosen)]
         if is_last:
             return DeliveryPage(data, None)
         return DeliveryPage(data, self._cursors.encode(Position(ids[-1]), query.digest))
@@ -189,7 +190,7 @@ class History:
         except SQLAlchemyError as error:
             raise StorageError from error
 
-    def _start(self, query: HistoryQuery | DeliveryQuery) -> Position:
+    def _find_start(self, query: HistoryQuery | DeliveryQuery) -> Position:
         """Return the position at which the page of a query starts."""
         if query.cursor is None:
             return Position(MAX_ID if query.is_descending else -1)
@@ -202,7 +203,7 @@ class History:
         page = PageSpec(is_descending=True, limit=query.limit + 1)
         found = Finder(connection).find(resolved, page)
         rows = found.rows[: query.limit]
-        data = _records(connection, rows)
+        data = _make_records(connection, rows)
         if found.stopped_at is None and len(found.rows) <= query.limit:
             return Page(data, None)
         end = rows[-1].id if found.stopped_at is None else found.stopped_at
@@ -212,30 +213,30 @@ class History:
         self, connection: Connection, query: HistoryQuery, resolved: ResolvedQuery, start: Position
     ) -> Page:
         now = datetime.now(UTC)
-        final_until = id_at(now - self._commit_time)
-        found = _find_not_returned(connection, resolved, start, query.limit + 1, final_until)
+        last_final_id = id_at(now - self._commit_time)
+        found = _find_new_rows(connection, resolved, start, query.limit + 1, last_final_id)
         ids = [row.id for row in found.rows[: query.limit]]
         fitted = fit_page(
             start,
             ids,
             is_last=found.stopped_at is None and len(found.rows) <= query.limit,
-            read_until=found.stopped_at if found.stopped_at is not None else max(ids, default=0),
-            final_until=final_until,
-            now=id_at(now),
+            last_read_id=found.stopped_at if found.stopped_at is not None else max(ids, default=0),
+            last_final_id=last_final_id,
+            now_id=id_at(now),
         )
-        data = _records(connection, found.rows[: fitted.count])
+        data = _make_records(connection, found.rows[: fitted.count])
         cursor = self._cursors.encode(fitted.position, query.digest)
         if fitted.is_last:
             return Page(data, None, resume_cursor=cursor)
         return Page(data, cursor, is_incomplete=bool(found.rows) and not data)
 
-    def _read_chunks(self, query: ResolvedQuery, page: PageSpec) -> Iterator[list[Record]]:
+    def _iterate_chunks(self, query: ResolvedQuery, page: PageSpec) -> Iterator[list[Record]]:
         while True:
             with self._connect() as connection:
                 found = Finder(connection).find(query, page)
-                data = _records(connection, found.rows)
+                data = _make_records(connection, found.rows)
                 if connection.dialect.name == "sqlite":
-                    # Free the page cache: a stream reads each page of the file once.
+                    # Free the cache, because a stream reads each database page only once.
                     connection.exec_driver_sql("PRAGMA shrink_memory")
             if data:
                 yield data
@@ -248,22 +249,22 @@ class History:
                 query = replace(query, above_id=last_id)
 
 
-def _find_not_returned(
+def _find_new_rows(
     connection: Connection,
     query: ResolvedQuery,
     start: Position,
     limit: int,
-    final_until: int,
-) -> Rows:
+    last_final_id: int,
+) -> SearchResult:
     """Return rows in ascending order from a position on, without rows that were returned before.
 
-    Ids above `final_until` are always read to their end, because a page that ends among them
-    leads back to `final_until`.
+    The search does not stop among ids above `last_final_id`. A cursor cannot hold such a position:
+    the next page would start at `last_final_id` again.
     """
     finder = Finder(connection)
     rows: list[Any] = []
     above_id = max(query.above_id, start.high_water_mark)
-    # Rows that were returned before are skipped in large parts, however short the pages are.
+    # Rows that were returned before are skipped in large parts, even if the pages are short.
     rows_at_once = max(limit, CHUNK_REMOVALS) if start.already_returned else limit
     page = PageSpec(is_descending=False, limit=rows_at_once)
     while len(rows) < limit:
@@ -271,18 +272,22 @@ def _find_not_returned(
         rows += [row for row in found.rows if not start.has_returned(row.id)]
         if len(found.rows) == page.limit:
             above_id = found.rows[-1].id
-        elif found.stopped_at is not None and found.stopped_at > final_until:
+        elif found.stopped_at is not None and found.stopped_at > last_final_id:
             above_id = found.stopped_at
         else:
-            return Rows(rows[:limit], found.stopped_at if len(rows) < limit else None)
-    return Rows(rows[:limit])
+            return SearchResult(rows[:limit], found.stopped_at if len(rows) < limit else None)
+    return SearchResult(rows[:limit])
 
 
-def _records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
+# tuple.__new__ skips the Python code of NamedTuple.__new__.
+make_record = partial(tuple.__new__, Record)
+
+
+def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
     """Return the rows as records, joined with their sources."""
     if not rows:
         return []
-    ids = ", ".join({str(row[2]) for row in rows})
+    ids = ", ".join({str(row.source_id) for row in rows})
     sql = f"SELECT {SOURCE_COLUMNS} FROM imcallback_source WHERE id IN ({ids})"  # noqa: S608
     shared, platforms = {}, {}
     for source_id, provider, app_id, command, relation, platform in connection.exec_driver_sql(sql):
@@ -311,13 +316,13 @@ def _records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
         raise StorageError(f"imcallback_source has no row {error}, but a removal has") from error
 
 
-def _delivery(connection: Connection, delivery_id: int) -> DeliveryRecord | None:
+def _read_delivery(connection: Connection, delivery_id: int) -> DeliveryRecord | None:
     query = select(*DELIVERY_COLUMNS).where(delivery_table.c.id == delivery_id)
     row = connection.execute(query).one_or_none()
-    return _delivery_record(row) if row else None
+    return _make_delivery_record(row) if row else None
 
 
-def _delivery_record(row: Row[Any]) -> DeliveryRecord:
+def _make_delivery_record(row: Row[Any]) -> DeliveryRecord:
     values = dict(row._mapping)
     values |= {
         "status": Status(row.status),
@@ -327,10 +332,10 @@ def _delivery_record(row: Row[Any]) -> DeliveryRecord:
     return DeliveryRecord(**values)
 
 
-def _matching_deliveries(query: DeliveryQuery, start: Position) -> Select[int, int]:
+def _select_sizes(query: DeliveryQuery, start: Position) -> Select[int, int]:
     """Return the SELECT of ids and body sizes for a page, with one row more than its limit.
 
-    Each status is a range of its own, because an index lists the ids of one status in order.
+    Each status is a separate range, because an index lists the ids of one status in order.
     """
     column = delivery_table.c
     mark = start.high_water_mark
@@ -354,8 +359,8 @@ def _matching_deliveries(query: DeliveryQuery, start: Position) -> Select[int, i
     return select(rows.c.id, rows.c.size).order_by(order).limit(limit)
 
 
-def _ids_that_fit(sizes: Iterable[Row[int, int]], limit: int) -> tuple[list[int], bool]:
-    """Return the ids of a page that its limits allow, and whether there are no more."""
+def _cut_to_limits(sizes: Iterable[Row[int, int]], limit: int) -> tuple[list[int], bool]:
+    """Return the ids that fit into a page, and whether it is the last page."""
     ids: list[int] = []
     total_bytes = 0
     for delivery_id, body_bytes in sizes:

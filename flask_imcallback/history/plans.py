@@ -1,6 +1,6 @@
-"""Query plans: which ranges of which index hold all removals that match a query.
+"""Query plans: the ranges of an index that hold all removals that match a query.
 
-Each range lists its entries in the order of ids, so that a page reads the start of each range.
+Each range lists its entries in the order of ids, so a page reads only the start of each range.
 """
 
 from __future__ import annotations
@@ -14,7 +14,12 @@ from ..storage import MAX_ID
 from .resolve import ResolvedQuery
 
 CONDITIONS = (
-    *("delivery_id", "source_id", "owner_id", "target_id", "client_ip", "request_id"),
+    "delivery_id",
+    "source_id",
+    "owner_id",
+    "target_id",
+    "client_ip",
+    "request_id",
     "account_id",
 )
 """The conditions of a resolved query. `account_id` includes `peer_id`."""
@@ -25,7 +30,7 @@ MAX_PARAMETERS = 25_000
 PROBED_RANGES = 8
 """Maximum number of ranges per plan that are probed to compare plans."""
 COVERING_COST_FACTOR = 0.1
-"""The cost of an entry, if the index alone can check all conditions, relative to a table row."""
+"""The cost of an index entry that needs no table row, relative to an entry that needs one."""
 
 INDEX_PREFIX = "ix_imcallback_removal_"
 PAIR_INDEX = f"{INDEX_PREFIX}pair"
@@ -72,11 +77,11 @@ class Plan:
 PRIMARY_KEY_SCAN = Plan([IndexRange()])
 
 Probe = Callable[[Sequence[tuple[IndexRange, int]]], Sequence[int | None]]
-"""Returns, for each range and offset, the id of the entry at the offset, or None past the end."""
+"""A function that returns the id of the entry at each offset of a range, or None past its end."""
 
 
-def candidate_plans(query: ResolvedQuery) -> list[Plan]:
-    """Return the plans that can answer the query. A single plan needs no comparison."""
+def list_plans(query: ResolvedQuery) -> list[Plan]:
+    """Return the plans that can answer the query."""
     if query.delivery_id is not None:
         return [_plan_by_deliveries(query)]
     ranges, guaranteed = _pair_ranges(query)
@@ -94,13 +99,13 @@ def candidate_plans(query: ResolvedQuery) -> list[Plan]:
     return fitting
 
 
-def cheapest(
+def choose_plan(
     query: ResolvedQuery, plans: Sequence[Plan], limit: int, probe: Probe, *, is_descending: bool
 ) -> Plan:
     """Return the plan that probably reads the fewest index entries.
 
-    The probe finds, in each range, the entry that is `limit` entries further on. The closer it
-    is, the denser the range, and the more entries must be read.
+    In each range, the probe finds the entry after `limit` entries. If its id is near, the range is
+    dense, and more entries must be read.
     """
     probes = [(plan, part) for plan in plans for part in plan.ranges[:PROBED_RANGES]]
     first, *ends = probe([(IndexRange(), 0), *((part, limit) for _, part in probes)])
@@ -126,7 +131,7 @@ def _plan(
 
 
 def _plan_by_deliveries(query: ResolvedQuery) -> Plan:
-    """Return a plan with one range of the primary key per delivery, or else one for all."""
+    """Return a plan with a range of the primary key for each delivery, or one range for all."""
     spans = query.delivery_spans
     plan = _plan(query, [IndexRange(id_span=span) for span in spans], ["delivery_id"])
     if _fits_statement(query, plan):
@@ -166,7 +171,7 @@ def _parameter_count(query: ResolvedQuery, plan: Plan) -> int:
     if not query.has_listed_sources:
         count += sum(map(len, query.source_texts.values()))
     if query.account_id is not None and "account_id" in names:
-        # An account can be on either side, and the peer is on the other.
+        # The account is on one side, and the peer is on the other side.
         count += len(query.account_id) + 2 * len(query.peer_id or ())
     return count
 

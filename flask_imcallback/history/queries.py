@@ -1,4 +1,4 @@
-"""Checked queries: each class checks its values and names the parameter that is wrong."""
+"""Checked queries. Each class checks its values, and its error names the wrong parameter."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
-from typing import Any, ClassVar, Self
+from typing import Any, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from ..errors import HistoryQueryError
 from ..removals import Status
+from ..storable_text import MAX_TEXT_LENGTH, is_storable
 from ..storage import MAX_ID, id_at
-from ..text import MAX_TEXT_LENGTH, is_storable
 from .filters import (
     FILTERS,
     GROUPS,
@@ -25,10 +25,15 @@ from .filters import (
     StreamFilters,
 )
 
+HISTORY_FILTERS = tuple(HistoryFilters.__annotations__)
+STREAM_FILTERS = tuple(StreamFilters.__annotations__)
+STATS_FILTERS = tuple(RemovalFilters.__annotations__)
+DELIVERY_FILTERS = tuple(DeliveryFilters.__annotations__)
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 ORDERS = ("desc", "asc")
 MAX_ALTERNATIVES = 10_000
-"""Maximum number of values of all filters together. Databases take some ten thousand parameters."""
+"""Maximum number of values of all filters together. Databases accept a limited number of
+parameters."""
 BUCKETS = ("hour", "day", "week", "month")
 MAX_SHOWN_LENGTH = 60
 """Maximum length in characters of a wrong value in an error message."""
@@ -37,9 +42,6 @@ MAX_SHOWN_LENGTH = 60
 @dataclass(frozen=True, kw_only=True)
 class PagedQuery:
     """The part that all queries share: a period, an order and a page."""
-
-    FILTERS: ClassVar[tuple[str, ...]] = ()
-    """The names that `from_filters` takes."""
 
     since: datetime | None = None
     """Inclusive and aware."""
@@ -68,14 +70,14 @@ class PagedQuery:
 class HistoryQuery(PagedQuery):
     """A checked query for removals. Raises `HistoryQueryError`."""
 
-    FILTERS = tuple(HistoryFilters.__annotations__)
-
     texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
     """The alternatives of each text filter that is used."""
     delivery_id: tuple[int, ...] | None = None
 
     @classmethod
-    def from_filters(cls, filters: Mapping[str, Any], allowed: Collection[str] = FILTERS) -> Self:
+    def from_filters(
+        cls, filters: Mapping[str, Any], allowed: Collection[str] = HISTORY_FILTERS
+    ) -> Self:
         """Return the query with these filters. A filter that is None is not used.
 
         Raises `HistoryQueryError` for a filter that is not in `allowed` or is malformed.
@@ -100,7 +102,9 @@ class HistoryQuery(PagedQuery):
             for value in values:
                 _check_filter(name, value)
         if "peer_id" in self.texts and "account_id" not in self.texts:
-            raise HistoryQueryError("peer_id", "requires account_id, whose other side it is")
+            raise HistoryQueryError(
+                "peer_id", "needs account_id: it names the account on the other side"
+            )
         super().__post_init__()
 
     @property
@@ -108,25 +112,19 @@ class HistoryQuery(PagedQuery):
         """A hash that is equal for queries with the same result in the same order."""
         texts = {name: sorted(set(values)) for name, values in self.texts.items()}
         ids = self.delivery_id if self.delivery_id is None else sorted(set(self.delivery_id))
-        return _digest(texts, ids, _ids_at(self.since, self.until), self.order)
-
-
-STREAM_FILTERS = tuple(StreamFilters.__annotations__)
-STATS_FILTERS = tuple(RemovalFilters.__annotations__)
+        return _digest(texts, ids, _to_ids(self.since, self.until), self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
 class DeliveryQuery(PagedQuery):
     """A checked query for deliveries. Raises `HistoryQueryError`."""
 
-    FILTERS = tuple(DeliveryFilters.__annotations__)
-
     status: tuple[str, ...] | None = None
 
     @classmethod
     def from_filters(cls, filters: Mapping[str, Any]) -> Self:
         """Return the query with these filters. See `HistoryQuery.from_filters`."""
-        values = _used_filters(filters, cls.FILTERS)
+        values = _used_filters(filters, DELIVERY_FILTERS)
         if "status" in values:
             values["status"] = _alternatives(values["status"])
         return cls(**values)
@@ -140,7 +138,7 @@ class DeliveryQuery(PagedQuery):
     def digest(self) -> str:
         """A hash that is equal for queries with the same result in the same order."""
         statuses = self.status if self.status is None else sorted(set(self.status))
-        return _digest("deliveries", statuses, _ids_at(self.since, self.until), self.order)
+        return _digest("deliveries", statuses, _to_ids(self.since, self.until), self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -158,16 +156,21 @@ class StatsQuery:
         check_choice("bucket", self.bucket, BUCKETS)
         if self.group_by is not None:
             check_choice("group_by", self.group_by, GROUPS)
-        self.zone  # noqa: B018 (raises for an unknown time zone)
+        load_zone(self.tz)
 
     @property
     def zone(self) -> ZoneInfo:
-        """The time zone. Raises `HistoryQueryError` if there is no such zone."""
-        try:
-            return ZoneInfo(self.tz)
-        except (ZoneInfoNotFoundError, ValueError, OSError, TypeError, AttributeError) as error:
-            problem = f"must name a time zone, such as Asia/Shanghai, not {format_value(self.tz)}"
-            raise HistoryQueryError("tz", problem) from error
+        """The time zone in which buckets begin."""
+        return load_zone(self.tz)
+
+
+def load_zone(name: str) -> ZoneInfo:
+    """Return the time zone with this IANA name. Raises `HistoryQueryError` if there is none."""
+    try:
+        return ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError, TypeError, AttributeError) as error:
+        problem = f"must name a time zone, such as Asia/Shanghai, not {format_value(name)}"
+        raise HistoryQueryError("tz", problem) from error
 
 
 def format_value(value: object) -> str:
@@ -189,7 +192,7 @@ def join_choices(choices: Iterable[str]) -> str:
 def _used_filters(filters: Mapping[str, Any], allowed: Collection[str]) -> dict[str, Any]:
     for name in filters:
         if name not in allowed:
-            problem = f"is not a filter here. The filters are {', '.join(allowed)}"
+            problem = f"is not a filter of this method. The filters are {', '.join(allowed)}"
             raise HistoryQueryError(name, problem)
     return {name: value for name, value in filters.items() if value is not None}
 
@@ -242,5 +245,5 @@ def _digest(*parts: Any) -> str:
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:16]
 
 
-def _ids_at(*moments: datetime | None) -> list[int | None]:
+def _to_ids(*moments: datetime | None) -> list[int | None]:
     return [None if moment is None else id_at(moment) for moment in moments]

@@ -1,4 +1,4 @@
-"""Resolve a checked query: moments become ids, and shared values become ids of sources."""
+"""The resolution of a checked query: times become ids, and shared values become source ids."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from .queries import HistoryQuery
 
 MAX_LISTED_SOURCES = 1000
 """Maximum number of sources in the conditions of a statement. An IM server chooses the platforms,
-so that there may be many more sources than a statement can have parameters."""
+so there may be more sources than a statement can have parameters."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,7 +57,7 @@ NO_MATCH = ResolvedQuery(delivery_id=())
 
 
 def resolve(connection: Connection, query: HistoryQuery) -> ResolvedQuery:
-    """Return the query in terms of ids, or `NO_MATCH` if nothing can match it."""
+    """Return the query with ids, or `NO_MATCH` if no removal can match it."""
     conditions: dict[str, Any] = {
         name: tuple(dict.fromkeys(values)) for name, values in query.texts.items()
     }
@@ -83,7 +83,8 @@ def resolve(connection: Connection, query: HistoryQuery) -> ResolvedQuery:
 def first_id_at(connection: Connection, moment: datetime) -> int:
     """Return the smallest removal id that was received at `moment` or later.
 
-    A large delivery that was received earlier may own ids beyond `id_at(moment)`. Skip them.
+    A large delivery that was received earlier may have ids beyond `id_at(moment)`. They are
+    skipped.
     """
     first, column = id_at(moment), removal_table.c
     owner = select(column.delivery_id).where(column.id >= first).order_by(column.id).limit(1)

@@ -18,7 +18,10 @@ class Page:
     resume_cursor: str | None = None
     """On the last page in ascending order: the cursor that later returns newer removals."""
     is_incomplete: bool = False
-    """Whether more removals exist that no cursor can reach yet. Ask again after a second."""
+    """Whether the page is empty because a cursor cannot hold more id ranges.
+
+    Wait a second, then continue with `next_cursor`.
+    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

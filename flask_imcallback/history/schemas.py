@@ -1,4 +1,4 @@
-"""The schemas of the HTTP API: parameters in, JSON out. The command line uses them for options."""
+"""The schemas of the HTTP API, for parameters and JSON. The command line uses them for options."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from marshmallow.validate import OneOf
 
 from ..errors import HistoryQueryError
 from ..removals import Status
+from ..storable_text import MAX_TEXT_LENGTH
 from ..storage import MAX_ID
-from ..text import MAX_TEXT_LENGTH
 from .export import FORMATS, utc_text
 from .filters import FILTERS, GROUPS, Filter
 from .queries import (
@@ -58,7 +58,7 @@ class Moment(fields.Field):  # type: ignore[type-arg]
 
 
 class WholeNumber(fields.Integer):
-    """A number of decimal ASCII digits. Python's `int` would read other texts too."""
+    """A number of decimal ASCII digits. `int` of Python would read other texts too."""
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> int:
         if not re.fullmatch(r"\d{1,16}", value, re.ASCII):
@@ -66,10 +66,10 @@ class WholeNumber(fields.Integer):
         return int(value)
 
 
-# The metadata describes the checks of the queries, for OpenAPI and for the command line.
+# OpenAPI and the command line show the metadata. The classes in `queries` do the checks.
 
 
-def _field_of(row: Filter) -> fields.List[Any]:
+def _make_field(row: Filter) -> fields.List[Any]:
     """Return the field of a filter, whose parameter may be repeated."""
     value: fields.Field[Any]
     if row.is_id:
@@ -122,7 +122,7 @@ class PagedSchema(OrderedSchema):
     cursor = fields.String(metadata={"description": "next_cursor of the page before"})
 
 
-FIELDS = {name: _field_of(row) for name, row in FILTERS.items()}
+FIELDS = {name: _make_field(row) for name, row in FILTERS.items()}
 
 
 class FilterSchema(Schema.from_dict(FIELDS)):  # type: ignore[misc]
@@ -167,19 +167,22 @@ class DeliveryQuerySchema(PagedSchema):
 
 
 def load_parameters(schema: Schema, parameters: Mapping[str, list[str]]) -> dict[str, Any]:
-    """Return the values of the parameters by name. Each parameter comes with all its texts.
+    """Return the values of the parameters by name. Each parameter has a list of all its texts.
 
-    Raises `HistoryQueryError` for a parameter that is unknown, malformed or wrongly repeated.
+    Raises `HistoryQueryError` for a parameter that is unknown or malformed, and for a parameter
+    that is repeated although it takes one value.
     """
     texts: dict[str, Any] = {}
-    for name, given in parameters.items():
+    for name, values in parameters.items():
         if name not in schema.fields:
-            problem = f"is not a parameter here. The parameters are {', '.join(schema.fields)}"
+            problem = (
+                f"is not a parameter of this URL. The parameters are {', '.join(schema.fields)}"
+            )
             raise HistoryQueryError(shorten(name), problem)
         is_repeatable = isinstance(schema.fields[name], fields.List)
-        if not is_repeatable and len(given) > 1:
-            raise HistoryQueryError(name, f"must not be repeated, but is given {len(given)} times")
-        texts[name] = given if is_repeatable else given[0]
+        if not is_repeatable and len(values) > 1:
+            raise HistoryQueryError(name, f"must not be repeated, but is given {len(values)} times")
+        texts[name] = values if is_repeatable else values[0]
     try:
         return dict(schema.load(texts))
     except ValidationError as error:
@@ -217,7 +220,7 @@ def load_delivery_query(parameters: Mapping[str, list[str]]) -> DeliveryQuery:
 
 
 def _first_problem(error: ValidationError) -> tuple[str, str]:
-    """Return the name of the first wrong parameter, and the message for it."""
+    """Return the name of the first wrong parameter, and its message."""
     messages: Any = error.messages
     name, problem = next(iter(messages.items()))
     while isinstance(problem, dict):
@@ -258,7 +261,7 @@ class DeliverySchema(Schema):
 
 
 class StatsSchema(Schema):
-    """The number of removals in a bucket, which is named by its start."""
+    """The number of removals in a bucket. `bucket` is the start of the bucket."""
 
     bucket = fields.Function(
         lambda count: count.bucket.isoformat().replace("+00:00", "Z"),

@@ -1,12 +1,12 @@
 # ruff: noqa: S608 (only names of columns, indexes and parameters are put into the SQL text)
 """Query plans as SQL text, and the object that runs them.
 
-The SQL is text because the planner of each database must use the index that the plan names, and
-each database has its own syntax for that. PostgreSQL has no index hints. There, two forms of the
+The planner of each database must use the index that the plan names, and each database has its own
+syntax for an index hint. So the SQL is text. PostgreSQL has no index hints. Two forms of the
 statement leave its planner no other index:
 
-- `ORDER BY` the first index column and the id can only be answered by that index, as long as the
-  planner does not see that the column is constant. An array of one value hides that.
+- Only this index can answer `ORDER BY` the first index column and the id. The planner must not see
+  that the column is constant, so the value is an array with one element.
 - Other conditions stand outside of a `LIMIT`, where they do not attract other indexes.
 """
 
@@ -19,20 +19,26 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
-from .plans import PRIMARY_KEY_SCAN, IndexRange, Plan, candidate_plans, cheapest
+from .plans import PRIMARY_KEY_SCAN, IndexRange, Plan, choose_plan, list_plans
 from .resolve import ResolvedQuery
 
 REMOVAL_COLUMNS = (
-    *("id", "delivery_id", "source_id"),
-    *("owner_id", "target_id", "client_ip", "request_id"),
+    "id",
+    "delivery_id",
+    "source_id",
+    "owner_id",
+    "target_id",
+    "client_ip",
+    "request_id",
 )
 COLUMN_LIST = ", ".join(REMOVAL_COLUMNS)
 NEARBY_ROWS_PER_RESULT = 20
-"""Rows to read for each wanted removal before an index is tried, if only sources are filtered."""
+"""Rows of the table that are read for each wanted removal, before an index is used. Only a query
+that filters by nothing but sources reads them."""
 STEP_ENTRIES = (1_000, 8_000)
-"""Index entries to read in each step of a search. The search then ends, even with few results."""
+"""Index entries that each step of a search reads. The search ends after the last step."""
 COVERING_STEP_ENTRIES = 150_000
-"""Index entries to read in one more step, if the index alone can check all conditions."""
+"""Index entries that one more step reads, if the index alone can check all conditions."""
 COUNT_PROBE_ENTRIES = 1000
 """Distance in index entries at which plans are compared before removals are counted."""
 MAX_COUNT_ROWS = 500_000
@@ -49,13 +55,13 @@ class PageSpec:
     is_descending: bool
     limit: int
     max_entries: int | None = None
-    """The ranges are known to have at most this many entries. None if that is unknown."""
+    """The maximum number of entries in the ranges, or None if it is unknown."""
 
     @property
     def order(self) -> str:
         return "DESC" if self.is_descending else "ASC"
 
-    def reduced(self, rows: Sequence[Any], max_entries: int) -> PageSpec:
+    def reduce_by(self, rows: Sequence[Any], max_entries: int) -> PageSpec:
         """Return the page that is still missing after `rows`."""
         return replace(self, limit=self.limit - len(rows), max_entries=max_entries)
 
@@ -68,8 +74,8 @@ class Statement(NamedTuple):
 
 
 @dataclass(frozen=True)
-class Rows:
-    """Rows of `REMOVAL_COLUMNS`, in the order of the page."""
+class SearchResult:
+    """The rows that a search found, in the order of the page. The columns are `REMOVAL_COLUMNS`."""
 
     rows: list[Any]
     stopped_at: int | None = None
@@ -77,7 +83,7 @@ class Rows:
 
 
 class Finder:
-    """Runs resolved queries on a connection."""
+    """A runner of resolved queries on a connection."""
 
     def __init__(self, connection: Connection) -> None:
         self._connection = connection
@@ -85,22 +91,25 @@ class Finder:
         self.statements: list[Statement] = []
         """The statements that were executed, for EXPLAIN in tests and benchmarks."""
 
-    def find(self, query: ResolvedQuery, page: PageSpec) -> Rows:
-        """Return the first rows that match. The search stops after a bounded number of entries."""
-        plans = candidate_plans(query)
+    def find(self, query: ResolvedQuery, page: PageSpec) -> SearchResult:
+        """Return the first rows that match.
+
+        The search usually stops after a bounded number of entries.
+        """
+        plans = list_plans(query)
         if len(plans) > 1:
-            plan = self._cheapest(query, plans, page)
+            plan = self._choose_plan(query, plans, page)
         else:
             (plan,) = plans
             if len(plan.ranges) > 1 and plan.is_by_source:
                 # Usually the next rows of the table hold enough of these sources.
                 nearby = self._run(self._sql(query).select_nearby(page))
                 if len(nearby) == page.limit:
-                    return Rows(nearby)
+                    return SearchResult(nearby)
         if not plan.ranges:
-            return Rows([])
+            return SearchResult([])
         if not plan.remaining:
-            return Rows(self._read(query, plan, page))
+            return SearchResult(self._read(query, plan, page))
         return self._find_in_steps(query, plan, page)
 
     def find_first_delivery(self, query: ResolvedQuery) -> int | None:
@@ -128,13 +137,13 @@ class Finder:
 
     def _plan_of_all(self, query: ResolvedQuery) -> Plan:
         """Return the plan that probably finds all matching removals with the least work."""
-        plans = candidate_plans(query)
+        plans = list_plans(query)
         if len(plans) == 1 and plans[0].is_by_source:
             plans.append(PRIMARY_KEY_SCAN)
         if len(plans) == 1:
             return plans[0]
         newest = PageSpec(is_descending=True, limit=COUNT_PROBE_ENTRIES)
-        return self._cheapest(query, plans, newest)
+        return self._choose_plan(query, plans, newest)
 
     def _sql(self, query: ResolvedQuery) -> _StatementBuilder:
         return _StatementBuilder(self._dialect, query)
@@ -142,7 +151,7 @@ class Finder:
     def _run(self, statement: Statement) -> list[Any]:
         self.statements.append(statement)
         sql, values = statement
-        # SQLAlchemy takes longer to compile such a statement than the database to run it.
+        # SQLAlchemy compiles such a statement more slowly than the database runs it.
         if self._dialect != "sqlite":
             return list(self._connection.exec_driver_sql(sql, values).all())
         # SQLite compares each parameter name with all names before it. Thousands take seconds.
@@ -150,33 +159,33 @@ class Finder:
         sql = SQLITE_PARAMETER.sub("?", sql)
         return list(self._connection.exec_driver_sql(sql, ordered).all())
 
-    def _cheapest(self, query: ResolvedQuery, plans: Sequence[Plan], page: PageSpec) -> Plan:
+    def _choose_plan(self, query: ResolvedQuery, plans: Sequence[Plan], page: PageSpec) -> Plan:
         is_descending = page.is_descending
 
         def probe(offsets: Sequence[tuple[IndexRange, int]]) -> Sequence[int | None]:
-            return self._ids_at(query, offsets, page)
+            return self._read_ids(query, offsets, page)
 
-        return cheapest(query, plans, page.limit, probe, is_descending=is_descending)
+        return choose_plan(query, plans, page.limit, probe, is_descending=is_descending)
 
-    def _find_in_steps(self, query: ResolvedQuery, plan: Plan, page: PageSpec) -> Rows:
+    def _find_in_steps(self, query: ResolvedQuery, plan: Plan, page: PageSpec) -> SearchResult:
         """Read the ranges in growing steps and keep the rows that match all conditions."""
         rows: list[Any] = []
         steps = (*STEP_ENTRIES, COVERING_STEP_ENTRIES) if plan.is_covering else STEP_ENTRIES
         for entries in steps:
-            end = self._end_of_step(query, plan, page, entries)
-            missing = page.reduced(rows, entries)
+            end = self._find_end_of_step(query, plan, page, entries)
+            missing = page.reduce_by(rows, entries)
             if end is None:
-                return Rows(rows + self._read(query, plan, missing))
+                return SearchResult(rows + self._read(query, plan, missing))
             if page.is_descending:
                 step, query = replace(query, above_id=end - 1), replace(query, below_id=end)
             else:
                 step, query = replace(query, below_id=end + 1), replace(query, above_id=end)
             rows += self._read(step, plan, missing)
             if len(rows) == page.limit:
-                return Rows(rows)
-        return Rows(rows, end)
+                return SearchResult(rows)
+        return SearchResult(rows, end)
 
-    def _end_of_step(
+    def _find_end_of_step(
         self, query: ResolvedQuery, plan: Plan, page: PageSpec, entries: int
     ) -> int | None:
         """Return the id up to which all ranges together have about `entries` entries.
@@ -184,11 +193,11 @@ class Finder:
         None means that every range ends before it.
         """
         offset = entries // len(plan.ranges)
-        ends = self._ids_at(query, [(part, offset) for part in plan.ranges], page)
+        ends = self._read_ids(query, [(part, offset) for part in plan.ranges], page)
         nearest = max if page.is_descending else min
         return nearest((end for end in ends if end is not None), default=None)
 
-    def _ids_at(
+    def _read_ids(
         self, query: ResolvedQuery, offsets: Sequence[tuple[IndexRange, int]], page: PageSpec
     ) -> Sequence[int | None]:
         """Return the id of the entry at each offset of a range, or None past its end."""
@@ -205,7 +214,7 @@ class Finder:
 
 @dataclass
 class _StatementBuilder:
-    """Writes one statement for a query, and collects the values that it binds."""
+    """A builder of one statement. It collects the values that the statement binds."""
 
     dialect: str
     query: ResolvedQuery
@@ -259,17 +268,19 @@ class _StatementBuilder:
     def count(self, plan: Plan, width: int, group_by: str | None) -> Statement:
         """Return the statement that counts removals by bucket number and group."""
         quotient = "delivery_id DIV" if self._is_mysql else "delivery_id /"
-        found = self._all_entries(plan, f"{quotient} {int(width)} AS bucket, source_id")
+        bucket = f"{quotient} {int(width)} AS bucket"
         if group_by is None:
+            found = self._all_entries(plan, bucket)
             sql = f"SELECT bucket, NULL, COUNT(*) FROM ({found}) AS found GROUP BY bucket"
         else:
-            keys = f"counts.bucket, sources.{group_by}"
-            sources = (
+            found = self._all_entries(plan, f"{bucket}, source_id")
+            by_source = (
                 f"SELECT bucket, source_id, COUNT(*) AS number FROM ({found}) AS found"
                 " GROUP BY bucket, source_id"
             )
+            keys = f"counts.bucket, sources.{group_by}"
             sql = (
-                f"SELECT {keys}, SUM(counts.number) FROM ({sources}) AS counts"
+                f"SELECT {keys}, SUM(counts.number) FROM ({by_source}) AS counts"
                 f" JOIN imcallback_source AS sources ON sources.id = counts.source_id"
                 f" GROUP BY {keys}"
             )
@@ -298,7 +309,7 @@ class _StatementBuilder:
         return self.dialect in ("mysql", "mariadb")
 
     def _bind(self, value: Any) -> str:
-        """Add a parameter, and return its mark."""
+        """Add a parameter, and return its placeholder."""
         name = f"v{len(self.values)}"
         self.values[name] = value
         return f":{name}" if self.dialect == "sqlite" else f"%({name})s"

@@ -11,7 +11,7 @@ from sqlalchemy import Connection
 from sqlalchemy.exc import DBAPIError
 
 SQLITE_STEPS = 100_000
-"""Instructions of SQLite's virtual machine between two looks at the clock."""
+"""Instructions of SQLite between two readings of the clock."""
 POSTGRESQL_CANCELED = "57014"
 MYSQL_TIMED_OUT = (1969, 3024)
 """The error numbers of MariaDB and of MySQL."""
@@ -19,7 +19,7 @@ MYSQL_TIMED_OUT = (1969, 3024)
 
 @contextmanager
 def time_limit(connection: Connection, seconds: int, timeout: Exception) -> Iterator[None]:
-    """Let the database give up each statement after some seconds. Raises `timeout` then."""
+    """Let the database stop each statement after `seconds`. Then `timeout` is raised."""
     limit = {
         "sqlite": _limit_sqlite,
         "postgresql": _limit_postgresql,

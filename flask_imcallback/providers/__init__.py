@@ -1,4 +1,4 @@
-"""The IM server products: what each of them sends, and the answers that it expects."""
+"""The IM server products: the callbacks that they send, and the answers that they expect."""
 
 from .base import (
     SECRET_STEP,

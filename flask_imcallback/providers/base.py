@@ -33,14 +33,14 @@ class CallbackRequest:
 
 @dataclass(frozen=True, kw_only=True)
 class Origin:
-    """The facts that path, query and headers tell, even if the body cannot be read."""
+    """The facts in the path, the query and the headers, even if the body cannot be read."""
 
     command: str = ""
     app_id: str = ""
     """At most 32 characters."""
     request_id: str = ""
     client_ip: str = ""
-    """The address of the user who removed somebody, as the IM server tells it."""
+    """The address that the IM server sent for the user who removed somebody."""
     platform: str = ""
 
 
@@ -76,16 +76,16 @@ class OutgoingCallback:
 
 @dataclass(frozen=True, kw_only=True)
 class Reactions:
-    """What an IM server does when its callback gets a bad answer. Each text is one sentence."""
+    """The reactions of an IM server to a bad answer. Each text is one sentence."""
 
-    to_slow_answer: str = "The IM server stops waiting and counts the callback as failed."
-    to_redirect: str = "The IM server does not follow redirects, and loses the callback."
-    to_wrong_answer: str = "The IM server counts the callback as failed."
+    after_slow_answer: str = "The IM server stops waiting and counts the callback as failed."
+    after_redirect: str = "The IM server does not follow redirects, and loses the callback."
+    after_wrong_answer: str = "The IM server counts the callback as failed."
 
 
 @dataclass(frozen=True, kw_only=True)
 class Description:
-    """How a provider's callbacks look, for the OpenAPI document.
+    """A description of the callbacks of a provider, for the OpenAPI document.
 
     All schemas are JSON Schemas as plain dictionaries.
     """
@@ -99,7 +99,7 @@ class Description:
     query_parameters: Mapping[str, str] = field(default_factory=dict)
     """Query parameter -> description."""
     required_parameters: Sequence[str] = ()
-    """The query parameters without which every callback is refused."""
+    """The query parameters that every callback must have."""
     packet: Mapping[str, Any] = field(default_factory=dict)
     """The schema of the body. `{}` allows everything."""
     accepted: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
@@ -114,10 +114,10 @@ class Description:
 
 @dataclass(frozen=True)
 class SetupStep:
-    """One step that connects the IM server to this app, shown on the page before any removal.
+    """A step that connects the IM server to this app. The page shows it before the first removal.
 
-    `text` is English and the key of its translation. It holds a place `%(name)s` for each of the
-    `values`, and a percent sign is written `%%`. The page shows the values as code.
+    `text` is English and the key of its translation. It contains `%(name)s` for each value in
+    `values`. Write `%%` for a percent sign. The page shows the values as code.
     """
 
     text: str
@@ -140,20 +140,22 @@ class Provider(ABC):
     title: ClassVar[str] = ""
     """The name of the product for people. Empty: `name` is shown."""
     commands: ClassVar[Mapping[str, Relation]] = {}
-    """The commands that record removals, with the list that each one changes."""
+    """The commands that record removals, with the list that each command changes."""
     probe_command: ClassVar[str] = "flask-imcallback.Probe"
     """A command that no IM server sends. `flask imcallback doctor` sends it."""
     settings_keys: ClassVar[tuple[str, ...]] = ()
     """The configuration keys that enable this provider. One of them is enough."""
     reactions: ClassVar[Reactions] = Reactions()
-    """What the IM server does after a bad answer."""
+    """The reactions of the IM server to a bad answer."""
     repeats_callbacks: ClassVar[bool] = False
-    """Whether the same non-empty request id with the same body means the same callback again."""
+    """Whether a callback with the same request id and the same body is a repetition."""
     kept_query: ClassVar[frozenset[str]] = frozenset()
     """The query parameters that are stored, in lower case. None of them may hold a secret.
 
     The receiver ignores the case of the received parameters.
     """
+    kept_headers: ClassVar[frozenset[str]] = frozenset()
+    """Further headers that are stored, in lower case. None of them may hold a secret."""
 
     @property
     @abstractmethod
@@ -162,7 +164,7 @@ class Provider(ABC):
 
     @abstractmethod
     def verify(self, request: CallbackRequest) -> str:
-        """Check that the request is authentic, and return how it was authenticated.
+        """Check that the request is authentic, and return the guards that it passed.
 
         The text, such as "signature", has at most 64 characters and is stored with the delivery.
         Raises `VerificationError`.
@@ -192,9 +194,9 @@ class Provider(ABC):
     ) -> list[OutgoingCallback]:
         """Make callbacks as the IM server sends them, authenticated with this app's settings.
 
-        `owner_id` loses all of `target_ids`. The command may be one that the provider does not
-        know. `app_id` chooses one of several apps. The default makes none: then `send` and
-        `doctor` cannot try this provider.
+        `owner_id` loses all of `target_ids`. The provider may not know the command. `app_id`
+        chooses one of several apps. The default returns an empty list. Then `send` and `doctor`
+        cannot try this provider.
         """
         return []
 
@@ -203,5 +205,5 @@ class Provider(ABC):
         return Description()
 
     def setup_steps(self, url: str) -> list[SetupStep]:
-        """List what to enter in the IM server, whose callbacks go to `url`. Shows no secrets."""
+        """Return the steps that make the IM server send callbacks to `url`. Shows no secrets."""
         return [SetupStep("Send callbacks to %(url)s", {"url": url})]

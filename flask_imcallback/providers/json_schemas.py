@@ -7,7 +7,7 @@ from typing import Any
 
 from marshmallow import Schema, fields
 
-from ..text import MAX_TEXT_LENGTH
+from ..storable_text import MAX_TEXT_LENGTH
 from .packets import AccountId
 
 

@@ -1,7 +1,8 @@
 """OpenIM Server's webhooks.
 
 The facts come from its code, https://github.com/openimsdk/open-im-server
-`pkg/common/webhook/http_client.go` and `pkg/callbackstruct`, which outranks its pages.
+`pkg/common/webhook/http_client.go` and `pkg/callbackstruct`. Where its documentation differs, the
+code is right.
 The server waits five seconds and sends each event once, from a queue in memory. While the queue is
 full, it drops events silently. Its client keeps connections open, and loses an event if the app
 closes one at that moment: with one event every two seconds and gunicorn's default keep-alive of two
@@ -54,7 +55,10 @@ class RemoveBlackSchema(PacketSchema):
 
 
 class DeleteFriendSchema(PacketSchema):
-    """`CallbackAfterDeleteFriendReq`. It tells one direction. The other may have no event."""
+    """`CallbackAfterDeleteFriendReq`. It reports one side of the friendship.
+
+    There may be no event for the other side.
+    """
 
     callbackCommand = fields.String(required=True)
     owner_id = AccountId(required=True, data_key="ownerUserID")
@@ -66,9 +70,9 @@ PACKETS = {
     "callbackAfterDeleteFriendCommand": DeleteFriendSchema(),
 }
 CONTINUE = {"actionCode": 0, "errCode": 0, "errMsg": "", "errDlt": "", "nextCode": 0}
-"""The one answer that every version of the server's client takes as "go on".
+"""The only answer with which every version of OpenIM continues.
 
-The client never looks at the status. Another body can stop users (`callbackstruct/common.go`:
+Its client ignores the status. Another body can stop users (`callbackstruct/common.go`:
 the codes are int32).
 """
 CREDENTIALS_STEP = SetupStep(
@@ -78,7 +82,10 @@ CREDENTIALS_STEP = SetupStep(
 
 
 class OpenIMProvider(Provider):
-    """Callbacks with a secret path segment or Basic credentials. The open edition signs nothing."""
+    """Callbacks with a secret path segment or Basic credentials.
+
+    The open-source edition does not sign callbacks.
+    """
 
     name = "openim"
     title = "OpenIM"
@@ -89,11 +96,12 @@ class OpenIMProvider(Provider):
     probe_command = "flaskImcallbackProbeCommand"
     settings_keys = ("IMCALLBACK_SECRETS", "IMCALLBACK_OPENIM_CREDENTIALS")
     reactions = Reactions(
-        to_slow_answer="OpenIM drops events while its queue waits for answers.",
-        to_redirect="OpenIM repeats a redirected callback as GET or drops it.",
-        to_wrong_answer="OpenIM can stop its users after another answer.",
+        after_slow_answer="OpenIM drops events while its queue waits for answers.",
+        after_redirect="OpenIM repeats a redirected callback as GET or drops it.",
+        after_wrong_answer="OpenIM can stop its users after another answer.",
     )
     kept_query = frozenset(["command", "contenttype"])
+    kept_headers = frozenset(["operationid"])
 
     def __init__(self, settings: Settings) -> None:
         self.secrets = settings.secrets
@@ -124,7 +132,8 @@ class OpenIMProvider(Provider):
     def _secret_and_command(self, request: CallbackRequest) -> tuple[str | None, str]:
         """Return the secret and the command in the path.
 
-        A single segment is the secret if it equals one, otherwise the command.
+        If the path has one segment, and it equals one of `IMCALLBACK_SECRETS`, it is the secret.
+        Otherwise it is the command.
         """
         match request.segments:
             case ():
@@ -167,7 +176,10 @@ class OpenIMProvider(Provider):
     def sample(
         self, command: str, owner_id: str, target_ids: Sequence[str], *, app_id: str = ""
     ) -> list[OutgoingCallback]:
-        """Make a callback for each target, as version 3.7 and later sends it."""
+        """Make a callback for each target, in the form of version 3.7 and later.
+
+        In this form the body ends with a newline.
+        """
         headers = {
             "Content-Type": "application/json; charset=utf-8",
             "Operationid": secrets.token_hex(8),
@@ -196,7 +208,8 @@ class OpenIMProvider(Provider):
             path_parameters={
                 "secret": "One of IMCALLBACK_SECRETS.",
                 "command": "The command, as in the body.",
-                "secret_or_command": "The secret if it equals one, otherwise the command.",
+                "secret_or_command": "The secret, if it equals one of IMCALLBACK_SECRETS. "
+                "Otherwise the command.",
             },
             query_parameters={
                 "command": "The command, sent by servers before 3.4.2.",

@@ -1,4 +1,4 @@
-"""Tools that read packets: JSON, commands and account ids, and the comparison of secrets.
+"""Tools that read packets: JSON, commands, account ids and secrets.
 
 A provider builds its packet schemas from `PacketSchema` and `AccountId`, and calls
 `load_object`, `agree_on_command` and `read_packet` in this order. All of them raise `PacketError`.
@@ -14,7 +14,7 @@ from typing import Any
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
 
 from ..errors import PacketError
-from ..text import MAX_TEXT_LENGTH, is_storable
+from ..storable_text import MAX_TEXT_LENGTH, is_storable
 
 
 def is_one_of(text: str, secrets: Iterable[str]) -> bool:
@@ -93,8 +93,8 @@ class AccountId(fields.String):
 class AccountPairs(fields.Nested):
     """A field for a list of objects. The fields of their schema are all `AccountId`.
 
-    A packet can hold two thousand pairs. Valid lists therefore take a fast path.
-    Any other list goes through `Nested`, which reports the error.
+    A packet can hold many pairs. So a valid list is read directly. `Nested` reads every other list,
+    and reports the error.
     """
 
     def __init__(self, schema: type[Schema], **kwargs: Any) -> None:

@@ -52,7 +52,7 @@ COMMANDS_WITH_ANSWERS = {
 
 
 class PairSchema(PacketSchema):
-    """`From_Account`'s list lost `To_Account`."""
+    """A pair: the list of `From_Account` lost `To_Account`."""
 
     From_Account = AccountId(required=True)
     To_Account = AccountId(required=True)
@@ -81,9 +81,9 @@ PACKETS_WITH_ANSWERS = {
 
 
 class TencentProvider(Provider):
-    """Callbacks of the apps in `IMCALLBACK_TENCENT_APPS`.
+    """Callbacks of the Tencent apps in `IMCALLBACK_TENCENT_APPS`.
 
-    Raises `ConfigError` for an app that has no guard.
+    Raises `ConfigError` for a Tencent app that has no guard.
     """
 
     name = "tencent"
@@ -93,15 +93,15 @@ class TencentProvider(Provider):
         # https://www.tencentcloud.com/document/product/1047/34362
         "Sns.CallbackBlackListDelete": Relation.BLACKLIST,
         # From_Account's friend list lost To_Account. A deletion from both lists is one packet with
-        # two pairs. The page describes both accounts in the same words, which is wrong for one.
+        # two pairs. Tencent describes both accounts in the same words. That is wrong for one.
         # https://www.tencentcloud.com/document/product/1047/34360
         "Sns.CallbackFriendDelete": Relation.FRIEND,
     }
     settings_keys = ("IMCALLBACK_TENCENT_APPS",)
     reactions = Reactions(
-        to_slow_answer="Tencent waits two seconds, then counts the callback as failed.",
-        to_redirect="Tencent counts a redirected callback as failed.",
-        to_wrong_answer="Tencent counts the callback as failed.",
+        after_slow_answer="Tencent waits two seconds, then counts the callback as failed.",
+        after_redirect="Tencent counts a redirected callback as failed.",
+        after_wrong_answer="Tencent counts the callback as failed.",
     )
     # The console has a switch to repeat a callback after a timeout.
     repeats_callbacks = True
@@ -129,7 +129,7 @@ class TencentProvider(Provider):
         return bool(self.apps)
 
     def verify(self, request: CallbackRequest) -> str:
-        # Every captured request spells the key SdkAppid, although the prose of the pages differs.
+        # Every captured request spells the key SdkAppid, although Tencent's documentation differs.
         app_ids = request.query.get("SdkAppid", ())
         if len(app_ids) != 1:
             raise VerificationError("SdkAppid is missing or repeated")
@@ -145,7 +145,7 @@ class TencentProvider(Provider):
             self._verify_signature(request, tokens)
             guards.append("signature")
         if not guards and not self.allow_unauthenticated:
-            raise VerificationError("the app has no token, and the path has no secret")
+            raise VerificationError("the Tencent app has no token, and the path has no secret")
         return "+".join(guards) or "nothing"
 
     def _verify_signature(self, request: CallbackRequest, tokens: tuple[str, ...]) -> None:
@@ -241,7 +241,9 @@ class TencentProvider(Provider):
             },
         }
         scheme = {
-            **{"type": "apiKey", "in": "query", "name": "Sign"},
+            "type": "apiKey",
+            "in": "query",
+            "name": "Sign",
             "description": "The SHA-256 of a token of the app and RequestTime, in hexadecimal.",
         }
         return Description(
@@ -298,7 +300,7 @@ def _first(request: CallbackRequest, name: str) -> str:
 def _request_id(request: CallbackRequest) -> str:
     """Return the request id under any spelling in case.
 
-    `RequestId` was captured in 2021 and `RequestID` in 2022. No page of Tencent has either.
+    `RequestId` was captured in 2021 and `RequestID` in 2022. Tencent's documentation has neither.
     """
     spellings = [name for name in request.query if name.lower() == "requestid"]
     return next((_first(request, name) for name in spellings), "")

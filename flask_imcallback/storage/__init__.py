@@ -1,4 +1,7 @@
-"""The only room that writes SQL: tables, ids, recorder, writer, spool, counters, migrations."""
+"""The only room that changes the database.
+
+It has the tables, ids, recorder, writer, spool, drain, counters and migrations.
+"""
 
 from .autogenerate import is_our_table, protect_tables
 from .counters import ACCEPTED, REFUSED, CallbackCount, CallbackCounters
@@ -7,7 +10,14 @@ from .drain import Drain
 from .engines import Engines, create_private_file, describe_url
 from .entries import Delivery
 from .ids import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
-from .inspection import DatabaseState, Inspector, check_write, inspect_database
+from .inspection import (
+    DatabaseState,
+    Inspector,
+    check_write,
+    inspect_database,
+    is_delivery_stored,
+    read_clock,
+)
 from .lost_callbacks import is_log_visible, log_lost_callback
 from .migrations import (
     VERSION_TABLE,
@@ -19,7 +29,7 @@ from .migrations import (
 from .recorder import Recorder
 from .spool import SetAside, Spool, Waiting
 from .sqlite import sqlite_path, use_wal
-from .tables import delivery, metadata, removal, source
+from .tables import SourceKey, delivery, metadata, removal, source
 from .threads import PerProcess, new_lock
 
 __all__ = [
@@ -42,6 +52,7 @@ __all__ = [
     "PerProcess",
     "Recorder",
     "SetAside",
+    "SourceKey",
     "Spool",
     "Waiting",
     "check_write",
@@ -54,6 +65,7 @@ __all__ = [
     "id_at",
     "inspect_database",
     "is_at_head",
+    "is_delivery_stored",
     "is_log_visible",
     "is_of_newer_release",
     "is_our_table",
@@ -62,6 +74,7 @@ __all__ = [
     "moment_of",
     "new_lock",
     "protect_tables",
+    "read_clock",
     "removal",
     "run_alembic",
     "source",

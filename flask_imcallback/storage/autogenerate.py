@@ -1,6 +1,6 @@
-"""Keep our tables out of the migrations that Alembic generates for a host.
+"""The protection of our tables against the autogenerate of Alembic in a host app.
 
-A host's models do not have our tables, so autogenerate would drop them.
+The models of a host app do not have our tables, so autogenerate would drop them.
 """
 
 from __future__ import annotations
@@ -19,8 +19,9 @@ FIRST_ALEMBIC_WITH_PLUGINS = (1, 18)
 def setup(plugin: Any) -> None:
     """Register with Alembic 1.18 or newer.
 
-    Alembic calls this at its import, because this module is an entry point of the group
-    `alembic.plugins`. So it works even if the host's env.py does not import this package.
+    Alembic calls this function at its import, because this module is an entry point of the group
+    `alembic.plugins`. So our tables are safe even if the env.py of the host app does not import
+    this package.
     """
     from alembic.util import DispatchPriority
 
@@ -30,10 +31,10 @@ def setup(plugin: Any) -> None:
 
 
 def protect_tables() -> None:
-    """Register with an Alembic that has no plugins, or whose env.py includes only some of them.
+    """Register with an Alembic without plugins, or with an env.py that includes only some plugins.
 
-    The package calls this at its import, and for each app. Importing Alembic takes a tenth of a
-    second, so the function imports only an Alembic that has no plugins.
+    The package calls this function at its import, and for each app. Importing Alembic takes a tenth
+    of a second, so the function imports only an Alembic without plugins.
     """
     # An Alembic without a version is being imported, and is about to call `setup`.
     is_loaded = hasattr(sys.modules.get("alembic"), "__version__")
@@ -75,7 +76,7 @@ def drop_our_operations(context: Any, operations: Any, _: Any) -> None:
 def is_our_table(name: str | None, host_tables: set[str]) -> bool:
     """Check whether a table belongs to this extension.
 
-    A table with our prefix may come from a newer release, or from the models of the host.
+    A table with our prefix may come from a newer release, or from the models of the host app.
     """
     if name in metadata.tables or name == VERSION_TABLE:
         return True

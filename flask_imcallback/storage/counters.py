@@ -1,7 +1,7 @@
 """Counts of accepted and refused callbacks, for operators.
 
-Each process counts in memory and adds its counts to a small table from time to time. A callback
-therefore costs no extra row, and neither does a flood of refused requests. The log gets one line a
+Each process counts in memory, and adds its counts to a small table from time to time. So a callback
+costs no extra row, and a refused request costs none either. The log gets one line a
 minute for each reason of refusal.
 """
 
@@ -18,7 +18,7 @@ from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
 from ..errors import ImCallbackError, StorageError
-from ..text import MAX_TEXT_LENGTH, make_storable
+from ..storable_text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
 from .sqlite import file_lock, sqlite_path
 from .tables import counters as counter_table
@@ -35,7 +35,7 @@ SAVE_INTERVAL_SECONDS = 10
 MAX_SAVE_ATTEMPTS = 20
 
 MAX_SAVE_SECONDS = 60
-"""Time after which a thread that still saves does not keep another one from saving."""
+"""Time after which a second thread may save, although the first thread still saves."""
 
 MAX_UNSAVED_KEYS = 200
 """Maximum number of unsaved counts. Further names are counted together as `OTHER_NAMES`."""
@@ -80,16 +80,15 @@ class CallbackCounters:
         self._saving_since = 0.0
         """Time of the monotonic clock, or 0 if no thread saves."""
 
-    def accept(self, provider: str, command: str) -> None:
+    def count_accepted(self, provider: str, command: str) -> None:
         """Count a callback that is stored."""
         with self._lock:
             self._count((provider, ACCEPTED, command))
 
-    def refuse(self, provider: str, reason: str, detail: str = "") -> None:
+    def count_refused(self, provider: str, reason: str, detail: str = "") -> None:
         """Count a refusal, and log it at most once a minute for each reason.
 
-        `reason` is one of a few fixed texts. `detail` holds the part that differs from case to
-        case.
+        `reason` is one of a few fixed texts. `detail` describes the single request.
         """
         now = time.time()
         with self._lock:
@@ -117,7 +116,7 @@ class CallbackCounters:
         return bool(self._unsaved) and is_old
 
     def save_soon(self, context: Callable[[], AbstractContextManager[object]]) -> None:
-        """Save in another thread, so that a database that hangs blocks no request.
+        """Save in another thread, because a database that hangs must not block a request.
 
         `context` makes an app context.
         """
@@ -126,9 +125,9 @@ class CallbackCounters:
             if self._saving_since and now - self._saving_since < MAX_SAVE_SECONDS:
                 return
             self._saving_since = now
-        start_thread("imcallback-counters", lambda: self._save_in(context))
+        start_thread("imcallback-counters", lambda: self._save_in_context(context))
 
-    def _save_in(self, context: Callable[[], AbstractContextManager[object]]) -> None:
+    def _save_in_context(self, context: Callable[[], AbstractContextManager[object]]) -> None:
         try:
             with context():
                 self.save()
@@ -149,7 +148,7 @@ class CallbackCounters:
         for attempts_left in reversed(range(MAX_SAVE_ATTEMPTS)):
             try:
                 with file_lock(sqlite_path(engine)), engine.begin() as connection:
-                    # Sorted, so that two processes never wait for each other's rows.
+                    # The same order in all processes prevents deadlocks.
                     for key, (count, last_at) in sorted(unsaved.items()):
                         _add(connection, key, count, last_at)
                 return

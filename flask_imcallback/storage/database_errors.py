@@ -1,8 +1,8 @@
-"""Classify database errors by what the transaction can do next."""
+"""Database errors, classified by the next step of the transaction."""
 
 from __future__ import annotations
 
-from enum import Enum
+from enum import Enum, auto
 
 from sqlalchemy.exc import (
     DBAPIError,
@@ -16,27 +16,28 @@ from ..errors import ImCallbackError, StorageError
 
 
 class Fault(Enum):
-    """The next step after a transaction has failed."""
+    """A kind of database error, by the next step of the transaction."""
 
-    DUPLICATE_KEY = "a key is taken"
-    """The same transaction would fail again, unless its keys change."""
-    RETRY = "another transaction won"
-    """The same transaction may succeed at once."""
-    DISCONNECTED = "the connection or its server is lost"
-    """The same transaction may succeed on another connection. If the connection was lost during the
-    commit, nobody knows whether the transaction was committed."""
-    FATAL = "the database refuses the transaction"
-    """The same transaction would fail again."""
+    DUPLICATE_KEY = auto()
+    """A key is taken. The same transaction would fail again, unless its keys change."""
+    RETRY = auto()
+    """Another transaction won. The same transaction may succeed immediately."""
+    DISCONNECTED = auto()
+    """The connection or its server is lost. The same transaction may succeed on another connection.
+    After a loss during the commit, the transaction may have been committed or not."""
+    FATAL = auto()
+    """The database refuses the transaction. The same transaction would fail again."""
 
 
 RETRY_STATES = {"40001", "40P01"}
 """PostgreSQL: serialization failure, deadlock."""
 
 DISCONNECTED_STATES = {"57P01", "57P02", "57P03", "25006"}
-"""PostgreSQL: the server shuts down or starts up, or is a read-only standby. Class 08 is added."""
+"""PostgreSQL: the server shuts down or starts up, or is a read-only standby. `classify` adds
+class 08."""
 
 MYSQL_RETRY_NUMBERS = {1213}
-"""Deadlock. A Galera cluster also reports a conflict with another node this way, at COMMIT."""
+"""Deadlock. A Galera cluster also reports a conflict with another node like this, at COMMIT."""
 
 MYSQL_DISCONNECTED_NUMBERS = {1047, 1053, 1180, 1290, 1927, 2003, 2006, 2013, 2055}
 """1047 and 1180: a Galera node without a majority. 1053: shutdown. 1290: a read-only standby.
@@ -57,7 +58,7 @@ class DeadlineError(StorageError):
 
 
 class FileReplacedError(Exception):
-    """The path of the SQLite database no longer leads to the file that the connection writes."""
+    """A SQLite database whose file was deleted or replaced while a connection writes to it."""
 
 
 def classify(error: BaseException | None) -> Fault:
@@ -86,7 +87,7 @@ def classify(error: BaseException | None) -> Fault:
 def concerns_entry(error: BaseException | None) -> bool:
     """Return True if the database refuses this one entry, and probably accepts others.
 
-    Other errors concern the whole database: it is away, locked, full, or has other tables.
+    Other errors concern the whole database: it is unavailable, locked or full, or has other tables.
     """
     if isinstance(error, ImCallbackError | OSError):
         return False

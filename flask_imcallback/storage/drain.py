@@ -7,7 +7,7 @@ import os
 import time
 from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager
-from enum import Enum
+from enum import Enum, auto
 
 from sqlalchemy import Engine
 
@@ -35,7 +35,8 @@ YIELD_SECONDS = 0.001
 """Pause after a stored chunk, in which another process can take the lock."""
 
 MAX_FAILURES = 3
-"""Attempts after which an entry is set aside although its error does not concern it alone."""
+"""Number of failed attempts after which an entry is set aside, although its error may concern
+other entries too."""
 
 RETRY_SECONDS = 3600
 """Time after which the entries that are set aside are tried again."""
@@ -45,11 +46,14 @@ LOG_INTERVAL_SECONDS = 60
 
 
 class DrainState(Enum):
-    """What the drain knows about the database after its last step."""
+    """The state of the drain after its last step."""
 
-    IDLE = "nothing waits"
-    DRAINING = "the database stores deliveries"
-    PROBING = "the database stored nothing of the last chunk"
+    IDLE = auto()
+    """No delivery waits."""
+    DRAINING = auto()
+    """The database stores deliveries."""
+    PROBING = auto()
+    """The database stored no delivery of the last chunk."""
 
 
 class Drain:
@@ -67,11 +71,11 @@ class Drain:
     | IDLE or DRAINING   | nothing stored               | PROBING  | pause, take half as many      |
     | PROBING            | nothing stored               | PROBING  | pause longer, skip this entry |
 
-    An entry is set aside if the database refuses it and stores others. It then delays nobody. The
-    drain tries it again every hour, and when a process starts.
+    An entry is set aside if the database refuses it and stores others. Then it delays no other
+    entry. The drain tries it again every hour, and when a process starts.
 
-    Each process has its own drain. Processes take chunks in turn, so that each process learns when
-    the database is back.
+    Each process has its own drain. Processes drain in turn. So each process notices when the
+    database works again.
     """
 
     def __init__(
@@ -87,33 +91,34 @@ class Drain:
         self._announce = announce
         self._lock = new_lock()
         self._is_running = False
-        self._is_requested = False
+        self._was_started_again = False
         self._state = DrainState.IDLE
         self._chunk_limit = MAX_CHUNK_DELIVERIES
         self._skipped_up_to = 0
-        """Entries up to this position failed, and wait until the drain has tried all later ones."""
+        """Entries up to this position were tried. The failed entries wait until the drain has tried
+        all later entries."""
         self._failed_at: dict[bytes, float] = {}
         """Time of the last failure of each entry, by its nonce."""
         self._stored_at = 0.0
-        """Time at which the database last stored anything."""
+        """Time at which the database last stored an entry."""
         self._retry_at = 0.0
         self._problem = ""
         self._set_aside_logged_at = -float(LOG_INTERVAL_SECONDS)
         self._is_foreign_logged = False
         self.database_is_down = False
-        """Whether new deliveries go to the spool at once."""
+        """Whether new deliveries go to the spool immediately."""
 
     def start(self) -> None:
         """Drain in another thread until the spool is empty."""
         with self._lock:
-            self._is_requested = True
+            self._was_started_again = True
             if self._is_running:
                 return
             self._is_running = True
         start_thread("imcallback-drain", self._run)
 
     def start_if_due(self) -> None:
-        """Start if the spool may hold deliveries of an earlier process, or ones set aside."""
+        """Start if the spool may hold deliveries of an earlier process, or entries set aside."""
         if time.monotonic() >= self._retry_at and os.path.lexists(self.spool.path):
             self.start()
 
@@ -122,9 +127,9 @@ class Drain:
         self._stored_at = time.monotonic()
 
     def note_failure(self, entry: Entry, error: BaseException) -> None:
-        """Note that the database did not store an entry, which now goes to the spool.
+        """Note that the database did not store an entry. The entry goes to the spool.
 
-        Unless the error concerns this entry alone, later deliveries go to the spool at once.
+        If the error may concern other entries too, later deliveries go to the spool immediately.
         """
         if concerns_entry(error):
             self._failed_at[entry.row["nonce"]] = time.monotonic()
@@ -133,10 +138,10 @@ class Drain:
         self._begin_outage(describe(error))
 
     def note_spool_failure(self) -> None:
-        """Note that the spool fails, so that the next delivery tries the database again."""
+        """Note that the spool fails. The next delivery tries the database again."""
         self.database_is_down = False
 
-    def finish(self) -> str:
+    def drain_all(self) -> str:
         """Drain until the spool is empty or the database stores nothing.
 
         Entries that were set aside are tried, too. Returns the problem, or an empty text. Needs an
@@ -158,7 +163,7 @@ class Drain:
         with file_lock(str(self.spool.path), "drain-lock"):
             chunk = self.spool.read(self._skipped_up_to, self._chunk_limit)
             if not chunk:
-                return self._reach_end()
+                return self._restart_or_end()
             stored, failed = self._store(chunk)
             if stored:
                 self.spool.remove(stored)
@@ -171,10 +176,10 @@ class Drain:
     def _store(
         self, chunk: Sequence[SpooledEntry]
     ) -> tuple[list[SpooledEntry], list[SpooledEntry]]:
-        """Try to store the chunk. Returns the stored entries and the failed ones."""
+        """Try to store the chunk. Returns the stored entries and the failed entries."""
         try:
             self._writer.write(chunk, CHUNK_SECONDS)
-        except Exception as error:  # there is no engine
+        except Exception as error:  # the host app gives no engine
             for entry in chunk:
                 entry.error = error
         stored = [entry for entry in chunk if entry.error is None]
@@ -206,7 +211,7 @@ class Drain:
     def _next_state(
         self, chunk: Sequence[SpooledEntry], has_stored: bool, has_set_aside_all: bool
     ) -> DrainState:
-        """Choose the state, where the next chunk starts, and its size."""
+        """Choose the next state, and the start and the size of the next chunk."""
         error = next((entry.error for entry in chunk if entry.error), None)
         if has_stored or has_set_aside_all:
             self.database_is_down = False
@@ -225,7 +230,7 @@ class Drain:
         self._chunk_limit = max(1, len(chunk) // 2)
         return DrainState.PROBING
 
-    def _reach_end(self) -> DrainState:
+    def _restart_or_end(self) -> DrainState:
         if self._skipped_up_to:
             self._skipped_up_to = 0
             self._state = DrainState.PROBING
@@ -240,11 +245,11 @@ class Drain:
         pause = MIN_PAUSE_SECONDS
         while True:
             with self._lock:
-                self._is_requested = False
+                self._was_started_again = False
             match self._try_step():
                 case DrainState.IDLE:
                     with self._lock:
-                        if not self._is_requested:
+                        if not self._was_started_again:
                             self._is_running = False
                             return
                 case DrainState.DRAINING:

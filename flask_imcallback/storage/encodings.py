@@ -12,7 +12,7 @@ ENCODING_SQL = {
     "mariadb": "SELECT @@character_set_connection",
     "sqlite": "PRAGMA encoding",
 }
-"""By the name of the dialect. The tables on MariaDB and MySQL name their own character set."""
+"""Dialect -> the query of its encoding. The tables on MariaDB and MySQL name their own."""
 
 COMPLETE_ENCODINGS = {"UTF8", "utf8mb4", "UTF-8", "UTF-16le", "UTF-16be"}
 """Encodings that can store all of Unicode. MySQL's utf8mb3 has no emoji and no rare Han
@@ -20,13 +20,13 @@ characters."""
 
 
 def read_encoding(connection: Connection) -> str:
-    """Return the encoding in the words of the database, or an empty text for an unknown dialect."""
+    """Return the name that the database gives its encoding, or an empty text."""
     query = ENCODING_SQL.get(connection.dialect.name)
     return str(connection.scalar(text(query))) if query else ""
 
 
 def encoding_problem(encoding: str) -> str:
-    """Return why the encoding loses account ids and what to do, or an empty text."""
+    """Return the problem of an encoding that loses account ids and its remedy, or an empty text."""
     if not encoding or encoding in COMPLETE_ENCODINGS:
         return ""
     return (
@@ -42,7 +42,7 @@ def check_encoding(engine: Engine) -> None:
         with engine.connect() as connection:
             encoding = read_encoding(connection)
     except TypeError as error:
-        # psycopg returns bytes from such a database, and SQLAlchemy fails at the first of them.
+        # psycopg returns bytes from such a database, and SQLAlchemy fails to read them.
         if engine.dialect.name != "postgresql":
             raise
         raise ConfigError(encoding_problem("SQL_ASCII")) from error

@@ -1,8 +1,8 @@
-"""Engines of our own, made from the engine of the host.
+"""Our own engines, made from the engine of the host app.
 
-The host chooses the database, the driver and the login. Everything else belongs to this extension:
-its connections share nothing with the host, whatever pool, isolation level, event listener or
-character set the host uses.
+The host app chooses the database, the driver and the login. This extension chooses everything else.
+Its connections share nothing with the host app, even if the host app uses another pool, isolation
+level, event listener or character set.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from .sqlite import resolve_path, set_up_sqlite
 from .threads import PerProcess
 
 WRITES = "imcallback_writes"
-"""Execution option of engines whose transactions write. SQLite then takes its write lock at BEGIN,
-because it cannot wait for the lock in a transaction that has already read."""
+"""Execution option of engines whose transactions write. With it, SQLite takes its write lock at
+BEGIN, because it cannot wait for the lock in a transaction that has already read."""
 
 DEFAULT_PORTS: dict[str, int] = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
@@ -31,7 +31,7 @@ MARK_OPTIONS = ("host", "port", "unix_socket", "service", "options", "schema")
 """Query parameters of a URL that lead to another database or another schema."""
 
 UNKNOWN_DATABASE = "unknown"
-"""Mark of a database that this process could not find out."""
+"""Mark of a database if this process has no engine for it."""
 
 
 class _ProcessEngines:
@@ -46,7 +46,7 @@ class _ProcessEngines:
 class Engines:
     """The engines of one database. Each process has its own, created at their first use.
 
-    `get_host_engine` returns the engine of the host. It may need an app context, and may raise
+    `get_host_engine` returns the engine of the host app. It may need an app context, and may raise
     `ConfigError`.
     """
 
@@ -55,14 +55,14 @@ class Engines:
         self._process = PerProcess(_ProcessEngines)
 
     def host(self) -> Engine:
-        """Return the engine of the host. Raises `ConfigError`, and `StorageError` if it fails."""
+        """Return the engine of the host app. Raises `ConfigError` and `StorageError`."""
         engines = self._process.get()
         if engines.host is None:
             try:
                 engines.host = _check(self._get_host_engine())
             except ImCallbackError:
                 raise
-            except Exception as error:  # a mistake of the host
+            except Exception as error:  # a mistake in the host app
                 raise StorageError(
                     f"the app gives no database engine ({describe(error)}): check the engine that "
                     "ImCallback gets"
@@ -70,22 +70,22 @@ class Engines:
         return engines.host
 
     def reading(self) -> Engine:
-        """Return an engine for requests, with the limits of the host's pool."""
+        """Return an engine for requests, with the pool limits of the host app."""
         engines, host = self._process.get(), self.host()
         if engines.reading is None:
             pool = host.pool.recreate()
             if not isinstance(pool, QueuePool | NullPool):
                 pool = _queue_pool(host.pool)
             if host.dialect.name != "sqlite":
-                pool._pre_ping = True  # after a restart of the server, no query of a reader fails
+                pool._pre_ping = True  # no query of a reader fails after a restart of the server
             engines.reading = engines.reading or _derive(host, pool)
         return engines.reading
 
     def writing(self) -> Engine:
         """Return an engine for the writer thread.
 
-        The writer thread uses one connection. It needs another one only after it gave up a
-        connection that hangs, so its pool has no upper limit.
+        The writer thread uses one connection. After a connection that hangs, it needs another. So
+        its pool has no upper limit.
         """
         engines, host = self._process.get(), self.host()
         if engines.writing is None:
@@ -117,9 +117,9 @@ class Engines:
 
 
 def database_mark(url: URL) -> str:
-    """Return a text that tells databases apart: without user, password and driver.
+    """Return a text that identifies a database, without user, password and driver.
 
-    The same database has the same mark in each process, so a spool keeps it with each entry.
+    The same database has the same mark in each process. A spool keeps the mark with each entry.
     """
     backend = url.get_backend_name()
     if backend == "sqlite":
@@ -168,7 +168,7 @@ def _check(engine: Any) -> Engine:
 
 
 def _queue_pool(pool: Pool) -> QueuePool:
-    """Return a pool that keeps one connection, with the options of the host's pool."""
+    """Return a pool that keeps one connection, with the options of the given pool."""
     return QueuePool(
         pool._creator,
         pool_size=1,
@@ -183,7 +183,7 @@ def _null_pool(pool: Pool) -> NullPool:
 
 
 def _common_options(pool: Pool) -> dict[str, Any]:
-    """Return what `Pool.recreate` passes on: the listeners of the host, and its dialect."""
+    """Return the options that `Pool.recreate` keeps, among them the listeners of the host app."""
     return {
         "pre_ping": pool._pre_ping,
         "dialect": pool._dialect,
@@ -192,7 +192,7 @@ def _common_options(pool: Pool) -> dict[str, Any]:
 
 
 def _derive(host: Engine, pool: Pool, **options: Any) -> Engine:
-    """Return an engine on the pool. A database in memory has only the engine of the host."""
+    """Return an engine with this pool, or the engine of the host app for a database in memory."""
     if is_in_memory(host):
         return host
     engine = Engine(
@@ -204,7 +204,7 @@ def _derive(host: Engine, pool: Pool, **options: Any) -> Engine:
         hide_parameters=True,
         execution_options=options,
     )
-    # Our listener runs after the copied listeners of the host, and so has the last word.
+    # Our listener runs after the copied listeners of the host app, and overrides them.
     event.listen(engine, "connect", lambda driver, _: set_up_connection(driver, host.dialect))
     if engine.dialect.name == "sqlite":
         event.listen(engine, "begin", begin_sqlite)
@@ -212,7 +212,7 @@ def _derive(host: Engine, pool: Pool, **options: Any) -> Engine:
 
 
 def begin_sqlite(connection: Connection) -> None:
-    """Begin a transaction. The sqlite3 driver begins none, because `set_up_sqlite` says so."""
+    """Begin a transaction. After `set_up_sqlite`, the sqlite3 driver does not begin it."""
     driver: Any = connection.connection.driver_connection
     options = connection.get_execution_options()
     if not driver.in_transaction and options.get("isolation_level") != "AUTOCOMMIT":
@@ -220,7 +220,7 @@ def begin_sqlite(connection: Connection) -> None:
 
 
 def set_up_connection(driver: Any, dialect: Dialect) -> None:
-    """Give a new connection of the driver what durable transactions need."""
+    """Configure a new connection of the driver for durable transactions."""
     if dialect.name == "sqlite":
         set_up_sqlite(driver)
     elif dialect.name == "postgresql":
@@ -230,7 +230,7 @@ def set_up_connection(driver: Any, dialect: Dialect) -> None:
 
 
 def _set_up_postgresql(driver: Any, dialect: Dialect) -> None:
-    # A listener of the host may have left a transaction open, and the driver refuses changes in it.
+    # The driver refuses these changes in a transaction that a listener of the host app left open.
     driver.commit()
     dialect.set_isolation_level(driver, "READ COMMITTED")
     if hasattr(driver, "set_client_encoding"):  # psycopg2 does not notice a SET

@@ -1,4 +1,4 @@
-"""A delivery on its way into a database: as the receiver made it, and as rows."""
+"""Deliveries before they are stored: from the receiver, and as rows of a database."""
 
 from __future__ import annotations
 
@@ -12,14 +12,15 @@ from typing import Any
 
 from ..providers import Origin
 from ..removals import Record, Removal, Status
-from ..text import make_storable
+from ..storable_text import make_storable
 from .column_types import ExactText
 from .ids import moment_of
+from .tables import SourceKey
 from .tables import delivery as delivery_table
 from .threads import Signal
 
 BYTES_PER_ROW = 1024
-"""Bytes of a body that cost about as much to store as one row."""
+"""Number of bytes of a body that cost as much to store as one row."""
 
 NONCE_BYTES = 16
 
@@ -51,10 +52,10 @@ class Delivery:
 
     @property
     def fingerprint(self) -> bytes | None:
-        """Return a hash that all repetitions of this callback share.
+        """A hash that all repetitions of this callback share.
 
-        None means that repetitions cannot be recognized. An unreadable delivery has no fingerprint,
-        so that each repetition is refused again.
+        None if repetitions cannot be recognized. An unreadable delivery has no fingerprint, so each
+        repetition is refused again.
         """
         can_repeat = self.repeats_callbacks and self.origin.request_id
         if not can_repeat or self.status is Status.UNREADABLE:
@@ -72,18 +73,19 @@ class Entry:
         self.weight = 1 + len(removals) + len(row["body"]) // BYTES_PER_ROW
         """Estimated cost of storing the entry, in rows."""
         self.done: Signal
-        """Set when the entry is stored, or when `error` says why it is not. The writer adds it."""
+        """A signal of the writer: the entry is stored, or `error` is set."""
         self.database = ""
         """Mark of the database for which the entry waits. The spool sets it."""
         self.is_abandoned = False
-        """The caller timed out. A running transaction may finish, but no new one may start."""
+        """Whether the caller timed out. A running transaction may finish, but none may start."""
         self.error: Exception | None = None
 
     @classmethod
     def from_delivery(cls, delivery: Delivery, delivery_id: int) -> Entry:
         """Return an entry for the delivery, with a new nonce.
 
-        Texts that only accompany the removals are made storable. Account ids are checked before.
+        Characters that a database cannot store are replaced in all texts except the account ids.
+        The provider has checked the account ids.
         """
         origin = delivery.origin
         texts = {
@@ -126,26 +128,26 @@ class Entry:
         """Give the entry another id. The ids of its removals follow it."""
         self.row = self.row | {"id": delivery_id, "received_at": moment_of(delivery_id)}
 
-    def source_keys(self) -> set[tuple[str, ...]]:
-        """Return the values of `SOURCE_COLUMNS` that the removals need, one tuple per relation."""
+    def source_keys(self) -> set[SourceKey]:
+        """Return the sources of the removals, one for each relation."""
         row = self.row
         return {
-            (row["provider"], row["app_id"], row["command"], relation.value, row["platform"])
+            SourceKey(
+                row["provider"], row["app_id"], row["command"], relation.value, row["platform"]
+            )
             for relation in {removal.relation for removal in self.removals}
         }
 
-    def removal_values(
-        self, source_ids: Mapping[tuple[str, ...], int]
-    ) -> list[tuple[int, str, str]]:
+    def removal_values(self, source_ids: Mapping[SourceKey, int]) -> list[tuple[int, str, str]]:
         """Return the source id, owner and target of each removal."""
-        id_by_relation = {key[3]: source_ids[key] for key in self.source_keys()}
+        id_by_relation = {key.relation: source_ids[key] for key in self.source_keys()}
         return [
             (id_by_relation[removal.relation.value], removal.owner_id, removal.target_id)
             for removal in self.removals
         ]
 
     def records(self) -> list[Record]:
-        """Return the removals as the history shows them."""
+        """Return the removals as records of the history."""
         names = ("provider", "app_id", "command", "client_ip", "platform", "request_id")
         shared = {name: self.row[name] for name in (*names, "received_at")}
         delivery_id = self.row["id"]

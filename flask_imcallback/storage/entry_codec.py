@@ -1,4 +1,4 @@
-"""The form in which a spool keeps an entry: JSON with a version number."""
+"""The format of an entry in a spool: JSON with a version number."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from .entries import Entry
 
 VERSION = 1
-"""A release that changes the form takes the next number, and still reads this one."""
+"""A release that changes the format takes the next number, and still reads version 1."""
 
 BYTES_COLUMNS = ("body", "fingerprint", "nonce")
 

@@ -1,9 +1,10 @@
-"""Ids are times: allocate ids for deliveries, and convert between ids and times.
+"""The ids of deliveries and removals. Ids are times.
 
-The id of a delivery is the microsecond in which it was received, counted from 1970. If that id is
-taken, the delivery gets the next free one. Removal `n` of the delivery has the id of the delivery
-plus `n`. One number therefore orders the history by time and pages it, `since` and `until` are a
-range of the primary key, and a process needs no query to find an id.
+The id of a delivery is the microsecond in which it was received, counted from 1970. If this
+process has used that id already, the delivery gets the next free id. If another process has used
+it, the writer thread adds a random step. Removal `n` of the delivery has the id of the delivery
+plus `n`. So one number orders the history by time and pages it. `since` and `until` are a range of
+the primary key, and a process needs no query to find an id.
 """
 
 from __future__ import annotations
@@ -25,13 +26,13 @@ MAX_ID = 2**53
 """Every id is below this number until the year 2255, so JavaScript reads ids exactly."""
 
 MAX_REMOVALS = 1_000_000
-"""Every delivery has fewer removals, so their ids stay within one second of the delivery's id."""
+"""Every delivery has fewer removals, so their ids stay within one second of its id."""
 
 ID_BLOCK_SIZE = 1250
 """Ids in one id block."""
 
 ID_BLOCK_COUNT = 8
-"""Id blocks that follow each other before the first one comes again, after 10 milliseconds."""
+"""Number of id blocks. After 10 milliseconds, the first block comes again."""
 
 ID_BLOCK_THRESHOLD = 20
 """Deliveries with this many removals or more get ids from a block of their own process."""
@@ -78,7 +79,9 @@ def _distance_to_own_block(first_id: int, count: int) -> int:
     Without id blocks, processes that receive large deliveries often choose overlapping ids. If
     `count` exceeds the block size, the ids begin at the start of a block.
     """
-    block = (os.getpid() + crc32(_HOST_NAME)) % ID_BLOCK_COUNT  # neighbours use different blocks
+    block = (
+        os.getpid() + crc32(_HOST_NAME)
+    ) % ID_BLOCK_COUNT  # processes with the next numbers use other blocks
     period = ID_BLOCK_SIZE * ID_BLOCK_COUNT
     offset = (first_id - block * ID_BLOCK_SIZE) % period
     fits = offset == 0 or offset + count <= ID_BLOCK_SIZE

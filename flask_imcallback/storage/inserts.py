@@ -20,14 +20,12 @@ REMOVAL_COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id")
 SHARED_COLUMNS = ("client_ip", "request_id")
 """Columns of a removal that have one value for all removals of a delivery."""
 
-SOURCE_COLUMNS = ("provider", "app_id", "command", "relation", "platform")
-
 SOURCE_IDS_KEY = "imcallback_source_ids"
 """Key of `Connection.info` with the cache of known sources."""
 
 JSON_INSERT_THRESHOLD = 20
-"""From this number of removals on, one JSON array carries the removals of a delivery, on the
-databases in `JSON_ROWS`."""
+"""A delivery with this number of removals or more is inserted from one JSON array, on the databases
+in `JSON_ROWS`."""
 
 MAX_ROWS_PER_INSERT = 40
 """Rows in one statement. Older releases of SQLite allow 999 parameters."""
@@ -60,7 +58,7 @@ JSON_ROWS = {
         table="json_array_elements({}::json) WITH ORDINALITY AS removals(item, number)",
     ),
 }
-"""By the name of the dialect. Other dialects insert all removals as plain rows."""
+"""Dialect -> its SQL. Other dialects insert all removals as plain rows."""
 
 
 def ensure_sources(connection: Connection, entries: Sequence[Entry]) -> None:
@@ -71,7 +69,7 @@ def ensure_sources(connection: Connection, entries: Sequence[Entry]) -> None:
     """
     source_ids = connection.info.setdefault(SOURCE_IDS_KEY, {})
     for key in {key for entry in entries for key in entry.source_keys()} - source_ids.keys():
-        values = dict(zip(SOURCE_COLUMNS, key, strict=True))
+        values = key._asdict()
         conditions = (source_table.c[name] == value for name, value in values.items())
         with connection.begin():
             query = select(source_table.c.id).where(*conditions).order_by(source_table.c.id)
@@ -83,7 +81,7 @@ def ensure_sources(connection: Connection, entries: Sequence[Entry]) -> None:
 
 
 def store_entries(connection: Connection, entries: Sequence[Entry]) -> None:
-    """Store the entries in one transaction. Missing sources are added before, in their own."""
+    """Store the entries in one transaction. Missing sources are added before it."""
     if connection.in_transaction():
         connection.rollback()
     ensure_sources(connection, entries)
@@ -124,8 +122,8 @@ class _Insert:
     def run(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:
         """Insert rows that `bind` has made.
 
-        The drivers' executemany is slower: sqlite3 and psycopg release Python's lock for each row,
-        and then compete with all request threads to get the lock back.
+        The executemany of the drivers is slower: sqlite3 and psycopg release the GIL for each row,
+        and then compete with all request threads to get it back.
         """
         for start in range(0, len(rows), MAX_ROWS_PER_INSERT):
             chunk = rows[start : start + MAX_ROWS_PER_INSERT]

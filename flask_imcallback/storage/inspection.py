@@ -9,14 +9,15 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
 
-from sqlalchemy import Connection, Engine, text
+from sqlalchemy import Connection, Engine, func, select, text
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
 from .database_errors import DeadlineError, describe
 from .encodings import encoding_problem, read_encoding
+from .ids import id_at
 from .migrations import is_head, read_revision
-from .tables import counters
+from .tables import counters, delivery
 from .threads import new_lock, new_signal, start_thread
 from .writer import interrupt
 
@@ -27,7 +28,7 @@ MAX_HANGING_QUESTIONS = 8
 
 
 class _Question(Generic[T]):
-    """A question in a thread of its own, and its answer."""
+    """A question that a separate thread asks the database, and its answer."""
 
     def __init__(self) -> None:
         self.connection: Connection | None = None
@@ -39,8 +40,8 @@ class _Question(Generic[T]):
 class Inspector:
     """The questions of one process to its database.
 
-    A question that hangs is given up, and its connection is closed. So the next question can be
-    answered as soon as the database is back.
+    If a question hangs, its connection is closed. So the next question can be answered when the
+    database works again.
     """
 
     def __init__(self, engine: Callable[[], Engine]) -> None:
@@ -105,15 +106,15 @@ class DatabaseState:
     server: str
     """The name and version of the database, for example "PostgreSQL 18.4"."""
     encoding: str
-    """The encoding in the words of the database, for example "UTF8"."""
+    """The name that the database gives its encoding, for example "UTF8"."""
     revision: str | None
     """The revision of the tables. None if there are no tables."""
     is_at_head: bool
     """Whether the tables are at the newest migration, or at a newer one."""
     encoding_problem: str
-    """Why account ids cannot be stored, and what to do. Empty if all is well."""
+    """The reason why account ids cannot be stored, and the remedy. Empty without a problem."""
     durability_problem: str
-    """Why a power cut loses callbacks, and what to do. Empty if all is well."""
+    """The reason why a power cut loses callbacks, and the remedy. Empty without a problem."""
 
 
 def inspect_database(connection: Connection) -> DatabaseState:
@@ -139,6 +140,31 @@ def check_write(connection: Connection) -> None:
         transaction.rollback()
 
 
+def is_delivery_stored(
+    connection: Connection, provider: str, command: str, since: datetime, mark: bytes
+) -> bool:
+    """Return True if a delivery with this provider and command has the mark in its body.
+
+    Deliveries that were received before `since` are not searched. Raises the errors of SQLAlchemy.
+    """
+    column = delivery.c
+    bodies = select(column.body).where(
+        column.id >= id_at(since), column.provider == provider, column.command == command
+    )
+    return any(mark in body for body in connection.scalars(bodies))
+
+
+def read_clock(connection: Connection) -> datetime | None:
+    """Return the time of a database server, aware. None for SQLite, which uses our clock."""
+    match connection.dialect.name:
+        case "postgresql":
+            return connection.scalar(select(func.clock_timestamp()))
+        case "mysql" | "mariadb":
+            now: datetime | None = connection.scalar(select(func.utc_timestamp(6)))
+            return now and now.replace(tzinfo=UTC)
+    return None
+
+
 def _server_name(connection: Connection) -> str:
     dialect = connection.dialect
     if dialect.name == "sqlite":
@@ -150,7 +176,7 @@ def _server_name(connection: Connection) -> str:
 
 
 def _durability_problem(connection: Connection) -> str:
-    """Return which setting of the server lets a commit return before the disk has it."""
+    """Return the setting of the server with which a power cut loses commits, and the remedy."""
     if connection.dialect.name == "postgresql":
         if connection.scalar(text("SHOW fsync")) == "off":
             return "the setting fsync of PostgreSQL is off: set it to on"

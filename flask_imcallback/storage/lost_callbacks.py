@@ -1,4 +1,4 @@
-"""The last resort: a callback that no store takes is written to the log or to stderr."""
+"""The log of callbacks that neither the database nor the spool has stored."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ logger = logging.getLogger("flask_imcallback")
 
 
 def log_lost_callback(message: str, *arguments: object) -> None:
-    """Log an error with its traceback, or print it to stderr if nobody would see the log.
+    """Log an error with its traceback, or print it to stderr if no handler shows the log.
 
-    Alembic's `fileConfig()` disables every logger that exists, so a host may switch the log off
-    without knowing it. Call this function in an `except` block.
+    `fileConfig()` in the env.py of Alembic disables every existing logger, so a host app may switch
+    the log off by mistake. Call this function in an `except` block.
     """
     if is_log_visible():
         logger.exception(message, *arguments)

@@ -1,7 +1,7 @@
-"""Run our migrations in their own Alembic environment, with their own version table.
+"""Our migrations, in their own Alembic environment with their own version table.
 
-The host's migrations, if there are any, stay untouched. The environment uses only an engine of the
-host.
+The environment needs only an engine of the host app. It does not touch the migrations of the host
+app.
 """
 
 from __future__ import annotations
@@ -65,7 +65,7 @@ def is_at_head(engine: Engine) -> bool:
 
 
 def is_head(revision: str | None) -> bool:
-    """Return True for the newest revision of this release, and for one that it does not know."""
+    """Return True for the newest revision of this release, and for one of a newer release."""
     return revision is not None and revision not in _older_revisions()
 
 
@@ -102,7 +102,7 @@ def make_config(engine: Engine) -> Config:
     """
     from alembic.config import Config
 
-    # sys.stdout is passed because Alembic's default is the stream at import time, perhaps closed.
+    # The default of Alembic is the stream at import time, which may be closed.
     config = Config(stdout=sys.stdout)
     config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")

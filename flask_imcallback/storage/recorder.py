@@ -1,4 +1,4 @@
-"""Store deliveries in the database, or in the spool while the database is unavailable."""
+"""The recorder: it stores deliveries in the database, or else in the spool."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .writer import Writer
 
 
 class Recorder:
-    """The storage of one app's deliveries in one process. Threads may share it."""
+    """The recorder of the deliveries of one app in one process. Threads may share it."""
 
     def __init__(
         self,
@@ -54,7 +54,7 @@ class Recorder:
         return None
 
     def _record_during_outage(self, entry: Entry, drain: Drain) -> Entry | None:
-        """Store the entry in the spool, or else in the database, which may be back."""
+        """Store the entry in the spool, or else in the database, which may work again."""
         spool_error = _try_spool(entry, drain)
         if spool_error is None:
             return None
@@ -68,7 +68,7 @@ class Recorder:
         """Store the entry in the database. Returns the error, if any."""
         try:
             self._writer.write([entry], self._deadline)
-        except Exception as error:  # there is no engine, and the spool must take the delivery
+        except Exception as error:  # without an engine, the spool must take the delivery
             return error
         return entry.error
 

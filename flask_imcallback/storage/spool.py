@@ -64,17 +64,17 @@ CREATE TRIGGER IF NOT EXISTS imcallback_spool_update
         WHERE database = NEW.database AND is_set_aside = NEW.is_set_aside;
 END;
 """
-"""The triggers count what waits, because health checks must stay quick however much waits.
+"""The triggers count the entries, so a health check is quick even if many entries wait.
 `delivery_id` is the time at which the delivery was received."""
 
 PUT_SECONDS = 3
-"""Seconds that the spool may take to store a delivery. A late answer is better than no answer."""
+"""Time that the spool may take to store a delivery. A late answer is better than no answer."""
 
-LOOK_MILLISECONDS = 500
-"""Time for which a look into the spool waits for a lock."""
+READ_LOCK_MILLISECONDS = 500
+"""Time for which a reader of the spool waits for a lock."""
 
 MAX_CHUNK_ROWS = 4000
-"""Maximum size of the deliveries that are read at once, in rows (`Entry.weight`)."""
+"""Maximum size of the deliveries that are read in one step, in rows (`Entry.weight`)."""
 
 PROBE_BYTES = 64 * 1024
 """Bytes that `check_writable` writes to find a full disk."""
@@ -84,7 +84,7 @@ REMEDY = "check the disk, the permissions and IMCALLBACK_SPOOL"
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Waiting:
-    """The content of a spool, in short."""
+    """A summary of the deliveries in a spool."""
 
     count: int
     """Number of deliveries that wait for this database."""
@@ -120,7 +120,8 @@ class Spool:
     """A file that keeps deliveries until they are drained. Threads and processes may share it.
 
     Each process has its own object. `get_mark` returns the mark of the database for which the
-    deliveries wait. Several databases may share a file: an app sees the deliveries of its own only.
+    deliveries wait. Several databases may share a file: an app sees only the deliveries for its
+    own database.
     """
 
     def __init__(self, path: Path, get_mark: Callable[[], str]) -> None:
@@ -166,9 +167,9 @@ class Spool:
             )
 
     def waiting(self) -> Waiting:
-        """Return how much waits. Creates no file. Raises `StorageError`.
+        """Return a summary of the deliveries. Creates no file. Raises `StorageError`.
 
-        The method costs the same however much waits.
+        The method is quick even if many deliveries wait.
         """
         mark = self.mark
         with self._looking() as connection:
@@ -213,7 +214,7 @@ class Spool:
         ]
 
     def read(self, after: int, limit: int) -> list[SpooledEntry]:
-        """Return the next entries of this database, in the order in which they came.
+        """Return the next entries for this database, in the order in which they came.
 
         `after` is a `spool_id`. The entries fit into one transaction. An entry that this release
         cannot read is set aside. Raises `StorageError`.
@@ -252,13 +253,16 @@ class Spool:
             )
 
     def note_failures(self, entries: Sequence[SpooledEntry], *, is_set_aside: bool) -> None:
-        """Keep why the entries failed, and set them aside if wanted. Raises `StorageError`."""
+        """Store the errors of the entries, and set them aside if `is_set_aside`.
+
+        Raises `StorageError`.
+        """
         with self.writing() as connection:
             for entry in entries:
                 _note_failure(connection, entry.spool_id, entry.error, is_set_aside=is_set_aside)
 
     def release_set_aside(self) -> int:
-        """Let the entries that are set aside wait again. Returns their number.
+        """Return the entries that are set aside to the waiting entries. Returns their number.
 
         Raises `StorageError`.
         """
@@ -274,8 +278,8 @@ class Spool:
     def adopt(self, mark: str) -> int:
         """Take over the deliveries of another database. Returns their number.
 
-        This is for a database that has moved. `mark` is a key of `Waiting.foreign`. Raises
-        `StorageError`, also if the own database is unknown.
+        Call this method after the database has moved. `mark` is a key of `Waiting.foreign`. Raises
+        `StorageError`, also if the database of this app is unknown.
         """
         if self.mark == UNKNOWN_DATABASE:
             raise StorageError(
@@ -303,12 +307,12 @@ class Spool:
 
     @contextmanager
     def _looking(self) -> Iterator[sqlite3.Connection | None]:
-        """Yield a connection, or None if there is nothing to see. Raises `StorageError`."""
+        """Yield a connection, or None if the spool is empty. Raises `StorageError`."""
         try:
             if not _exists(self.path):
                 yield None
                 return
-            with closing(_connect(self.path, "rw", LOOK_MILLISECONDS)) as connection:
+            with closing(_connect(self.path, "rw", READ_LOCK_MILLISECONDS)) as connection:
                 yield connection if _has_tables(connection) else None
         except (sqlite3.Error, OSError) as error:
             raise self._error("read", error) from error
@@ -342,10 +346,10 @@ class SpooledEntry(Entry):
         """Number of attempts that failed while the database stored other entries."""
 
     def assign_id(self, delivery_id: int) -> None:
-        """Give the entry another id, and write the id to the spool at once.
+        """Give the entry another id, and write the id to the spool immediately.
 
-        The spool has the new id before the database, so that after a crash another drain recognizes
-        the row that was stored.
+        The id is written to the spool before the database gets it. So another drain recognizes the
+        stored row after a crash.
         """
         super().assign_id(delivery_id)
         with self._spool.writing() as connection:
@@ -378,7 +382,7 @@ def _note_failure(
 
 
 def _exists(path: Path) -> bool:
-    """Return whether the file exists. Unlike `Path.exists`, raises `OSError` if nobody can know."""
+    """Return True if the file exists. Raises `OSError` if the folder cannot be read."""
     try:
         os.stat(path)
     except FileNotFoundError:
@@ -396,7 +400,7 @@ def _try_insert(path: Path) -> None:
     """Insert into the spool, and roll back. Nothing is written to the disk."""
     if not path.is_file():
         raise FileExistsError(f"{path} is not a regular file")
-    with closing(_connect(path, "rw", LOOK_MILLISECONDS)) as connection:
+    with closing(_connect(path, "rw", READ_LOCK_MILLISECONDS)) as connection:
         connection.execute("BEGIN IMMEDIATE")
         if _has_tables(connection):
             connection.execute(
@@ -409,7 +413,7 @@ def _try_insert(path: Path) -> None:
 
 
 def _try_file(folder: Path) -> None:
-    """Write a file without a name into the folder, or into the folder that would get it."""
+    """Write a file without a name into the folder, or into the nearest folder that exists."""
     while not _exists(folder) and folder != folder.parent:
         folder = folder.parent
     with tempfile.TemporaryFile(dir=folder) as file:

@@ -19,7 +19,7 @@ except ImportError:  # Windows
 CACHE_KIB = 64 * 1024
 
 WAL_CHECKPOINT_PAGES = 8000
-"""Pages of 4 KiB that SQLite writes to its log before it copies them into the database file."""
+"""Number of database pages (4 KiB) in the log before SQLite copies them into the database file."""
 
 BUSY_TIMEOUT_MILLISECONDS = 5000
 """Time for which SQLite waits for a lock. No request waits that long: see `Writer`."""
@@ -34,11 +34,11 @@ def use_wal(driver: Any, _: object = None) -> None:
 
 
 def set_up_sqlite(driver: Any) -> None:
-    """Give a connection of sqlite3 what durable transactions need.
+    """Configure a connection of sqlite3 for durable transactions.
 
-    The driver begins no transactions of its own, so that SQLAlchemy's BEGIN is the only one.
+    Afterwards the driver begins no transaction by itself. Only SQLAlchemy begins transactions.
     """
-    driver.rollback()  # a listener of the host may have begun a transaction
+    driver.rollback()  # a listener of the host app may have begun a transaction
     if hasattr(driver, "autocommit"):  # Python 3.12
         driver.autocommit = sqlite3.LEGACY_TRANSACTION_CONTROL  # type: ignore[attr-defined]
     driver.isolation_level = None
@@ -60,7 +60,7 @@ def is_file(cursor: Any) -> bool:
 
 
 def sqlite_path(engine: Engine) -> str | None:
-    """Return the path of a SQLite database, or None for a database in memory or of another kind."""
+    """Return the path of a SQLite file, or None for a database in memory or on a server."""
     return resolve_path(engine.url) if engine.dialect.name == "sqlite" else None
 
 
@@ -92,9 +92,9 @@ def file_identity(path: str) -> tuple[int, int] | None:
 def file_lock(path: str | None, name: str = "lock") -> Iterator[Callable[[], None]]:
     """Hold the lock file `path-name`. Yields a function that releases the lock early.
 
-    `flock` wakes waiting processes in order. SQLite's own waiting polls and can starve a process.
-    Working without this lock is safe, because SQLite's own locks still apply: there is no lock if
-    `path` is None, on Windows, and if the lock file cannot be opened.
+    `flock` wakes waiting processes in order. SQLite polls instead, and can starve a process. There
+    is no lock if `path` is None, on Windows, or if the lock file cannot be opened. This is safe,
+    because the locks of SQLite still apply.
     """
     with ExitStack() as stack:
         if path is not None and fcntl is not None:

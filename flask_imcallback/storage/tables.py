@@ -1,11 +1,12 @@
-"""The tables. Their own MetaData keeps them out of a host's `create_all`.
+"""The tables. They have their own MetaData, so `create_all` of the host app does not create them.
 
-Ids are times: see `ids`. No foreign key joins the tables, because one transaction writes a delivery
-and its removals, no code deletes from one table alone, and the check would cost a look-up for each
-removal.
+Ids are times: see `ids`. No foreign key joins the tables. One transaction writes a delivery and its
+removals, no code deletes from one table alone, and each removal would cost a look-up.
 """
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 from sqlalchemy import (
     BigInteger,
@@ -18,9 +19,20 @@ from sqlalchemy import (
     UniqueConstraint,
 )
 
+from ..storable_text import MAX_TEXT_LENGTH
 from .column_types import Bytes, ExactText, Fingerprint, Id, LongText, Nonce, UtcDateTime
 
 metadata = MetaData()
+
+
+class SourceKey(NamedTuple):
+    """The values of a row in the source table, in the order of its columns."""
+
+    provider: str
+    app_id: str
+    command: str
+    relation: str
+    platform: str
 
 
 delivery = Table(
@@ -30,41 +42,41 @@ delivery = Table(
     Column("received_at", UtcDateTime, nullable=False),
     Column("provider", ExactText(32), nullable=False),
     Column("app_id", ExactText(32), nullable=False),
-    Column("command", ExactText(255), nullable=False),
+    Column("command", ExactText(MAX_TEXT_LENGTH), nullable=False),
     Column("status", ExactText(16), nullable=False),
     Column("duplicate_of", Id),
     Column("error", LongText, nullable=False),
     Column("removal_count", Integer, nullable=False),
-    Column("remote_addr", ExactText(255), nullable=False),
+    Column("remote_addr", ExactText(MAX_TEXT_LENGTH), nullable=False),
     Column("authenticated_by", ExactText(64), nullable=False),
-    Column("client_ip", ExactText(255), nullable=False),
-    Column("platform", ExactText(255), nullable=False),
-    Column("request_id", ExactText(255), nullable=False),
+    Column("client_ip", ExactText(MAX_TEXT_LENGTH), nullable=False),
+    Column("platform", ExactText(MAX_TEXT_LENGTH), nullable=False),
+    Column("request_id", ExactText(MAX_TEXT_LENGTH), nullable=False),
     Column("query", LongText, nullable=False),
     Column("headers", LongText, nullable=False),
     Column("body", Bytes, nullable=False),
     # NULL for a delivery that cannot be a repetition, and for each repetition.
     Column("fingerprint", Fingerprint),
-    # Random. Lets a retry recognize a row that its own earlier attempt stored.
+    # Random. A retry recognizes by it the row that its own earlier attempt stored.
     Column("nonce", Nonce),
     PrimaryKeyConstraint("id", name="pk_imcallback_delivery"),
-    # Any number of processes and database nodes record a repeated callback once.
+    # Many processes and database nodes record a repeated callback only once.
     UniqueConstraint("fingerprint", name="uq_imcallback_delivery_fingerprint"),
     # Finds duplicate, ignored and unreadable deliveries, which are rare.
     Index("ix_imcallback_delivery_status", "status", "id"),
 )
 
-# The values that many removals share. The table has a few dozen rows, and may hold the same
-# values twice: two processes may add them at the same time.
+# The values that many removals share. The table has a few dozen rows. Two rows may have the same
+# values, because two processes may add them at the same time.
 source = Table(
     "imcallback_source",
     metadata,
     Column("id", Integer, autoincrement=True),
     Column("provider", ExactText(32), nullable=False),
     Column("app_id", ExactText(32), nullable=False),
-    Column("command", ExactText(255), nullable=False),
+    Column("command", ExactText(MAX_TEXT_LENGTH), nullable=False),
     Column("relation", ExactText(16), nullable=False),
-    Column("platform", ExactText(255), nullable=False),
+    Column("platform", ExactText(MAX_TEXT_LENGTH), nullable=False),
     PrimaryKeyConstraint("id", name="pk_imcallback_source"),
 )
 
@@ -74,12 +86,12 @@ removal = Table(
     Column("id", Id, autoincrement=False),
     Column("delivery_id", Id, nullable=False),
     Column("source_id", Integer, nullable=False),
-    Column("owner_id", ExactText(255), nullable=False),
-    Column("target_id", ExactText(255), nullable=False),
-    Column("client_ip", ExactText(255), nullable=False),
-    Column("request_id", ExactText(255), nullable=False),
+    Column("owner_id", ExactText(MAX_TEXT_LENGTH), nullable=False),
+    Column("target_id", ExactText(MAX_TEXT_LENGTH), nullable=False),
+    Column("client_ip", ExactText(MAX_TEXT_LENGTH), nullable=False),
+    Column("request_id", ExactText(MAX_TEXT_LENGTH), nullable=False),
     PrimaryKeyConstraint("id", name="pk_imcallback_removal"),
-    # Each index is in the order of the pages, so a query reads one range of an index, or a few.
+    # Each index is in the order of the pages, so a query reads only a few ranges of an index.
     # An index with source_id skips removals of other sources without reading their rows.
     Index("ix_imcallback_removal_owner_id", "owner_id", "id", "source_id"),
     Index("ix_imcallback_removal_target_id", "target_id", "id", "source_id"),
@@ -97,7 +109,7 @@ counters = Table(
     Column("provider", ExactText(32), nullable=False),
     Column("outcome", ExactText(16), nullable=False),
     # The command of accepted callbacks, or the reason of refused callbacks.
-    Column("name", ExactText(255), nullable=False),
+    Column("name", ExactText(MAX_TEXT_LENGTH), nullable=False),
     Column("count", BigInteger, nullable=False),
     Column("last_at", UtcDateTime, nullable=False),
     PrimaryKeyConstraint("provider", "outcome", "name", name="pk_imcallback_counter"),

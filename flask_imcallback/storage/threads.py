@@ -21,14 +21,14 @@ T = TypeVar("T")
 class PerProcess(Generic[T]):
     """A value that each process creates at its first use.
 
-    After a fork, the child creates a new value. It never uses the sockets of its parent, nor a lock
-    that another thread of its parent held. `create` must be quick and without side effects, because
-    two threads may call it at the same time.
+    After a fork, the child creates a new value. It uses neither the sockets of its parent, nor a
+    lock that another thread of its parent held. `create` must be quick and without side effects,
+    because two threads may call it at the same time.
     """
 
     def __init__(self, create: Callable[[], T]) -> None:
         self._create = create
-        # The values of parent processes stay here. To free one would close its sockets.
+        # The values of parent processes stay here, because freeing a value would close its sockets.
         self._values: dict[int, T] = {}
 
     def get(self) -> T:
@@ -36,13 +36,13 @@ class PerProcess(Generic[T]):
         process_id = os.getpid()
         value = self._values.get(process_id)
         if value is None:
-            # dict.setdefault is atomic, so that all threads get the same value.
+            # dict.setdefault is atomic, so all threads get the same value.
             value = self._values.setdefault(process_id, self._create())
         return value
 
 
 class Signal(Protocol):
-    """An event for which one thread or greenlet waits, and which another thread sets."""
+    """An event. One thread or greenlet waits for it, and another thread sets it."""
 
     def set(self) -> None:
         """Wake the waiter."""
@@ -76,7 +76,7 @@ class _GreenletSignal:
     def wait(self, timeout: float | None = None) -> bool:
         self._watcher.start(self._event.set)
         try:
-            if not self._is_set:  # `set` before `start` wakes nobody
+            if not self._is_set:  # a call of `set` before `start` wakes nobody
                 self._event.wait(timeout)
             return self._is_set
         finally:
@@ -130,7 +130,7 @@ def _is_patched() -> bool:
 
 
 def _runs_in_gevent() -> bool:
-    """Return True in a greenlet, also if uWSGI started it and no module is patched."""
+    """Return True in a greenlet, even if uWSGI started it and no module is patched."""
     if _is_patched():
         return True
     gevent = sys.modules.get("gevent")

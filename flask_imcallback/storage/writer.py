@@ -1,8 +1,9 @@
-"""Write deliveries into a database, many in one transaction, and never later than a deadline.
+"""The writer: it stores deliveries in a database, many in one transaction.
 
-A dedicated thread writes to the database, so that no driver can delay an answer. psycopg can wait
-for a reply without end, and a commit without its synchronous standby waits without end. Deliveries
-that arrive during a commit share the next transaction. A single delivery is written at once.
+A caller waits until a deadline at most. A dedicated thread writes to the database, so no driver can
+delay an answer: psycopg can wait for a reply without end, and a commit without its synchronous
+standby waits without end. Deliveries that arrive during a commit share the next transaction. A
+single delivery is written immediately.
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from ..removals import Status
 from .database_errors import DeadlineError, Fault, FileReplacedError, classify
 from .entries import Entry
 from .inserts import store_entries
-from .key_conflicts import IdTaken, KeyConflict, RepetitionOf, StoredBefore, find_key_conflict
+from .key_conflicts import AlreadyStored, KeyConflict, Repetition, TakenId, find_key_conflict
 from .sqlite import file_identity, file_lock, sqlite_path
 from .threads import new_lock, new_queue, new_signal, start_thread
 
@@ -47,8 +48,8 @@ MAX_ATTEMPTS = 20
 
 MAX_RETRY_PAUSE_SECONDS = 0.4
 
-FIRST_ID_STEP = 1000
-"""Microseconds. A taken id moves by less than this step, and the step doubles with each attempt."""
+FIRST_ID_STEP_MICROSECONDS = 1000
+"""A taken id moves by less than this step. The step doubles with each attempt."""
 
 FILE_IDENTITY_KEY = "imcallback_file_identity"
 """Key of `Connection.info` with the identity of the SQLite file that the connection writes."""
@@ -65,7 +66,7 @@ class _QueuedEntry(NamedTuple):
 
 @dataclass(eq=False)
 class _Worker:
-    """A writer thread and its current work."""
+    """The state of a writer thread."""
 
     busy_since: float = 0
     """Time of the monotonic clock at which the current work began, or 0 if the worker is idle."""
@@ -101,7 +102,8 @@ class Writer:
         """Store each entry completely within `seconds`, or set its `error`.
 
         The caller provides what the engine function needs, for example an app context. An entry
-        that misses the deadline is abandoned: it may still be stored, but only under its last id.
+        that is not stored by the deadline is abandoned. A running transaction may still store it,
+        with the id that it has now.
         """
         engine, deadline = self._get_engine(), time.monotonic() + seconds
         for entry in entries:
@@ -133,7 +135,8 @@ class Writer:
                         f"the database did not store the delivery within {seconds:g} seconds"
                     )
             worker = self._worker
-            # Half of the time, because the worker may have started after the caller began to wait.
+            # The worker hangs if it was busy for half of the time. It may have started after the
+            # caller began to wait.
             if worker is None or not 0 < worker.busy_since < time.monotonic() - seconds / 2:
                 return
             worker.is_abandoned = True
@@ -250,7 +253,7 @@ class Writer:
         Raises `DeadlineError` if the caller abandoned the entry: the caller may now be storing the
         entry elsewhere, under its present keys.
         """
-        if isinstance(conflict, StoredBefore):
+        if isinstance(conflict, AlreadyStored):
             if conflict.status is Status.DUPLICATE:
                 entry.removals = ()
             return True
@@ -258,12 +261,12 @@ class Writer:
             if entry.is_abandoned:
                 raise DeadlineError("the deadline passed while the delivery was being stored")
             match conflict:
-                case RepetitionOf(first_id):
+                case Repetition(first_id):
                     entry.mark_duplicate(first_id)
-                case IdTaken():
-                    # Another process probably used this microsecond. The random steps grow, so
-                    # that many processes find free ids.
-                    step = random.randrange(1, FIRST_ID_STEP << attempt)  # noqa: S311
+                case TakenId():
+                    # Another process probably used this microsecond. The random steps grow until
+                    # many processes find free ids.
+                    step = random.randrange(1, FIRST_ID_STEP_MICROSECONDS << attempt)  # noqa: S311
                     entry.assign_id(entry.row["id"] + step)
         return False
 

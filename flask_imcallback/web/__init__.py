@@ -1,4 +1,4 @@
-"""Everything that knows a Flask request: callbacks, the history as JSON and as pages, health."""
+"""The code that handles Flask requests: callbacks, the history as JSON and as pages, health."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ __all__ = ["install"]
 def install(app: Flask, runtime: Runtime) -> None:
     """Register the blueprints and the WSGI middleware of the extension on an app.
 
-    Raises `ConfigError` if the server of this process cannot keep the promise.
+    Raises `ConfigError` if the server of this process would lose callbacks.
     """
     check_server()
     app.url_map.converters["imcallback_rest"] = RestOfPath

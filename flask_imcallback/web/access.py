@@ -1,22 +1,27 @@
-"""Who may read the history, and the parts that all URLs for readers share."""
+"""Access to the history: tokens, decorators, and the parts that all URLs for readers share."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from enum import Enum, auto
 from typing import Any
-from urllib.parse import parse_qs
 
 from flask import Blueprint, Response, request
 
 from ..providers import is_one_of
 from ..runtime import get_runtime
 from .middleware import set_headers
-from .problems import BAD_PARAMETER, CLOSED, METHOD_NOT_ALLOWED, UNAUTHORIZED, ProblemError
+from .problems import (
+    ALLOWED_METHODS,
+    CLOSED,
+    METHOD_NOT_ALLOWED,
+    UNAUTHORIZED,
+    ProblemError,
+)
 
-METHODS = ["GET", "HEAD", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
-"""The methods that the views get. They answer all but GET and HEAD with a problem, because the
-answer of Flask is HTML."""
+METHODS = ["GET", "HEAD", "OPTIONS", "POST", "PUT", "PATCH", "DELETE", "TRACE"]
+"""The methods that the views get. Flask would answer OPTIONS with all of them, and would refuse a
+method with HTML."""
 RESPONSE_HEADERS = {
     "Cache-Control": "no-store",
     "Content-Security-Policy": "default-src 'none'; script-src 'self'; style-src 'self'; "
@@ -29,7 +34,7 @@ View = Callable[..., Response]
 
 
 class TokenCheck(Enum):
-    """The result of a look at the token of a request."""
+    """The result of a check of the token of a request."""
 
     VALID = auto()
     INVALID = auto()
@@ -38,16 +43,17 @@ class TokenCheck(Enum):
 
 def add_reader_views(
     blueprint: Blueprint,
-    views: Mapping[str, View],
+    views: Mapping[str, tuple[str, View]],
     decorators: Sequence[Callable[..., Any]],
 ) -> None:
-    """Add views that only readers may see, as a mapping of URL rule to view."""
-    for rule, view in views.items():
+    """Add views that only readers may see, as a mapping of URL rule to endpoint and view."""
+    for rule, (endpoint, view) in views.items():
         blueprint.add_url_rule(
             rule,
-            endpoint=view.__name__[1:],
+            endpoint=endpoint,
             view_func=require_reader(view, decorators),
             methods=METHODS,
+            provide_automatic_options=False,
             strict_slashes=False,
         )
     blueprint.after_request(_add_headers)
@@ -62,7 +68,7 @@ def check_token() -> TokenCheck:
     """Compare the token of the request with `IMCALLBACK_HISTORY_TOKENS`.
 
     The token is a bearer token, or the password of HTTP Basic, because nobody can type a bearer
-    token into a browser. A wrong password counts as missing, because it may be one of the host.
+    token into a browser. A wrong password counts as missing: it may belong to the host app.
     """
     tokens, credentials = get_runtime().settings.history_tokens, request.authorization
     if not tokens or credentials is None:
@@ -79,22 +85,24 @@ def check_token() -> TokenCheck:
 def require_reader(
     view: Callable[..., Any], decorators: Sequence[Callable[..., Any]]
 ) -> Callable[..., Any]:
-    """Wrap a view so that it answers only requests with a valid token.
+    """Wrap a view, so only requests with a valid token get its response.
 
-    With `decorators` of the host, they decide about every other request.
+    If there are `decorators` of the host app, they decide about all other requests.
     """
-    view_of_host = view
+    decorated_view = view
     for decorator in decorators:
-        view_of_host = decorator(view_of_host)
+        decorated_view = decorator(decorated_view)
 
     def protected_view(**arguments: Any) -> Any:
+        if request.method == "OPTIONS":
+            return Response(headers={"Allow": ALLOWED_METHODS})
         if request.method not in ("GET", "HEAD"):
             raise ProblemError(METHOD_NOT_ALLOWED, "This URL supports only GET and HEAD.")
         token = check_token()
         if token is TokenCheck.VALID:
             return view(**arguments)
         if decorators:
-            return view_of_host(**arguments)
+            return decorated_view(**arguments)
         if token is TokenCheck.INVALID:
             raise ProblemError(UNAUTHORIZED, "The bearer token is invalid.")
         if get_runtime().settings.history_tokens:
@@ -109,17 +117,3 @@ def require_reader(
         )
 
     return protected_view
-
-
-def parameters() -> dict[str, list[str]]:
-    """Return the query parameters, each with all its values. Raises `ProblemError`."""
-    try:
-        query = request.query_string.decode()
-        return parse_qs(query, keep_blank_values=True, errors="strict")
-    except (UnicodeDecodeError, ValueError) as error:
-        raise ProblemError(BAD_PARAMETER, "The query is not UTF-8.") from error
-
-
-def parse_id(text: str) -> int:
-    """Return the id that a URL contains, or -1, which no row has, if the text is not an id."""
-    return int(text) if text.isascii() and text.isdecimal() and len(text) <= 16 else -1

@@ -26,14 +26,15 @@ from ..history import (
     stats_json,
 )
 from ..runtime import get_runtime
-from .access import add_reader_views, parameters, parse_id
+from .access import View, add_reader_views
 from .problems import NOT_FOUND, NOT_INSTALLED, ProblemError, answer_with_problems, json_response
+from .requests import parse_id, read_parameters
 
 logger = logging.getLogger("flask_imcallback")
 
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
-    """Return the blueprint of the history. The decorators guard its views."""
+    """Return the blueprint of the history. The decorators protect its views."""
     blueprint = Blueprint("imcallback_history", __name__)
     add_reader_views(blueprint, ROUTES, decorators)
     answer_with_problems(blueprint)
@@ -41,8 +42,8 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
 
 
 def _history() -> Response:
-    page = get_runtime().history.page(load_history_query(parameters()))
-    # The text is made by hand: json.dumps takes four times as long.
+    page = get_runtime().history.read_page(load_history_query(read_parameters()))
+    # json.dumps would take four times as long.
     data = ", ".join(json_lines(page.data))
     text = f'{{"data": [{data}], "next_cursor": {json.dumps(page.next_cursor)}}}\n'
     response = Response(text, mimetype="application/json")
@@ -66,18 +67,18 @@ def _removal(removal_id: str) -> Response:
 
 
 def _stats() -> Response:
-    counts = get_runtime().history.count(*load_stats_query(parameters()))
+    counts = get_runtime().history.read_counts(*load_stats_query(read_parameters()))
     return json_response({"data": stats_json(counts)})
 
 
 def _export() -> Response:
-    query, format, keeps_formulas = load_export_query(parameters())
-    chunks = get_runtime().history.chunks(query)
+    query, format, keeps_formulas = load_export_query(read_parameters())
+    chunks = get_runtime().history.read_chunks(query)
     try:
         file = encode(format, chunks, keeps_formulas=keeps_formulas)
     except ConfigError as error:
         raise ProblemError(NOT_INSTALLED, str(error)) from error
-    # The first bytes are made before the response starts, so that an error still has a status.
+    # The first bytes are made before the response starts, so an error still gets a status.
     file = chain([next(file)], file)
     # The server never reads nor closes the body of a HEAD response.
     body = iter(()) if request.method == "HEAD" else stream_with_context(_log_failures(file))
@@ -96,7 +97,7 @@ def _log_failures(file: Iterator[bytes]) -> Iterator[bytes]:
 
 
 def _deliveries() -> Response:
-    page = get_runtime().history.delivery_page(load_delivery_query(parameters()))
+    page = get_runtime().history.read_delivery_page(load_delivery_query(read_parameters()))
     data = DELIVERY.dump(page.data, many=True)
     response = json_response({"data": data, "next_cursor": page.next_cursor})
     if page.next_cursor is not None:
@@ -113,25 +114,26 @@ def _delivery(delivery_id: str) -> Response:
     return json_response(DELIVERY.dump(detail.delivery) | {"removals": removals})
 
 
-ROUTES: dict[str, Callable[..., Response]] = {
-    "/history": _history,
-    "/history/stats": _stats,
-    "/history/export": _export,
-    "/history/<imcallback_rest:removal_id>": _removal,
-    "/deliveries": _deliveries,
-    "/deliveries/<imcallback_rest:delivery_id>": _delivery,
+ROUTES: dict[str, tuple[str, View]] = {
+    "/history": ("history", _history),
+    "/history/stats": ("stats", _stats),
+    "/history/export": ("export", _export),
+    "/history/<imcallback_rest:removal_id>": ("removal", _removal),
+    "/deliveries": ("deliveries", _deliveries),
+    "/deliveries/<imcallback_rest:delivery_id>": ("delivery", _delivery),
 }
+"""URL rule -> its endpoint and its view."""
 
 
 def _refuse_parameters() -> None:
     """Raise `HistoryQueryError` if the request has a parameter."""
-    for name in parameters():
+    for name in read_parameters():
         raise HistoryQueryError(
-            shorten(name), "is not a parameter here. This URL takes no parameters"
+            shorten(name), "is not a parameter of this URL. This URL takes no parameters"
         )
 
 
 def _link_next(response: Response, cursor: str) -> None:
     """Add the header that links to the next page."""
-    query = urlencode({**parameters(), "cursor": [cursor]}, doseq=True)
+    query = urlencode({**read_parameters(), "cursor": [cursor]}, doseq=True)
     response.headers["Link"] = f'<{request.base_url}?{query}>; rel="next"'

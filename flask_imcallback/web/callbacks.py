@@ -23,10 +23,10 @@ from .request_body import RequestBody
 logger = logging.getLogger("flask_imcallback")
 
 METHODS = ["POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
-"""Every method gets the answer of the provider. At another body, OpenIM may stop its users."""
+"""Every method gets the answer of the provider. After another body, OpenIM may stop its users."""
 CHUNK_BYTES = 64 * 1024
 CHUNK_TIMEOUT_SECONDS = 5
-"""Time that uWSGI waits for the next chunk. The IM servers give up a callback earlier."""
+"""Time that uWSGI waits for the next chunk. The IM servers stop waiting earlier."""
 ROUTER_REMEDY = "start the HTTP router of uWSGI with http-chunked-input = true"
 
 
@@ -50,23 +50,33 @@ def make_blueprint(providers: Iterable[str]) -> Blueprint:
 def _callback(name: str, rest: str = "") -> Response:
     """Answer a callback as the provider expects, even after an unexpected error.
 
-    An error that Flask handles is logged with the path, and the path may contain a secret.
+    Flask must not handle an error: it would log the path, which may contain a secret.
     """
     runtime = get_runtime()
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     provider = runtime.providers[name]
     exchange = _exchange(provider, rest)
+
+    def read_body(maximum: int) -> Body:
+        body = _read_body(maximum)
+        exchange.packet = body.content
+        return body
+
     try:
         if not provider.is_enabled:
-            reply = provider.refuse(404, f"the provider {name} is off")
+            reply = provider.refuse(404, f"the provider {name} is not enabled")
         elif request.method != "POST":
             reply = provider.refuse(405, "callbacks must use POST")
         else:
             reply = runtime.receiver.receive(
-                provider, _callback_request(exchange), _read_body, sender=app
+                provider, _callback_request(exchange), read_body, sender=app
             )
     except Exception:
-        log_lost_callback("A callback of %s is lost after an unexpected error", name)
+        log_lost_callback(
+            "A callback of %s is lost after an unexpected error. Its body was %r",
+            name,
+            exchange.packet,
+        )
         reply = provider.refuse(503, "the callback could not be stored")
     if runtime.counters.is_due:
         runtime.counters.save_soon(app.app_context)
@@ -76,10 +86,10 @@ def _callback(name: str, rest: str = "") -> Response:
 
 
 def _exchange(provider: Provider, rest: str) -> Exchange:
-    """Return the exchange of the middleware, ready to be read.
+    """Return the exchange of the middleware, and rewind its body.
 
-    A host can replace `app.wsgi_app` by an app without our middleware. Path and query are then
-    still in their places.
+    A host app can replace `app.wsgi_app` by an app without our middleware. Then path and query are
+    still in the request.
     """
     exchange: Exchange | None = request.environ.get(EXCHANGE_KEY)
     if exchange is None:
@@ -100,9 +110,10 @@ def _callback_request(exchange: Exchange) -> CallbackRequest:
 
 
 def _read_body(maximum: int) -> Body:
-    """Return the body and what is wrong with it. Raises `BodyTooLargeError`.
+    """Return the body and its problem. Raises `BodyTooLargeError`.
 
-    Reads the WSGI stream directly, because Werkzeug drops the received part of an incomplete body.
+    The WSGI stream is read directly, because Werkzeug drops the received part of an incomplete
+    body.
     """
     length = request.content_length
     if length is not None and length > maximum:
@@ -124,9 +135,9 @@ def _read_body(maximum: int) -> Body:
 
 
 def _input_ends() -> bool:
-    """Check whether the WSGI stream ends with the body, so that nobody has to know its length.
+    """Return True if the WSGI stream ends with the body, even if the length is unknown.
 
-    a2wsgi has such a stream, but does not set the flag. Other servers keep the body in a file.
+    Such a stream of a2wsgi does not set the flag. Other servers keep the body in a file.
     """
     stream = request.environ["wsgi.input"]
     if isinstance(stream, RequestBody):
@@ -143,7 +154,7 @@ def _is_chunked() -> bool:
 
 
 def _read_chunks(maximum: int) -> Body:
-    """Return a body without a length from a server that does not hand it over as a stream.
+    """Return a body of unknown length from a server that does not pass it as a stream.
 
     Only uWSGI has a function for these bodies. Raises `BodyTooLargeError`.
     """

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import Any
-from urllib.parse import parse_qs, quote, urlsplit
+from urllib.parse import parse_qs, quote
 
 from flask import Response
 
@@ -19,14 +20,18 @@ logger = logging.getLogger("flask_imcallback")
 EXCHANGE_KEY = "flask_imcallback.exchange"
 """The key of the `Exchange` in the WSGI environment."""
 URL_VARIABLES = (
-    *("RAW_URI", "REQUEST_URI", "HTTP_X_ORIGINAL_URI", "HTTP_X_ORIGINAL_URL"),
-    *("HTTP_X_REWRITE_URL", "HTTP_X_FORWARDED_URI"),
+    "RAW_URI",
+    "REQUEST_URI",
+    "HTTP_X_ORIGINAL_URI",
+    "HTTP_X_ORIGINAL_URL",
+    "HTTP_X_REWRITE_URL",
+    "HTTP_X_FORWARDED_URI",
 )
 """Variables of the WSGI environment in which servers and proxies repeat the URL."""
 CONTENT_HEADERS = frozenset(
     ["content-type", "content-length", "content-encoding", "transfer-encoding", "etag", "location"]
 )
-"""Headers that describe the content of the host's response."""
+"""Headers that describe the content of the response of the host app."""
 
 Environ = dict[str, Any]
 StartResponse = Callable[..., Any]
@@ -35,7 +40,7 @@ App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
 @dataclass(frozen=True)
 class Answer:
-    """The answer of our view, which no function of the host can change."""
+    """The answer of our view. No function of the host app can change it."""
 
     status: str
     """Status code and reason phrase."""
@@ -59,6 +64,8 @@ class Exchange:
     body: RequestBody | None = None
     answer: Answer | None = None
     """None if our view was not called."""
+    packet: bytes = field(default=b"", repr=False)
+    """The body of an authentic callback after it was read. A lost callback is logged with it."""
 
     @classmethod
     def begin(
@@ -66,8 +73,8 @@ class Exchange:
     ) -> Exchange:
         """Take path, query and body out of a WSGI environment.
 
-        `path` ends with the name of the provider and is the path that everything else in the app
-        sees. Afterwards no log, span or metric of the app can show a secret path segment or `Sign`.
+        The rest of the app sees only `path`, which ends with the name of the provider. So no log,
+        span or metric of the app can show a secret path segment or `Sign`.
         """
         query = read_query(environ.get("QUERY_STRING", ""))
         kept = encode_kept_query(provider, query)
@@ -88,11 +95,11 @@ class Exchange:
         start_response: StartResponse,
         report: Callable[[str, str], None],
     ) -> Iterable[bytes]:
-        """Call the host's app, and send our answer unchanged if our view was called.
+        """Call the host app, and send our answer unchanged if our view was called.
 
-        Functions of the host that run after the view may change its response, or fail. An IM
-        server must get the answer of the provider all the same. Calls `report` with the status and
-        a detail if something else answered a callback.
+        Functions of the host app that run after the view may change its response, or fail. The IM
+        server still gets the answer of the provider. If something else answered a callback,
+        `report` is called with the status and a detail.
         """
         is_callback = environ.get("REQUEST_METHOD") == "POST"
 
@@ -116,13 +123,13 @@ class Exchange:
         return self._send(parts, is_head=environ.get("REQUEST_METHOD") == "HEAD")
 
     def _headers(self, host_headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
-        """Return the headers of our answer, and the headers that the host added."""
+        """Return the headers of our answer, and the headers that the host app added."""
         headers = self.answer.headers if self.answer else []
         own_names = CONTENT_HEADERS | {name.lower() for name, _ in headers}
         return headers + [pair for pair in host_headers if pair[0].lower() not in own_names]
 
     def _send(self, parts: Iterable[bytes], *, is_head: bool) -> Iterator[bytes]:
-        """Yield the parts of the host's response, or our answer instead of them."""
+        """Yield our answer, or the parts of the response of the host app."""
         try:
             for part in parts:
                 if self.answer is None:
@@ -147,9 +154,8 @@ def decode(text: str) -> str:
 
 
 def _describe_location(headers: list[tuple[str, str]]) -> str:
-    """Return where a response redirects to, without the query, or an empty text."""
+    """Return the target of a redirect without its query, or an empty text."""
     for name, value in headers:
         if name.lower() == "location":
-            url = urlsplit(value[:200])
-            return f"to {url._replace(query='', fragment='').geturl()}"
+            return f"to {re.split('[?#]', value[:200])[0]}"
     return ""

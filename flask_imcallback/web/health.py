@@ -29,9 +29,9 @@ from .access import TokenCheck, check_token
 
 logger = logging.getLogger("flask_imcallback")
 
-MAX_CHECKS_AT_ONCE, CHECKS_PER_SECOND = 20, 5
-"""Checks of a process that may follow each other at once, and checks per second after them. Further
-requests get the last answer, so that a stranger who asks often costs little."""
+MAX_CHECKS_WITHOUT_PAUSE, CHECKS_PER_SECOND = 20, 5
+"""Number of checks of a process that may run without a pause, and the number per second after them.
+Further requests get the last answer. So many requests of a stranger cost little."""
 
 LOG_INTERVAL_SECONDS = 60
 """Minimum time between two log lines of a process."""
@@ -39,7 +39,7 @@ LOG_INTERVAL_SECONDS = 60
 
 @dataclass(frozen=True)
 class Problems:
-    """What a check has found."""
+    """The problems that a check has found."""
 
     database: Finding | None
     spool: Finding | None
@@ -51,19 +51,19 @@ class HealthCheck:
     def __init__(self) -> None:
         self._problems: Problems | None = None
         self._asked_at = time.monotonic()
-        self._budget = float(MAX_CHECKS_AT_ONCE)
-        """The number of checks that may start at once."""
+        self._budget = float(MAX_CHECKS_WITHOUT_PAUSE)
+        """The number of checks that may start immediately."""
         self._is_running = False
         self._logged_at: float | None = None
 
     def run(self, runtime: Runtime) -> Problems:
         """Return the result of a check, or the last result if there are too many checks.
 
-        Takes little longer than `IMCALLBACK_DEADLINE`, even if the database hangs.
+        This takes little longer than `IMCALLBACK_DEADLINE`, even if the database hangs.
         """
         now = time.monotonic()
         refill = (now - self._asked_at) * CHECKS_PER_SECOND
-        self._asked_at, self._budget = now, min(MAX_CHECKS_AT_ONCE, self._budget + refill)
+        self._asked_at, self._budget = now, min(MAX_CHECKS_WITHOUT_PAUSE, self._budget + refill)
         if self._problems and (self._is_running or self._budget < 1):
             return self._problems
         self._budget, self._is_running = self._budget - 1, True
@@ -108,8 +108,8 @@ def make_blueprint() -> Blueprint:
 def _health(check: HealthCheck) -> Response:
     """Return 503 if the database cannot store a callback now, otherwise 200.
 
-    A problem of the spool alone is 200, because callbacks are stored without the spool. Readers
-    also see the counts of callbacks, the database, and what is wrong with this process.
+    A problem of the spool alone has the status 200, because callbacks are stored without the spool.
+    Readers also see the counts of callbacks, the database, and the findings about this process.
     """
     runtime = get_runtime()
     problems, waiting = check.run(runtime), _look_into_spool(runtime)
@@ -131,7 +131,7 @@ def _health(check: HealthCheck) -> Response:
 
 
 def _look_into_spool(runtime: Runtime) -> Waiting | None:
-    """Return what waits, or None if there is no spool, or if it cannot be read."""
+    """Return the summary of the spool, or None if there is no spool that can be read."""
     try:
         return runtime.drain.spool.waiting() if runtime.drain else None
     except (ImCallbackError, OSError):
@@ -144,7 +144,7 @@ def _find_waiting_problem(waiting: Waiting | None) -> Finding | None:
 
 
 def _describe_process(runtime: Runtime, problems: Problems) -> dict[str, Any]:
-    """Return what only readers see."""
+    """Return the part of the answer that only readers see."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     findings = [
         *guard("the log", check_log),

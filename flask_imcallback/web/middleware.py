@@ -1,4 +1,4 @@
-"""The WSGI middleware around the host's app: everything that must not depend on its hooks."""
+"""The WSGI middleware around the host app, for work that must not depend on its hooks."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ from .exchange import App, Environ, Exchange, StartResponse
 logger = logging.getLogger("flask_imcallback")
 
 HEADERS_KEY = "flask_imcallback.headers"
-"""The key of the headers in the WSGI environment that the host must not change."""
+"""The key, in the WSGI environment, of the headers that the host app must not change."""
 ANSWERED_BY_HOST = "answered by something else in the app"
-"""The reason of refusals that the host caused. The HTTP status follows."""
+"""The reason of refusals that the host app caused. The HTTP status follows."""
 
 
 class Middleware:
-    """The WSGI app around the host's app.
+    """The WSGI app around the host app.
 
-    1. Before the first request, it opens the database and starts the drain. Flask refuses new
-       extensions during a request, so that a missing `SQLAlchemy` object cannot be created later.
-       It also exempts our views from extensions of the host that would answer callbacks.
+    1. Before the first request, it opens the database and starts the drain. A missing `SQLAlchemy`
+       object cannot be created later, because Flask refuses new extensions during a request.
+       It also exempts our views from extensions of the host app that would answer callbacks.
     2. It removes doubled slashes from the paths below our prefix. Werkzeug would redirect them,
-       and OpenIM's client loses a redirected event.
-    3. It hides the secrets of callbacks from the host's hooks, and sends the answer of our view
-       unchanged. See `Exchange`.
+       and the client of OpenIM loses a redirected event.
+    3. It hides the secrets of callbacks from the hooks of the host app, and sends the answer of our
+       view unchanged. See `Exchange`.
     4. It reports callbacks that something else in the app answered.
     5. It sends the headers of `set_headers` unchanged.
     """
@@ -65,7 +65,7 @@ class Middleware:
             exempt_views(self._app)
             self._is_exempted = True
         if not self._runtime.is_prepared:
-            # The first use of the database reports what is wrong with it.
+            # An error is ignored here. The request that uses the database reports it.
             with suppress(Exception), self._app.app_context():
                 self._runtime.prepare_database()
 
@@ -81,7 +81,7 @@ class Middleware:
     def _report(self, name: str, status: str, detail: str) -> None:
         """Count and log a callback that something else in the app answered."""
         counters = self._runtime.counters
-        counters.refuse(name, f"{ANSWERED_BY_HOST}: {status}", detail)
+        counters.count_refused(name, f"{ANSWERED_BY_HOST}: {status}", detail)
         if counters.is_due:
             counters.save_soon(self._app.app_context)
 
@@ -100,6 +100,6 @@ class Middleware:
 
 
 def set_headers(response: Response, headers: dict[str, str]) -> None:
-    """Set headers of the current response that no `after_request` function of the host changes."""
+    """Set headers of the current response. No function of the host app can change them."""
     response.headers.update(headers)
     request.environ.get(HEADERS_KEY, {}).update(headers)

@@ -1,7 +1,7 @@
-"""Serves the OpenAPI document of this app at `/openapi.json`.
+"""The OpenAPI document of this app at `/openapi.json`.
 
-The file `openapi.json` beside this module describes the reading part. Each provider describes its
-own callbacks. Here both are put together with the server, the version and the access rules.
+The file `openapi.json` describes the URLs for readers. Each provider describes its own callbacks.
+`build_document` joins them, and adds the server, the version and the access rules.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ANSWERS = {
     "200": "The callback is recorded, or is a duplicate, or its command does not remove anybody.",
     "400": "The callback is authentic but cannot be read. Its raw bytes are stored.",
     "403": "The callback is not authentic.",
-    "404": "The provider is off.",
+    "404": "The provider is not enabled.",
     "405": "Callbacks are sent by POST.",
     "413": "The body is larger than IMCALLBACK_MAX_BODY.",
     "503": "The callback could not be stored anywhere.",
@@ -35,9 +35,9 @@ PUBLIC_PATH = "/health"
 
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
-    """Make the blueprint with the document. A browser can open it with a token as the password."""
+    """Return the blueprint of the document. A browser can open it with a token as the password."""
     blueprint = Blueprint("imcallback_openapi", __name__)
-    routes = {"/openapi.json": _document}
+    routes = {"/openapi.json": ("document", _document)}
     add_reader_views(blueprint, routes, decorators)
     answer_with_problems(blueprint)
     return blueprint
@@ -66,13 +66,15 @@ def build_document(runtime: Runtime, server_url: str) -> dict[str, Any]:
 def _set_access(runtime: Runtime, operation: dict[str, Any]) -> None:
     """Keep the security schemes that the app accepts.
 
-    `{}` stands for the host's own guard, which this document cannot name.
+    `{}` stands for the decorators of the host app, which this document cannot name.
     """
     if not runtime.settings.history_tokens:
         operation["security"] = []
     if runtime.history_decorators:
         operation["security"].append({})
-        operation["responses"]["default"] = {"description": "The answer of the host's own guard."}
+        operation["responses"]["default"] = {
+            "description": "The answer of the decorators of the host app."
+        }
 
 
 def _add_callbacks(document: dict[str, Any], provider: Provider) -> None:
@@ -143,6 +145,6 @@ def _json_content(schema: str) -> dict[str, Any]:
 
 
 def _security(description: Description) -> list[dict[str, list[str]]]:
-    """Return the alternatives. `{}` means that a callback can do without the schemes."""
+    """Return the alternatives. `{}` means that a callback needs none of the schemes."""
     schemes: list[dict[str, list[str]]] = [{scheme: []} for scheme in description.security_schemes]
     return schemes if schemes and description.needs_scheme else [*schemes, {}]

@@ -14,6 +14,8 @@ from ..errors import HistoryQueryError, StorageError, TooWideError
 
 logger = logging.getLogger("flask_imcallback")
 
+ALLOWED_METHODS = "GET, HEAD, OPTIONS"
+"""The header `Allow` of the URLs for readers."""
 SCHEMES = ("Basic", "Bearer")
 """The schemes of HTTP authentication that readers may use."""
 PREFIX = "urn:flask-imcallback:problem:"
@@ -21,12 +23,11 @@ PREFIX = "urn:flask-imcallback:problem:"
 
 @dataclass(frozen=True)
 class ProblemType:
-    """A kind of problem. Clients recognize it by `uri`, so that a `name` never changes."""
+    """A kind of problem. Clients recognize it by `uri`, so a `name` never changes."""
 
     name: str
     status: int
     title: str
-    meaning: str
 
     @property
     def uri(self) -> str:
@@ -34,48 +35,14 @@ class ProblemType:
         return PREFIX + self.name
 
 
-BAD_PARAMETER = ProblemType(
-    "bad-parameter",
-    400,
-    "Bad Parameter",
-    "A parameter is unknown, malformed or given twice, or the cursor belongs to another query. "
-    "`parameter` names the parameter.",
-)
-UNAUTHORIZED = ProblemType(
-    "unauthorized",
-    401,
-    "Unauthorized",
-    "The request has no bearer token, or the bearer token is invalid.",
-)
-CLOSED = ProblemType(
-    "closed",
-    403,
-    "Closed",
-    "Nobody can read the history. `detail` names the setting that opens it.",
-)
-NOT_FOUND = ProblemType("not-found", 404, "Not Found", "The URL leads to nothing.")
-METHOD_NOT_ALLOWED = ProblemType(
-    "method-not-allowed", 405, "Method Not Allowed", "The URL supports only GET and HEAD."
-)
-TOO_WIDE = ProblemType(
-    "too-wide",
-    422,
-    "Too Wide",
-    "The response would have too many counts, or the database counted for too long. Use larger "
-    "buckets, a shorter time range or more filters.",
-)
-NOT_INSTALLED = ProblemType(
-    "not-installed",
-    501,
-    "Not Installed",
-    "A Python package is missing on the server. `detail` names it.",
-)
-UNAVAILABLE = ProblemType(
-    "unavailable",
-    503,
-    "Service Unavailable",
-    "The database is unavailable, or its tables are not at the newest migration.",
-)
+BAD_PARAMETER = ProblemType("bad-parameter", 400, "Bad Parameter")
+UNAUTHORIZED = ProblemType("unauthorized", 401, "Unauthorized")
+CLOSED = ProblemType("closed", 403, "Closed")
+NOT_FOUND = ProblemType("not-found", 404, "Not Found")
+METHOD_NOT_ALLOWED = ProblemType("method-not-allowed", 405, "Method Not Allowed")
+TOO_WIDE = ProblemType("too-wide", 422, "Too Wide")
+NOT_INSTALLED = ProblemType("not-installed", 501, "Not Installed")
+UNAVAILABLE = ProblemType("unavailable", 503, "Service Unavailable")
 PROBLEM_TYPES = (
     BAD_PARAMETER,
     UNAUTHORIZED,
@@ -110,14 +77,14 @@ def answer_with_problems(
     render = render or _render_json
 
     def answer(error: Exception) -> Response:
-        problem = _problem_of(error)
+        problem = _make_problem(error)
         response = render(problem)
         response.status_code = problem.type.status
         if problem.type is UNAUTHORIZED:
             for scheme in SCHEMES:
                 response.headers.add("WWW-Authenticate", f'{scheme} realm="imcallback"')
         elif problem.type is METHOD_NOT_ALLOWED:
-            response.headers["Allow"] = "GET, HEAD, OPTIONS"
+            response.headers["Allow"] = ALLOWED_METHODS
         return response
 
     for error_class in (ProblemError, HistoryQueryError, StorageError):
@@ -136,7 +103,7 @@ def _render_json(problem: ProblemError) -> Response:
     return response
 
 
-def _problem_of(error: Exception) -> ProblemError:
+def _make_problem(error: Exception) -> ProblemError:
     if isinstance(error, ProblemError):
         return error
     if isinstance(error, HistoryQueryError):

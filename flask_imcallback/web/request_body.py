@@ -1,4 +1,4 @@
-"""The body of a callback, which the view can read after functions of the host have read it."""
+"""The body of a callback. The view can read it even after functions of the host app."""
 
 from __future__ import annotations
 
@@ -10,20 +10,20 @@ from typing import Any
 class RequestBody:
     """An input stream (PEP 3333, `wsgi.input`) that can be read once more from its start.
 
-    A `before_request` function of the host may read `request.stream`. The view would then find an
-    empty body, and the callback would be lost.
+    A `before_request` function of the host app may read `request.stream`. Then the view would find
+    an empty body, and the callback would be lost.
     """
 
     def __init__(self, stream: Any, maximum: int) -> None:
         self.stream = stream
         """The stream of the server."""
         self._maximum = maximum
-        """Bytes. One byte more is remembered, so that the view sees a body that is too large."""
+        """Bytes. One byte more is remembered, so the view sees that a body is too large."""
         self._memory = bytearray()
         self._replay: io.BytesIO | None = None
 
     def rewind(self) -> None:
-        """Go back to the start. From now on nothing is remembered."""
+        """Go back to the start. After this call, no bytes are remembered."""
         self._replay = io.BytesIO(self._memory)
 
     def read(self, size: int | None = -1) -> bytes:

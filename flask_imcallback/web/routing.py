@@ -1,4 +1,4 @@
-"""The URL converter for paths that Flask alone would not serve."""
+"""The URL converter for paths that Flask would not serve without it."""
 
 from __future__ import annotations
 

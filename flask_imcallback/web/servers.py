@@ -1,4 +1,4 @@
-"""Refuses servers that cannot keep the promise."""
+"""The check for servers that would lose callbacks."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from ..errors import ConfigError
 def check_server() -> None:
     """Check the server that runs this process. Raises `ConfigError` with the remedy.
 
-    Only uWSGI tells how it runs: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html.
+    Only uWSGI shows its options: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html.
     """
     uwsgi: Any = sys.modules.get("uwsgi")
     if uwsgi is None:

@@ -321,7 +321,7 @@ def test_doctor_warns_of_tables_of_a_newer_release(make_app: MakeApp, tmp_path: 
         "WARNING",
         "The tables belong to a newer release of flask-imcallback",
         "Their revision is 9999_new. This release works with it during an upgrade.",
-        "Install the newer release on this host, too.",
+        "Install the newer release on this machine, too.",
     ), result.output
     assert result.exit_code == 0
 
@@ -334,7 +334,7 @@ def test_doctor_says_which_database_is_used(make_app: MakeApp, tmp_path: Path) -
         result,
         "note",
         f"The database is sqlite:///{path}",
-        "The extension chose this file. To use a database of your own, set "
+        "The extension chose this file. To use your own database, set "
         "SQLALCHEMY_DATABASE_URI, or pass db= or engine= to ImCallback.",
     ), result.output
     result = diagnose(make_app(sqlite_url(tmp_path / "own.db"), **GUARDS))
@@ -342,7 +342,7 @@ def test_doctor_says_which_database_is_used(make_app: MakeApp, tmp_path: Path) -
 
 
 def test_doctor_notes_the_isolation_level_autocommit(make_app: MakeApp, tmp_path: Path) -> None:
-    """It is harmless, because the extension has connections of its own."""
+    """It is harmless, because the extension has its own connections."""
     options = {"isolation_level": "AUTOCOMMIT"}
     app = make_app(sqlite_url(tmp_path / "a.db"), SQLALCHEMY_ENGINE_OPTIONS=options, **GUARDS)
     result = diagnose(app)
@@ -351,7 +351,7 @@ def test_doctor_notes_the_isolation_level_autocommit(make_app: MakeApp, tmp_path
         "note",
         "The engine of the app has the isolation level AUTOCOMMIT",
         "The extension does not use this level: it stores each callback in a transaction, on "
-        "connections of its own.",
+        "its own connections.",
     ), result.output
     assert result.exit_code == 0
 
@@ -554,7 +554,7 @@ def test_doctor_compares_the_clocks_of_host_and_database(
     assert has_finding(
         result,
         "FAILURE",
-        "The clocks of this host and of the database are 3600 seconds apart",
+        "The clocks of this machine and of the database differ by 3600 seconds",
         "With a wrong clock, signatures are refused and the history has wrong times.",
         "Set both clocks by NTP.",
     ), result.output

@@ -45,7 +45,7 @@ SETTINGS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
         {},
         "FAILURE",
         (
-            "No provider is on",
+            "No provider is enabled",
             "Every callback is answered with 404.",
             "Set IMCALLBACK_TENCENT_APPS or IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS, "
             "and start the app again.",
@@ -76,7 +76,8 @@ SETTINGS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
             "The app has no SECRET_KEY",
             "A cursor of the history works only in the process that made it, until that process "
             "ends.",
-            f"Set SECRET_KEY to the same random text on all hosts, for example from {NEW_SECRET}.",
+            "Set SECRET_KEY to the same random text on all machines, for example from "
+            f"{NEW_SECRET}.",
         ),
     ),
     "short history token": (

@@ -28,7 +28,7 @@ def run(app: Flask, *arguments: str, status: int = 0) -> Result:
     return result
 
 
-def rows(result: Result) -> list[dict[str, Any]]:
+def parse_rows(result: Result) -> list[dict[str, Any]]:
     """Return the rows that `--format ndjson` printed."""
     return [json.loads(line) for line in result.stdout.splitlines()]
 
@@ -48,8 +48,8 @@ def test_ndjson_equals_the_http_answer(database_url: URL, make_app: MakeApp) -> 
     with app.app_context():
         store(("a", "1"), ("b", AWKWARD), platform="iOS")
     result = run(app, "--format", "ndjson")
-    assert rows(result) == get(app).get_json()["data"]
-    assert [list(row) for row in rows(result)] == [MEMBERS] * 2
+    assert parse_rows(result) == get(app).get_json()["data"]
+    assert [list(row) for row in parse_rows(result)] == [MEMBERS] * 2
     assert result.stderr == ""
 
 
@@ -80,7 +80,7 @@ def test_csv_escapes_formulas(make_app: MakeApp) -> None:
     assert [parsed[0][name][:2] for name in ("owner_id", "target_id", "platform")] == [
         *("'=", "'@", "'+")
     ]
-    assert rows(run(app, "--format", "ndjson"))[0]["owner_id"] == '=HYPERLINK("x")'
+    assert parse_rows(run(app, "--format", "ndjson"))[0]["owner_id"] == '=HYPERLINK("x")'
 
 
 def test_table(app: Flask) -> None:
@@ -121,7 +121,7 @@ def test_a_table_escapes_control_characters(app: Flask) -> None:
 )
 def test_filters(app: Flask, arguments: tuple[str, ...], owners: str) -> None:
     """The filters equal those of the HTTP API. Repeated options are alternatives."""
-    removals = rows(run(app, "--format", "ndjson", *arguments))
+    removals = parse_rows(run(app, "--format", "ndjson", *arguments))
     assert "".join(row["owner_id"] for row in removals) == owners
 
 
@@ -211,7 +211,7 @@ def test_stats_equal_the_http_answer(make_app: MakeApp, group_by: str | None) ->
         options = ["--group-by", group_by]
     data = get(app, "/imcallback/history/stats", query_string=query).get_json()["data"]
     assert sum(row["count"] for row in data) == 3
-    assert rows(run_stats(app, "--format", "ndjson", *options)) == data
+    assert parse_rows(run_stats(app, "--format", "ndjson", *options)) == data
     columns = ["bucket", "group", "count"]
     file = run_stats(app, "--format", "csv", *options).stdout_bytes.decode()
     cells = [list(row.values()) for row in data]

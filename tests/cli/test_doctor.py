@@ -63,7 +63,7 @@ def answers(status: int, body: str = "<html>", **headers: str) -> Callable[[Wsgi
     return lambda _: Response(body, status, headers, mimetype="text/html")
 
 
-def without_authorization(app: Wsgi) -> Wsgi:
+def drop_authorization(app: Wsgi) -> Wsgi:
     def serve(environ: dict[str, Any], start_response: Any) -> Any:
         environ.pop("HTTP_AUTHORIZATION", None)
         environ["PATH_INFO"] = environ["PATH_INFO"].replace(f"/{SECRET}", "")
@@ -72,7 +72,7 @@ def without_authorization(app: Wsgi) -> Wsgi:
     return serve
 
 
-def an_hour_late(app: Wsgi) -> Wsgi:
+def delay_date_header(app: Wsgi) -> Wsgi:
     def serve(environ: dict[str, Any], start_response: Any) -> Any:
         def start(status: str, headers: list[tuple[str, str]], *more: Any) -> Any:
             date = http_date(time.time() - 3600)
@@ -83,7 +83,7 @@ def an_hour_late(app: Wsgi) -> Wsgi:
     return serve
 
 
-def slowly(app: Wsgi) -> Wsgi:
+def delay_answer(app: Wsgi) -> Wsgi:
     def serve(environ: dict[str, Any], start_response: Any) -> Any:
         time.sleep(1.1)
         return app(environ, start_response)
@@ -267,7 +267,7 @@ PROXIES: dict[str, tuple[Callable[[Wsgi], Wsgi], tuple[str, ...]]] = {
         ),
     ),
     "no Authorization": (
-        without_authorization,
+        drop_authorization,
         (
             "openim: the probe is answered 403",
             "The running app has other tokens, secrets or networks, or another clock. Or a proxy "
@@ -277,9 +277,9 @@ PROXIES: dict[str, tuple[Callable[[Wsgi], Wsgi], tuple[str, ...]]] = {
         ),
     ),
     "a wrong clock": (
-        an_hour_late,
+        delay_date_header,
         (
-            "tencent: the clocks of the server and of this host are 3600 seconds apart",
+            "tencent: the clocks of this machine and of the server differ by 3600 seconds",
             "With a wrong clock, signatures are refused and the history has wrong times.",
             "Set both clocks by NTP.",
         ),
@@ -304,7 +304,7 @@ def test_doctor_names_the_fault_of_a_proxy(
 def test_doctor_warns_of_a_slow_answer(make_app: MakeApp) -> None:
     """The time is shown, and what the IM server does then."""
     app = make_app(**SETTINGS)
-    with served(slowly(app)) as url:
+    with served(delay_answer(app)) as url:
         result = diagnose(app, "--url", url, "--idle", "0")
     assert "WARNING tencent: the answer took 1." in result.output
     assert "Tencent waits two seconds, then counts the callback as failed." in result.output
@@ -348,7 +348,7 @@ def test_doctor_names_the_wrong_settings_of_the_running_app(
         (
             {},
             [],
-            "No provider is on\n        Every callback is answered with 404.\n        Set "
+            "No provider is enabled\n        Every callback is answered with 404.\n        Set "
             "IMCALLBACK_TENCENT_APPS or IMCALLBACK_SECRETS or IMCALLBACK_OPENIM_CREDENTIALS, "
             "and start the app again.",
         ),
@@ -404,7 +404,7 @@ def diagnose_server(make_app: MakeApp, server: Running, *arguments: str) -> Resu
         ([], "ok      The server keeps a connection that is idle for 4 seconds\n"),
         (
             ["--keep-alive", "1"],
-            "FAILURE The server closes a connection that is idle for 4 seconds (no answer: ",
+            "FAILURE The server closes a connection that is idle for 4 seconds (",
         ),
     ],
     ids=["kept", "closed"],
@@ -469,7 +469,7 @@ def test_send_shows_a_refusal(make_app: MakeApp) -> None:
     with served(app) as url:
         result = run_command(app, "send", "Sns.CallbackFriendDelete", "--app-id", "1", "--url", url)
     assert "not authentic" in result.output
-    assert "not every callback was accepted" in result.output
+    assert "the app refused 1 of 1 callbacks" in result.output
     assert result.exit_code == 1
 
 

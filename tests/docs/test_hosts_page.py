@@ -10,7 +10,7 @@ from support import ROOT
 from support.wsgi_servers import WSGI_SERVERS, WsgiServer
 
 DEPLOYMENT = (ROOT / "docs/deployment.md").read_text("utf-8")
-HOSTS = (ROOT / "docs/hosts.md").read_text("utf-8")
+HOSTS = (ROOT / "docs/servers.md").read_text("utf-8")
 
 
 @pytest.mark.parametrize("server", WSGI_SERVERS, ids=str)

@@ -258,10 +258,13 @@ def test_a_forged_cursor_is_refused_at_once(
     start = time.perf_counter()
     problem = assert_problem(get(app, f"{HISTORY}?cursor={cursor}"), 400)
     assert time.perf_counter() - start < 10
-    detail = "cursor is not a cursor of this history. It was changed, cut off or made elsewhere"
+    detail = (
+        "cursor is invalid: it was changed, cut off, or signed with another SECRET_KEY. "
+        "Start again without it"
+    )
     if key is None:
         detail += (
-            ". The app has no SECRET_KEY, so that a cursor is valid only in the process that made "
+            ". The app has no SECRET_KEY, so a cursor is valid only in the process that made "
             "it. Set SECRET_KEY"
         )
     assert problem["detail"] == detail
@@ -320,7 +323,7 @@ def test_two_rare_statuses_are_found_at_once(make_app: MakeApp, database_url: UR
     query = load_delivery_query({"status": ["recorded", "unreadable"], "limit": ["2"]})
     with app.app_context():
         history = get_runtime().history
-        assert [row.id for row in history.delivery_page(query).data] == [
+        assert [row.id for row in history.read_delivery_page(query).data] == [
             FIRST_ID + ROWS - 1,
             FIRST_ID + ROWS - 2,
         ]

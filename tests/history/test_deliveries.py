@@ -21,7 +21,7 @@ from flask_imcallback.storage.entries import Delivery
 from flask_imcallback.storage.ids import id_at
 from support.api import BAD_TIMES, HISTORY, MEMBERS, assert_problem, get, open_history
 from support.apps import MakeApp
-from support.deliveries import MICROSECOND, MOMENT, delivery_of, find, store, store_all
+from support.deliveries import MICROSECOND, MOMENT, find, make_delivery, store, store_all
 
 DELIVERIES = "/imcallback/deliveries"
 SECOND = timedelta(seconds=1)
@@ -40,13 +40,13 @@ def store_every_status() -> list[int]:
     for number in range(3):
         at = MOMENT + number * SECOND
         folds: dict[str, Any] = {"repeats_callbacks": True, "body": b"%d" % number}
-        callback = delivery_of(("o", "1"), ("o", "2"), at=at, request_id="r", app_id="14")
+        callback = make_delivery(("o", "1"), ("o", "2"), at=at, request_id="r", app_id="14")
         ids.append(record(replace(callback, **folds))["id"])
         again = replace(callback, received_at=at + SECOND / 4, **folds)
         ids.append(record(again)["id"])
-        unknown = delivery_of(at=at + SECOND / 2, command="unknown")
+        unknown = make_delivery(at=at + SECOND / 2, command="unknown")
         ids.append(record(replace(unknown, status=Status.IGNORED))["id"])
-        bad = delivery_of(at=at + SECOND * 3 / 4, body=b"\xff{")
+        bad = make_delivery(at=at + SECOND * 3 / 4, body=b"\xff{")
         ids.append(record(replace(bad, status=Status.UNREADABLE, error="no JSON"))["id"])
     return ids
 
@@ -111,7 +111,7 @@ def test_newest_first(make_app: MakeApp) -> None:
     """The default page holds the hundred newest deliveries."""
     app = open_history(make_app)
     with app.app_context():
-        store_all([delivery_of(at=MOMENT + n * SECOND, command=f"x{n}") for n in range(101)])
+        store_all([make_delivery(at=MOMENT + n * SECOND, command=f"x{n}") for n in range(101)])
     body = get(app, DELIVERIES).get_json()
     assert [row["command"] for row in body["data"]] == [f"x{n}" for n in range(100, 0, -1)]
     assert body["next_cursor"]
@@ -134,7 +134,9 @@ def test_a_page_ends_where_packets_are_large(database_url: URL, make_app: MakeAp
         small,
     ]
     with app.app_context():
-        store_all([delivery_of(body=body, at=MOMENT + n * SECOND) for n, body in enumerate(bodies)])
+        store_all(
+            [make_delivery(body=body, at=MOMENT + n * SECOND) for n, body in enumerate(bodies)]
+        )
         for order in ("asc", "desc"):
             sizes: list[list[int]] = []
             cursor: str | None = None
@@ -156,7 +158,7 @@ def test_a_delivery_has_its_removals(database_url: URL, make_app: MakeApp) -> No
         store(*[("before", str(n)) for n in range(3)], at=MOMENT)
         records = store(*[("o", str(n)) for n in range(25)], at=MOMENT)
         store(*[("after", str(n)) for n in range(3)], at=MOMENT)
-        empty = record(delivery_of(at=MOMENT, command="unknown"))["id"]
+        empty = record(make_delivery(at=MOMENT, command="unknown"))["id"]
     delivery = get(app, f"{DELIVERIES}/{records[0].id}").get_json()
     assert [row["target_id"] for row in delivery["removals"]] == [str(n) for n in range(25)]
     assert [list(row) for row in delivery["removals"]] == [MEMBERS] * 25
@@ -182,7 +184,7 @@ def test_cursors_belong_to_one_url(make_app: MakeApp) -> None:
     app = open_history(make_app)
     with app.app_context():
         store(("o", "1"), ("o", "2"))
-        record(delivery_of(at=MOMENT + SECOND))
+        record(make_delivery(at=MOMENT + SECOND))
     for of, other in ((HISTORY, DELIVERIES), (DELIVERIES, HISTORY)):
         for order in ("asc", "desc"):
             given = {"order": order, "limit": 1}
@@ -231,7 +233,9 @@ def test_one_delivery_takes_no_parameters(make_app: MakeApp) -> None:
     """A parameter of the list is refused here, and not ignored."""
     problem = assert_problem(get(open_history(make_app), f"{DELIVERIES}/1?status=ignored"), 400)
     assert problem["parameter"] == "status"
-    assert problem["detail"] == "status is not a parameter here. This URL takes no parameters"
+    assert (
+        problem["detail"] == "status is not a parameter of this URL. This URL takes no parameters"
+    )
 
 
 STATUSES = "must be recorded, duplicate, ignored or unreadable, not"
@@ -251,7 +255,8 @@ NAIVE = MOMENT.replace(tzinfo=None)
         (
             "owner_id",
             "x",
-            "is not a filter here. The filters are status, since, until, order, limit, cursor",
+            "is not a filter of this method. "
+            "The filters are status, since, until, order, limit, cursor",
         ),
     ],
 )
@@ -278,7 +283,7 @@ def test_statuses(
 ) -> None:
     """Any number of statuses can be given. An empty list matches nothing."""
     with make_app(database_url).app_context():
-        record(delivery_of(("o", "t")))
+        record(make_delivery(("o", "t")))
         assert len(get_runtime().history.deliveries(**filters).data) == count
 
 

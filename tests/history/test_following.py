@@ -25,7 +25,7 @@ from flask_imcallback.storage.ids import moment_of
 from flask_imcallback.storage.inserts import ensure_sources, insert_entries
 from support.api import HISTORY, get, open_history
 from support.apps import MakeApp
-from support.deliveries import MOMENT, delivery_of, find, store_all
+from support.deliveries import MOMENT, find, make_delivery, store_all
 
 PAST = MOMENT.replace(year=2024)
 MICROSECONDS_PER_SECOND = 1_000_000
@@ -106,7 +106,7 @@ class Writers:
     def begin(self, at: datetime, removals: int) -> None:
         """Insert a delivery without committing it."""
         pairs = [("owner", str(number)) for number in range(removals)]
-        entry = get_runtime().recorder.make_entry(delivery_of(*pairs, at=at))
+        entry = get_runtime().recorder.make_entry(make_delivery(*pairs, at=at))
         first = entry.row["id"]
         while self._free & set(range(first, first + removals)):
             first += 1
@@ -223,7 +223,7 @@ def test_an_old_cursor_is_short(make_app: MakeApp, clock: Clock) -> None:
     with app.app_context():
         store_all(
             [
-                delivery_of(("o", "t"), ("o", "u"), at=clock.now + timedelta(seconds=n / 10))
+                make_delivery(("o", "t"), ("o", "u"), at=clock.now + timedelta(seconds=n / 10))
                 for n in range(50)
             ]
         )
@@ -251,7 +251,7 @@ def test_a_cursor_forgets_old_ids(make_app: MakeApp, clock: Clock) -> None:
         sizes = []
         for second in range(30):
             if second < 15:
-                store_all([delivery_of(("o", str(n)), at=clock.now) for n in range(2)])
+                store_all([make_delivery(("o", str(n)), at=clock.now) for n in range(2)])
             reader.read_all(3)
             sizes.append(sum(payload(app, reader.cursor)[3][1::2]))
             clock.move(1)
@@ -272,7 +272,7 @@ def test_many_recent_removals(make_app: MakeApp, clock: Clock, limit: int, remov
             draw.sample(range(COMMIT_SECONDS * MICROSECONDS_PER_SECOND), MAX_RETURNED_RANGES * 3)
         )
         deliveries = [
-            delivery_of(
+            make_delivery(
                 *(("o", str(n)) for n in range(removals)),
                 at=clock.now + timedelta(microseconds=moment),
             )
@@ -305,11 +305,11 @@ def test_many_removals_of_a_clock_that_is_far_ahead(make_app: MakeApp, clock: Cl
         ahead = [
             clock.now + timedelta(hours=1, seconds=n) for n in range(MAX_RETURNED_RANGES + 100)
         ]
-        records = store_all([delivery_of(("o", "t"), at=moment) for moment in ahead])
+        records = store_all([make_delivery(("o", "t"), at=moment) for moment in ahead])
         reader = Reader()
         assert reader.read_all(100) < 9
         assert len(reader.seen) == MAX_RETURNED_RANGES
-        records += store_all([delivery_of(("o", "now"), at=clock.now)])
+        records += store_all([make_delivery(("o", "now"), at=clock.now)])
         assert reader.read(100)  # the new removal waits until its id is below the high-water mark
         clock.move(10)
         assert reader.read_all(100) < 9
@@ -324,7 +324,7 @@ def test_returned_removals_are_skipped_together(make_app: MakeApp, clock: Clock)
     """Removals that were returned before cost few statements, however short the pages are."""
     with make_app().app_context():
         pairs = [("o", str(number)) for number in range(900)]
-        store_all([delivery_of(*pairs, at=clock.now), delivery_of(("o", "last"), at=clock.now)])
+        store_all([make_delivery(*pairs, at=clock.now), make_delivery(("o", "last"), at=clock.now)])
         reader = Reader()
         reader.read(900)
         statements: list[str] = []
@@ -352,7 +352,7 @@ def test_following_with_filters_and_limits(
             if second < 5:
                 for owner, platform in (("a", "iOS"), ("b", "x"), ("c", "iOS")):
                     at = clock.now - timedelta(seconds=second % 3)
-                    store_all([delivery_of((owner, str(second)), at=at, platform=platform)])
+                    store_all([make_delivery((owner, str(second)), at=at, platform=platform)])
             for reader in readers:
                 reader.read(1 + second % 3)
             clock.move(1)
@@ -377,7 +377,7 @@ def test_following_an_empty_history(database_url: URL, make_app: MakeApp, clock:
         for _ in range(2):
             assert [reader.read_all() for reader in readers] == [1] * 4
             clock.move(9)
-        store_all([delivery_of(("a", "t"), at=clock.now, platform="new")])
+        store_all([make_delivery(("a", "t"), at=clock.now, platform="new")])
         for reader in readers:
             reader.read_all()
         assert [len(reader.seen) for reader in readers] == [1, 1, 1, 0]
@@ -399,7 +399,7 @@ def test_following_over_http(make_app: MakeApp, clock: Clock, limit: int) -> Non
             pairs = [("o", f"{number}.{n}") for n in range(3)]
             # Every other delivery is stored after a delivery that was received later.
             at = clock.now - timedelta(seconds=2 * (number % 2))
-            store_all([delivery_of(*pairs, at=at)])
+            store_all([make_delivery(*pairs, at=at)])
         while True:
             given = {"order": "asc", "limit": limit} | ({"cursor": cursor} if cursor else {})
             response = get(app, HISTORY, query_string=given)
@@ -432,7 +432,7 @@ def test_following_rare_removals(make_app: MakeApp, clock: Clock) -> None:
                 at = clock.now + timedelta(seconds=number / 20)
                 platform = "rare" if number % 4 == 1 else "common"
                 pairs = [("o", "t")] * (2 if platform == "rare" else 40)
-                deliveries.append(delivery_of(*pairs, at=at, platform=platform))
+                deliveries.append(make_delivery(*pairs, at=at, platform=platform))
                 rare += 2 * (platform == "rare")
             store_all(deliveries[1::2])
             clock.move(1)
@@ -449,14 +449,14 @@ def test_a_clock_that_is_put_back(make_app: MakeApp, clock: Clock) -> None:
     """A clock that is put back a little repeats and loses no removal."""
     with make_app().app_context():
         for number in range(20):
-            store_all([delivery_of(("o", str(number)), at=clock.now)])
+            store_all([make_delivery(("o", str(number)), at=clock.now)])
             clock.move(1)
         reader = Reader()
         reader.read_all(3)
         clock.move(-4)
         for number in range(6):
             reader.read_all(3)
-            store_all([delivery_of(("o", f"new{number}"), at=clock.now)])
+            store_all([make_delivery(("o", f"new{number}"), at=clock.now)])
             clock.move(1)
         clock.move(60)
         reader.read_all(3)
@@ -471,7 +471,7 @@ def test_an_incomplete_page_says_when_to_retry(make_app: MakeApp, clock: Clock) 
         moments = [
             clock.now + timedelta(microseconds=9 * n) for n in range(MAX_RETURNED_RANGES + 9)
         ]
-        store_all([delivery_of(("o", "t"), at=moment) for moment in moments])
+        store_all([make_delivery(("o", "t"), at=moment) for moment in moments])
     clock.move(1)
     address = f"{HISTORY}?order=asc&limit=1000"
     answers = []
@@ -507,9 +507,9 @@ def test_a_page_fits_its_cursor(
         Position(-1),
         ids,
         is_last=is_last,
-        read_until=max(ids, default=0),
-        final_until=RECENT - 1,
-        now=9_000,
+        last_read_id=max(ids, default=0),
+        last_final_id=RECENT - 1,
+        now_id=9_000,
     )
     assert (page.count, page.is_last, page.position.high_water_mark) == (count, is_last_then, mark)
     remembered = [removal_id for removal_id in ids[:count] if removal_id > mark]
@@ -522,7 +522,9 @@ def test_a_page_fits_its_cursor(
 def test_a_full_cursor_returns_an_empty_page(now: int) -> None:
     """If the cursor is full, the page is empty. It is the last one if the ids are of the future."""
     start = Position(RECENT - 1, tuple((removal_id, removal_id) for removal_id in FULL))
-    page = fit_page(start, [5_000], is_last=True, read_until=5_000, final_until=RECENT - 1, now=now)
+    page = fit_page(
+        start, [5_000], is_last=True, last_read_id=5_000, last_final_id=RECENT - 1, now_id=now
+    )
     assert (page.count, page.is_last) == (0, now == 4_000)
     assert page.position == start
 

@@ -24,7 +24,7 @@ from flask_imcallback.history.queries import HistoryQuery
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.ids import moment_of
 from support.apps import MakeApp
-from support.deliveries import MICROSECOND, MOMENT, delivery_of, find, store, store_all
+from support.deliveries import MICROSECOND, MOMENT, find, make_delivery, store, store_all
 
 PAST = MOMENT.replace(year=2023)
 # Ids that a database confuses if it ignores case, accents or blanks, and ids with SQL characters.
@@ -81,7 +81,7 @@ def store_variety() -> Records:
         accounts = [*ACCOUNTS, *rare]
         of_time = [["r"], [], ["R"]][number // 100]
         deliveries.append(
-            delivery_of(
+            make_delivery(
                 *((draw.choice(accounts), draw.choice(accounts)) for _ in range(draw.randrange(6))),
                 at=PAST + timedelta(days=days, seconds=seconds, microseconds=draw.randrange(20)),
                 relation=draw.choice(list(Relation)),
@@ -278,7 +278,7 @@ def test_a_page_may_be_short(database_url: URL, make_app: MakeApp) -> None:
             at = PAST + timedelta(minutes=number * 2)
             kind = {"platform": "rare", "client_ip": "rare", "relation": Relation.BLACKLIST}
             more: dict[str, Any] = kind if number in (5, 11, 12, 29) else {}
-            deliveries.append(delivery_of(*[("o", "t")] * 30, at=at, **more))
+            deliveries.append(make_delivery(*[("o", "t")] * 30, at=at, **more))
         records = store_all(deliveries)
         middle = PAST + timedelta(minutes=23)
         for filters, is_short in (
@@ -301,7 +301,7 @@ def test_a_stream_reads_several_chunks(make_app: MakeApp) -> None:
     with make_app().app_context():
         records = store_all(
             [
-                delivery_of(
+                make_delivery(
                     *((f"o{n % 2}", str(m)) for m in range(700)), at=PAST + timedelta(hours=n)
                 )
                 for n in range(9)
@@ -343,8 +343,11 @@ def test_a_stream_holds_no_transaction(database_url: URL, make_app: MakeApp) -> 
     [
         ({"order": "x"}, "order must be desc or asc, not 'x'"),
         ({"owner_id": ""}, "owner_id must not be empty"),
-        ({"limit": 5}, "limit is not a filter here. The filters are provider, app_id, "),
-        ({"cursor": "x"}, "cursor is not a filter here. The filters are provider, app_id, "),
+        ({"limit": 5}, "limit is not a filter of this method. The filters are provider, app_id, "),
+        (
+            {"cursor": "x"},
+            "cursor is not a filter of this method. The filters are provider, app_id, ",
+        ),
     ],
     ids=str,
 )
@@ -425,7 +428,10 @@ OTHER_FILTERS = (
     "cursor belongs to other filters or another order. "
     "Repeat its filters and order, or start again without it"
 )
-NO_CURSOR = "cursor is not a cursor of this history. It was changed, cut off or made elsewhere"
+NO_CURSOR = (
+    "cursor is invalid: it was changed, cut off, or signed with another SECRET_KEY. "
+    "Start again without it"
+)
 
 
 @pytest.mark.parametrize(
@@ -591,7 +597,7 @@ BAD_FILTERS: list[tuple[str, Any, str]] = [
     *((name, ["x", None], "must be a string, not None") for name in TEXT_ONLY),
     *((name, "", "must not be empty") for name in ("provider", "owner_id", "target_id")),
     ("account_id", "", "must not be empty"),
-    ("peer_id", "x", "requires account_id, whose other side it is"),
+    ("peer_id", "x", "needs account_id: it names the account on the other side"),
     ("relation", "", "must be friend or blacklist, not ''"),
     ("relation", "Friend", "must be friend or blacklist, not 'Friend'"),
     ("relation", ["friend", "foe"], "must be friend or blacklist, not 'foe'"),
@@ -621,7 +627,8 @@ BAD_FILTERS: list[tuple[str, Any, str]] = [
         (
             name,
             "x",
-            f"is not a filter here. The filters are {', '.join(HistoryFilters.__annotations__)}",
+            "is not a filter of this method. "
+            f"The filters are {', '.join(HistoryFilters.__annotations__)}",
         )
         for name in ("owner", "Owner_id", "peer", "id", "texts", "digest", "format", "")
     ),

@@ -22,28 +22,28 @@ from flask_imcallback.removals import Record, Relation
 from flask_imcallback.runtime import get_runtime
 from support.api import HISTORY, assert_problem, get, open_history
 from support.apps import MakeApp
-from support.deliveries import MICROSECOND, MOMENT, delivery_of, store, store_all
+from support.deliveries import MICROSECOND, MOMENT, make_delivery, store, store_all
 
 STATS = f"{HISTORY}/stats"
 HOUR = timedelta(hours=1)
-CHANGES = {
-    "UTC": datetime(2024, 2, 29, 23, tzinfo=UTC),
-    "Asia/Shanghai": datetime(1986, 5, 3, 18, tzinfo=UTC),
-    "Asia/Kolkata": datetime(2024, 12, 31, 18, 30, tzinfo=UTC),
-    "Asia/Kathmandu": datetime(1985, 12, 31, 18, 30, tzinfo=UTC),
-    "America/New_York": datetime(2024, 11, 3, 6, tzinfo=UTC),
-    "America/Caracas": datetime(2007, 12, 9, 7, tzinfo=UTC),
-    "America/Havana": datetime(2024, 11, 3, 5, tzinfo=UTC),
-    "Europe/London": datetime(2024, 3, 31, 1, tzinfo=UTC),
-    "Australia/Lord_Howe": datetime(2024, 4, 6, 15, tzinfo=UTC),
-    "Australia/Lord_Howe ": datetime(2024, 10, 5, 15, 30, tzinfo=UTC),
-    "Pacific/Apia": datetime(2011, 12, 30, 10, tzinfo=UTC),
-    "America/Sao_Paulo": datetime(2018, 11, 4, 3, tzinfo=UTC),
-    "America/Sao_Paulo ": datetime(2018, 2, 18, 2, tzinfo=UTC),
-}
-"""For each zone, a moment at which its clocks change or a bucket starts."""
+CHANGES = [
+    ("UTC", datetime(2024, 2, 29, 23, tzinfo=UTC)),
+    ("Asia/Shanghai", datetime(1986, 5, 3, 18, tzinfo=UTC)),
+    ("Asia/Kolkata", datetime(2024, 12, 31, 18, 30, tzinfo=UTC)),
+    ("Asia/Kathmandu", datetime(1985, 12, 31, 18, 30, tzinfo=UTC)),
+    ("America/New_York", datetime(2024, 11, 3, 6, tzinfo=UTC)),
+    ("America/Caracas", datetime(2007, 12, 9, 7, tzinfo=UTC)),
+    ("America/Havana", datetime(2024, 11, 3, 5, tzinfo=UTC)),
+    ("Europe/London", datetime(2024, 3, 31, 1, tzinfo=UTC)),
+    ("Australia/Lord_Howe", datetime(2024, 4, 6, 15, tzinfo=UTC)),
+    ("Australia/Lord_Howe", datetime(2024, 10, 5, 15, 30, tzinfo=UTC)),
+    ("Pacific/Apia", datetime(2011, 12, 30, 10, tzinfo=UTC)),
+    ("America/Sao_Paulo", datetime(2018, 11, 4, 3, tzinfo=UTC)),
+    ("America/Sao_Paulo", datetime(2018, 2, 18, 2, tzinfo=UTC)),
+]
+"""Zones, each with a moment at which its clocks change or a bucket starts."""
 ZONES = pytest.mark.parametrize(
-    ("zone", "change"), [(ZoneInfo(name.strip()), change) for name, change in CHANGES.items()]
+    ("zone", "change"), [(ZoneInfo(name), change) for name, change in CHANGES]
 )
 
 
@@ -89,7 +89,8 @@ def test_buckets_follow_the_clocks(zone: ZoneInfo, change: datetime, bucket: str
 
 def test_half_an_hour_twice() -> None:
     """An hour lasts an hour and a half where clocks are put back by half an hour."""
-    zone, change = ZoneInfo("Australia/Lord_Howe"), CHANGES["Australia/Lord_Howe"]
+    zone = ZoneInfo("Australia/Lord_Howe")
+    change = next(change for name, change in CHANGES if name == zone.key)
     starts = bucket_starts(change - 2 * HOUR, change + 2 * HOUR, "hour", zone, 9)
     shown = [start.astimezone(zone).strftime("%H:%M%z") for start in starts]
     assert shown == ["00:00+1100", "01:00+1100", "02:00+1030", "03:00+1030"]
@@ -115,7 +116,7 @@ def store_around(changes: list[datetime]) -> list[Record]:
             near = change + timedelta(seconds=draw.choice([-1, 1]) * draw.randrange(90_000))
             at = [change, change - MICROSECOND, near, near + timedelta(days=draw.randrange(40))]
             deliveries.append(
-                delivery_of(
+                make_delivery(
                     *[(draw.choice("ab"), draw.choice("bc")) for _ in range(draw.randrange(4))],
                     at=at[number % 4],
                     relation=draw.choice(list(Relation)),
@@ -132,9 +133,9 @@ def test_counts_equal_a_list(database_url: URL, make_app: MakeApp) -> None:
     """Counts agree with Python for every zone, bucket and group, with filters."""
     draw = random.Random(8)
     with make_app(database_url).app_context():
-        records = store_around([*CHANGES.values()])
-        for name, change in CHANGES.items():
-            zone = ZoneInfo(name.strip())
+        records = store_around([change for _, change in CHANGES])
+        for name, change in CHANGES:
+            zone = ZoneInfo(name)
             for bucket in BUCKETS:
                 days = {"hour": 3, "day": 40, "week": 200, "month": 2000}[bucket]
                 since = change - timedelta(days=days, minutes=draw.randrange(60))
@@ -234,7 +235,7 @@ def test_too_many_counts(make_app: MakeApp) -> None:
     """Both too many buckets and too many groups are refused."""
     with make_app().app_context():
         start = datetime(2020, 1, 1, tzinfo=UTC)
-        store_all([delivery_of(("o", "t"), at=start, platform=str(n)) for n in range(4)])
+        store_all([make_delivery(("o", "t"), at=start, platform=str(n)) for n in range(4)])
         most = MAX_COUNTS * HOUR
         assert len(counts("hour", since=start, until=start + most)) == MAX_COUNTS
         with pytest.raises(TooWideError) as caught:
@@ -266,8 +267,8 @@ def test_too_many_counts(make_app: MakeApp) -> None:
         ({"relation": "x"}, "relation must be friend or blacklist, not 'x'"),
         (
             {"limit": 5},
-            "limit is not a filter here. The filters are provider, app_id, command, relation, "
-            "owner_id, target_id, account_id, peer_id, platform, client_ip, request_id, "
+            "limit is not a filter of this method. The filters are provider, app_id, command, "
+            "relation, owner_id, target_id, account_id, peer_id, platform, client_ip, request_id, "
             "delivery_id, since, until",
         ),
     ],

@@ -228,7 +228,7 @@ def test_a_provider_that_is_off(tmp_path: Path) -> None:
     with serving(tmp_path) as running:
         status, answer = exchange(running.port, TENCENT[0], tencent_path(""))
         assert status == 404
-        assert answer["ErrorInfo"] == "the provider tencent is off"
+        assert answer["ErrorInfo"] == "the provider tencent is not enabled"
         assert running.rows(delivery) == []
 
 

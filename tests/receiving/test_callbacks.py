@@ -24,7 +24,7 @@ from flask_imcallback.runtime import get_runtime
 from flask_imcallback.settings import Settings
 from support import samples, servers
 from support.apps import DATABASES, MakeApp, rows, wait_for_counters
-from support.callbacks import BODY, SECRET, MineProvider, SharedApps, shared_apps
+from support.callbacks import BODY, SECRET, BrokenProvider, SharedApps, shared_apps
 
 SAMPLES = samples.samples("tencent") + samples.samples("openim")
 
@@ -58,7 +58,7 @@ def send(client: FlaskClient, sample: samples.Sample, body: bytes) -> TestRespon
 
 @pytest.mark.parametrize("sample", SAMPLES, ids=lambda sample: f"{sample.provider}-{sample}")
 def test_a_packet_is_answered_and_stored(apps: SharedApps, sample: samples.Sample) -> None:
-    """Answer, delivery and removals are the expected ones of the packet."""
+    """The answer, the delivery and the removals are as the sample expects."""
     app = apps.empty_app(sample.settings)
     client = app.test_client()
     for body in sample.bodies:
@@ -242,7 +242,7 @@ def test_networks_are_a_guard(make_app: MakeApp) -> None:
 def test_a_host_adds_a_provider(make_app: MakeApp, *, as_object: bool) -> None:
     """The provider is a class or an object, and a mistake in it loses no packet."""
     config = {"IMCALLBACK_ALLOW_UNAUTHENTICATED": True}
-    mine = MineProvider(Settings.from_config(config)) if as_object else MineProvider
+    mine = BrokenProvider(Settings.from_config(config)) if as_object else BrokenProvider
     app = make_app(**config, providers=[OpenIMProvider, mine])
     client = app.test_client()
     path = "/imcallback/mine/callbackAfterRemoveBlackCommand"
@@ -261,12 +261,25 @@ def test_a_provider_that_cannot_verify_is_logged_once_a_minute(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture
 ) -> None:
     """A stranger can repeat such a request, so the log gets one line and no traceback."""
-    app = make_app(providers=[MineProvider], IMCALLBACK_SECRETS=[SECRET])
+    app = make_app(providers=[BrokenProvider], IMCALLBACK_SECRETS=[SECRET])
     for _ in range(3):
         response = app.test_client().post("/imcallback/mine/callbackX?fail=1", json=BODY)
         assert (response.status_code, response.get_json()) == (503, CONTINUE)
     assert caplog.messages == [
         "Refused a callback of mine: the provider fails to verify the request (KeyError)."
+    ]
+    assert rows(app) == ([], [])
+
+
+def test_a_callback_that_a_provider_loses_is_logged_with_its_body(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The log keeps the packet if the provider fails to make an answer."""
+    app = make_app(providers=[BrokenProvider], IMCALLBACK_SECRETS=[SECRET])
+    response = app.test_client().post(f"/imcallback/mine/{SECRET}", data=b'{"fail": 2}')
+    assert (response.status_code, response.get_json()) == (503, CONTINUE)
+    assert caplog.messages == [
+        "A callback of mine is lost after an unexpected error. Its body was b'{\"fail\": 2}'"
     ]
     assert rows(app) == ([], [])
 

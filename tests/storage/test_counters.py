@@ -77,8 +77,8 @@ def test_the_counts_of_many_processes_add_up(database_url: URL, make_app: MakeAp
         with app.app_context():
             counters = CallbackCounters(get_runtime().engine, get_runtime().engine)
             for _ in range(5):
-                counters.accept("openim", "a")
-                counters.refuse("openim", "b")
+                counters.count_accepted("openim", "a")
+                counters.count_refused("openim", "b")
             counters.save()
 
     with ThreadPoolExecutor(8) as pool:
@@ -93,7 +93,7 @@ def test_many_names_need_little_memory(make_app: MakeApp) -> None:
     with app.app_context():
         counters = get_runtime().counters
         for number in range(MAX_UNSAVED_KEYS + 50):
-            counters.accept("openim", f"command{number}\0")
+            counters.count_accepted("openim", f"command{number}\0")
         counters.save()
         counts = {count.name: count.count for count in counters.counts()}
     assert len(counts) == MAX_UNSAVED_KEYS + 1
@@ -111,7 +111,7 @@ def test_counts_that_cannot_be_saved_are_saved_later(
         counter_table.drop(engine)
         for seconds in (1_700_000_000, 1_700_000_100):
             with time_machine.travel(seconds, tick=False):
-                counters.accept("openim", "a")
+                counters.count_accepted("openim", "a")
                 counters.save()
         counter_table.create(engine)
         counters.save()
@@ -145,7 +145,7 @@ def test_a_refusal_is_logged_once_a_minute(
         counters = get_runtime().counters
         for seconds, detail in ((0, "5 seconds"), (30, "6 seconds"), (61, "")):
             with time_machine.travel(1_700_000_000 + seconds, tick=False):
-                counters.refuse("tencent", "RequestTime is old", detail)
+                counters.count_refused("tencent", "RequestTime is old", detail)
     assert [line for line in caplog.messages if line.startswith("Refused")] == [
         "Refused a callback of tencent: RequestTime is old (5 seconds).",
         "Refused a callback of tencent: RequestTime is old. 1 more since the last such line.",

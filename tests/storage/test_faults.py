@@ -50,7 +50,7 @@ def database(request: pytest.FixtureRequest, lab: Lab, tmp_path: Path) -> Iterat
         yield database
 
 
-def on(*kinds: str) -> pytest.MarkDecorator:
+def run_on(*kinds: str) -> pytest.MarkDecorator:
     """Run a test on these kinds of databases."""
     return pytest.mark.parametrize("database", kinds, indirect=True)
 
@@ -115,68 +115,68 @@ def test_the_check_finds_each_fault(make_app: MakeApp, tmp_path: Path) -> None:
     assert report == Report(acknowledged=8, unanswered=2, **expected | {"lost": 0})
 
 
-@on(*DATABASES)
+@run_on(*DATABASES)
 def test_workers_are_killed(database: Database, tmp_path: Path) -> None:
     """Workers are killed one after the other, while the other workers continue."""
     play(torture.workers_killed, database, tmp_path, 8)
 
 
-@on(*DATABASES)
+@run_on(*DATABASES)
 def test_all_processes_are_killed(database: Database, tmp_path: Path) -> None:
     """All processes of gunicorn are killed together and started again."""
     play(torture.all_killed, database, tmp_path, 2)
 
 
-@on("sqlite", "postgresql")
+@run_on("sqlite", "postgresql")
 def test_a_shutdown_under_load(database: Database, tmp_path: Path) -> None:
     """After SIGTERM, each request that was read is answered, and no other request is stored."""
     report = play(torture.terminated, database, tmp_path, 1)
     assert report.refused == 0
 
 
-@on("sqlite", "postgresql")
+@run_on("sqlite", "postgresql")
 def test_a_shutdown_while_callbacks_wait(database: Database, tmp_path: Path) -> None:
     """After SIGTERM during a table lock, the callbacks that wait are answered."""
     play(torture.terminated_while_it_waits, database, tmp_path, 1)
 
 
-@on(*SERVERS)
+@run_on(*SERVERS)
 def test_the_database_is_restarted(database: Database, tmp_path: Path) -> None:
     """During an orderly restart, callbacks wait in the spool."""
     assert_answered_in_time(play(torture.server_restarted, database, tmp_path, 1))
 
 
-@on(*SERVERS)
+@run_on(*SERVERS)
 def test_the_database_is_killed(database: Database, tmp_path: Path) -> None:
     """After a kill of all its processes, the server recovers, and nothing is lost."""
     assert_answered_in_time(play(torture.server_killed, database, tmp_path, 1))
 
 
-@on(*SERVERS)
+@run_on(*SERVERS)
 def test_the_database_hangs(database: Database, tmp_path: Path) -> None:
     """The server accepts connections and data but does nothing, which no driver notices."""
     assert_answered_in_time(play(torture.server_hangs, database, tmp_path, 1))
 
 
-@on("postgresql")
+@run_on("postgresql")
 def test_the_network_hangs(database: Database, tmp_path: Path) -> None:
     """The network holds all data between app and database, and delivers it later."""
     assert_answered_in_time(play(torture.network_hangs, database, tmp_path, 1))
 
 
-@on(*DATABASES)
+@run_on(*DATABASES)
 def test_the_table_is_locked(database: Database, tmp_path: Path) -> None:
     """Another process locks the table for longer than an answer may take."""
     assert_answered_in_time(play(torture.table_locked, database, tmp_path, 1))
 
 
-@on(*SERVERS)
+@run_on(*SERVERS)
 def test_the_server_is_read_only(database: Database, tmp_path: Path) -> None:
     """A standby, or a server that was just demoted, refuses writes."""
     assert_answered_in_time(play(torture.read_only, database, tmp_path, 1))
 
 
-@on("sqlite")
+@run_on("sqlite")
 def test_the_file_is_read_only(database: Database, tmp_path: Path) -> None:
     """Callbacks wait in the spool until an app may write the file."""
     url = database.url.set(database=f"file:{database.path}")
@@ -192,37 +192,37 @@ def test_the_file_is_read_only(database: Database, tmp_path: Path) -> None:
     assert_answered_in_time(report)
 
 
-@on(*SERVERS)
+@run_on(*SERVERS)
 def test_connections_are_reset(database: Database, tmp_path: Path) -> None:
     """All connections are reset at a random moment."""
     assert_answered_in_time(play(torture.connections_cut, database, tmp_path, 5))
 
 
-@on(*SERVERS)
+@run_on(*SERVERS)
 def test_connections_are_cut_before_a_commit(database: Database, tmp_path: Path) -> None:
     """The database did not commit, so the transaction is repeated."""
     assert_answered_in_time(play(torture.cut_before_commit, database, tmp_path, 5))
 
 
-@on(*SERVERS)
+@run_on(*SERVERS)
 def test_connections_are_cut_after_a_commit(database: Database, tmp_path: Path) -> None:
     """The database did commit, but the app cannot know, and nothing is stored twice."""
     assert_answered_in_time(play(torture.cut_after_commit, database, tmp_path, 5))
 
 
-@on("sqlite")
+@run_on("sqlite")
 def test_the_disk_is_full(database: Database, tmp_path: Path) -> None:
     """Callbacks wait in the spool on another disk, and are stored later."""
     assert_answered_in_time(play(torture.disk_full, database, tmp_path, 1))
 
 
-@on(*SMALL)
+@run_on(*SMALL)
 def test_the_disk_of_the_server_is_full(database: Database, tmp_path: Path) -> None:
     """The server reports that its disk is full, and callbacks wait in the spool."""
     assert_answered_in_time(play(torture.server_disk_full, database, tmp_path, 1))
 
 
-@on("sqlite")
+@run_on("sqlite")
 def test_the_disk_of_the_spool_is_full_too(database: Database, tmp_path: Path) -> None:
     """The callback is refused, its packet is in the log, and later callbacks are stored."""
     disk = tmp_path / "disk"
@@ -249,49 +249,49 @@ def test_the_disk_of_the_spool_is_full_too(database: Database, tmp_path: Path) -
                 assert json.dumps(json.loads(callback.body)) in log
 
 
-@on("postgresql")
+@run_on("postgresql")
 def test_two_servers_drain_one_spool(database: Database, tmp_path: Path) -> None:
     """Four processes drain one spool, and each delivery is stored once."""
     play(torture.two_drain_one_spool, database, tmp_path, 1)
 
 
-@on("postgresql")
+@run_on("postgresql")
 def test_draining_is_killed(database: Database, tmp_path: Path) -> None:
     """A drain is killed half-way, and stored deliveries are not stored again."""
     play(torture.drain_killed, database, tmp_path, 2)
 
 
-@on("sqlite", "postgresql")
+@run_on("sqlite", "postgresql")
 def test_the_clock_jumps(database: Database, tmp_path: Path) -> None:
     """The clock jumps an hour forward and back, although ids are times."""
     assert_answered_in_time(play(torture.clock_jumps, database, tmp_path, 2))
 
 
-@on("sqlite", "postgresql")
+@run_on("sqlite", "postgresql")
 def test_a_worker_hangs(database: Database, tmp_path: Path) -> None:
     """A worker stops with its locks, and every answer of the other worker is true."""
     play(torture.worker_hangs, database, tmp_path, 1)
 
 
-@on("sqlite")
+@run_on("sqlite")
 def test_the_file_is_deleted(database: Database, tmp_path: Path) -> None:
     """Callbacks that arrive after the deletion are in the new file."""
     play(torture.file_deleted, database, tmp_path, 3)
 
 
-@on("sqlite")
+@run_on("sqlite")
 def test_the_power_is_cut(database: Database, tmp_path: Path) -> None:
     """The file is intact at any moment, and holds every acknowledged callback."""
     play(torture.power_cut, database, tmp_path, 10)
 
 
-@on("replicas")
+@run_on("replicas")
 def test_the_primary_is_killed(database: Database, tmp_path: Path) -> None:
     """The promoted standby holds every acknowledged callback."""
     assert_answered_in_time(play(torture.primary_killed, database, tmp_path, 1))
 
 
-@on("replicas")
+@run_on("replicas")
 def test_no_standby_answers(database: Database, tmp_path: Path) -> None:
     """Each COMMIT waits, and completes when a standby is back."""
     assert_answered_in_time(play(torture.standbys_hang, database, tmp_path, 1))

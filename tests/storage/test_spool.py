@@ -23,9 +23,9 @@ from flask_imcallback.storage.drain import Drain, DrainState
 from flask_imcallback.storage.entries import Entry
 from flask_imcallback.storage.spool import SetAside, Spool, Waiting
 from support import faults, servers
-from support.apps import MakeApp, rows, until
+from support.apps import MakeApp, rows, wait_until
 from support.callbacks import BODY, SECRET
-from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, entries_of, entry_of, record, write
+from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, entry_of, make_entries, record, write
 
 CALLBACK_URL = f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand"
 NO_SERVER = URL.create("postgresql+psycopg", "user", "pass-word", "127.0.0.1", 1, "database")
@@ -54,7 +54,7 @@ def new_drain(app: Flask) -> Drain:
 def drain(app: Flask) -> str:
     """Drain the spool as another process does, and return the problem."""
     with app.app_context():
-        return new_drain(app).finish()
+        return new_drain(app).drain_all()
 
 
 def post(app: Flask, owner: str = "alice") -> int:
@@ -73,11 +73,11 @@ def test_callbacks_wait_until_the_database_has_tables(database_url: URL, make_ap
     time.sleep(0.5)
     with app.app_context():
         upgrade()
-    until(lambda: len(rows(app)[0]) == 20)
+    wait_until(lambda: len(rows(app)[0]) == 20)
     deliveries, removals = rows(app)
     assert [row["owner_id"] for row in removals] == owners
     assert deliveries[0]["received_at"] == waiting.oldest
-    until(lambda: not spool_of(app).waiting().count)
+    wait_until(lambda: not spool_of(app).waiting().count)
     assert post(app, "direct") == 200
     assert rows(app)[1][-1]["owner_id"] == "direct"
 
@@ -99,7 +99,7 @@ def test_only_the_first_callback_waits_for_a_database_that_hangs(
                 seconds.append(time.monotonic() - began)
         assert 0.8 <= seconds[0] < 1.5
         assert max(seconds[1:]) < 0.5
-        until(lambda: not spool_of(app).waiting().count)
+        wait_until(lambda: not spool_of(app).waiting().count)
         owners = [row["owner_id"] for row in rows(app)[1]]
         assert owners == ["before", "first", "second", "third"]
 
@@ -107,7 +107,7 @@ def test_only_the_first_callback_waits_for_a_database_that_hangs(
 def test_an_interrupted_drain_stores_nothing_twice(database_url: URL, make_app: MakeApp) -> None:
     """A process may end after the database has stored an entry, and before the spool forgets it."""
     app = make_app(database_url)
-    entries = [entry_of(app, DELIVERY), *entries_of(app, 6)[1:]]
+    entries = [entry_of(app, DELIVERY), *make_entries(app, 6)[1:]]
     put(app, *entries)
     write(app, *entries[::2])
     assert drain(app) == ""
@@ -174,7 +174,7 @@ def test_a_new_id_survives_the_end_of_the_process(
 def test_several_processes_drain_one_spool(database_url: URL, make_app: MakeApp) -> None:
     """Four drains work at the same time, and each delivery is stored once."""
     app = make_app(database_url)
-    put(app, *entries_of(app, 120))
+    put(app, *make_entries(app, 120))
     with ThreadPoolExecutor(4) as pool:
         assert list(pool.map(lambda _: drain(app), range(4))) == [""] * 4
     deliveries, removals = rows(app)
@@ -194,7 +194,7 @@ def refuse_nonce(app: Flask, entry: Entry) -> None:
 def test_a_refused_delivery_does_not_block_the_others(make_app: MakeApp) -> None:
     """The delivery stays in the spool, later ones are stored, and the database counts as up."""
     app = make_app(IMCALLBACK_SECRETS=[SECRET])
-    entries = entries_of(app, 5)
+    entries = make_entries(app, 5)
     put(app, *entries)
     refuse_nonce(app, entries[0])
     assert drain(app) == "IntegrityError: refused on purpose"
@@ -231,18 +231,18 @@ def test_a_refused_callback_is_set_aside_and_delays_nobody(
     assert [post(app, f"good{number}") for number in range(5)] == [200] * 5
     assert time.monotonic() - began < 5
     assert len(rows(app)[1]) == 5
-    until(lambda: waiting_in(app).set_aside == 1)
+    wait_until(lambda: waiting_in(app).set_aside == 1)
     (entry,) = spool_entries(app)
     assert "refused on purpose" in entry.problem
     refusals = [line for line in caplog.messages if "The callback is set aside in" in line]
     assert len(refusals) == 1
     caplog.clear()
 
-    until(lambda: not get_drain(app)._problem)
+    wait_until(lambda: not get_drain(app)._problem)
     with faults.locked(database_url):
         assert post(app, "later") == 200
     assert [line for line in caplog.messages if "does not store callbacks" in line]
-    until(lambda: len(rows(app)[1]) == 6)
+    wait_until(lambda: len(rows(app)[1]) == 6)
 
     with app.app_context(), get_runtime().engine().begin() as connection:
         on = " ON imcallback_removal" if connection.dialect.name == "postgresql" else ""
@@ -272,7 +272,7 @@ def spool_entries(app: Flask) -> list[SetAside]:
 def test_a_set_aside_callback_is_tried_when_a_process_starts(make_app: MakeApp) -> None:
     """The first callback of a new process releases what an earlier process set aside."""
     app = make_app(IMCALLBACK_SECRETS=[SECRET])
-    (entry,) = entries_of(app, 1)
+    (entry,) = make_entries(app, 1)
     put(app, entry)
     with app.app_context():
         (spooled,) = spool_of(app).read(0, 1)
@@ -282,7 +282,7 @@ def test_a_set_aside_callback_is_tried_when_a_process_starts(make_app: MakeApp) 
     assert (waiting.count, waiting.set_aside, waiting.oldest) == (0, 1, MOMENT)
     new_process = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET])
     assert post(new_process) == 200
-    until(lambda: len(rows(app)[0]) == 2)
+    wait_until(lambda: len(rows(app)[0]) == 2)
 
 
 def test_two_deployments_in_one_folder_never_mix(
@@ -300,7 +300,7 @@ def test_two_deployments_in_one_folder_never_mix(
     assert waiting_in(production).count == 5
     assert {row["owner_id"] for row in rows(staging)[1]} == {"staging"}
     line = f"Run `flask imcallback spool --adopt {mark}` if the database has moved"
-    until(lambda: sum(line in message for message in caplog.messages) == 1)
+    wait_until(lambda: sum(line in message for message in caplog.messages) == 1)
     assert "pass-word" not in caplog.text
 
 
@@ -338,7 +338,7 @@ def test_a_hanging_commit_that_succeeds_later_is_stored_once(
             runtime.drain._retry_at = math.inf  # only the failure starts the drain
             with proxy.holding_commits():
                 assert runtime.recorder.record(first) is None
-        until(lambda: not waiting_in(app).count)
+        wait_until(lambda: not waiting_in(app).count)
         deliveries, removals = rows(app)
         bodies = [row["body"] for row in deliveries[1:]]
         assert sorted(bodies) == sorted([first.body, b"another"])
@@ -359,7 +359,7 @@ def test_an_unreadable_entry_is_set_aside_and_kept(
 ) -> None:
     """The others are stored. The entry waits for the release that can read it."""
     app = make_app()
-    put(app, *entries_of(app, 2))
+    put(app, *make_entries(app, 2))
     with app.app_context(), spool_of(app).writing() as connection:
         connection.exec_driver_sql("UPDATE imcallback_spool SET entry = ? WHERE id = 1", (content,))
     assert problem in drain(app)
@@ -370,7 +370,7 @@ def test_an_unreadable_entry_is_set_aside_and_kept(
 def test_a_look_into_a_large_spool_is_quick(make_app: MakeApp) -> None:
     """The number of waiting callbacks is known without counting them."""
     app = make_app(migrate=False)
-    (entry,) = entries_of(app, 1)
+    (entry,) = make_entries(app, 1)
     put(app, entry)
     double = (
         "INSERT INTO imcallback_spool (database, delivery_id, entry) "
@@ -388,14 +388,14 @@ def test_a_look_into_a_large_spool_is_quick(make_app: MakeApp) -> None:
 def test_a_drain_step_returns_the_state(make_app: MakeApp) -> None:
     """Nothing waits, the database stores deliveries, or it stored nothing of the last chunk."""
     app = make_app()
-    (entry,) = entries_of(app, 1)
+    (entry,) = make_entries(app, 1)
     with app.app_context():
         drain = new_drain(app)
         assert drain.step() is DrainState.IDLE
         put(app, entry)
         assert drain.step() is DrainState.DRAINING
         assert drain.step() is DrainState.IDLE
-        (refused,) = entries_of(app, 1)
+        (refused,) = make_entries(app, 1)
         refuse_nonce(app, refused)
         put(app, refused)
         assert [drain.step() for _ in range(3)] == [DrainState.PROBING] * 3
@@ -415,17 +415,17 @@ def test_the_signal_comes_when_the_database_has_the_removals(make_app: MakeApp) 
         assert signals == []
         with app.app_context():
             upgrade()
-        until(lambda: signals)
+        wait_until(lambda: signals)
     assert [(removal.owner_id, is_stored) for removal, is_stored in signals] == [("alice", True)]
 
 
 def test_the_first_request_starts_the_drain(make_app: MakeApp) -> None:
     """A new process drains what an earlier process left, after a request of any kind."""
     app = make_app()
-    put(app, *entries_of(app, 3))
+    put(app, *make_entries(app, 3))
     new_process = make_app(migrate=False)
     new_process.test_client().get("/nothing")
-    until(lambda: len(rows(app)[0]) == 3)
+    wait_until(lambda: len(rows(app)[0]) == 3)
 
 
 def test_an_unwritable_spool_is_answered_with_503(
@@ -477,14 +477,13 @@ def test_health_shows_what_waits(make_app: MakeApp) -> None:
     assert oldest
     response = get("/imcallback/health")
     assert response.status_code == 503
-    assert response.get_json()["spool"] == {
-        **empty,
+    assert response.get_json()["spool"] == empty | {
         "waiting": 2,
         "oldest": oldest.strftime("%Y-%m-%dT%H:%M:%S.%fZ"),
     }
     with app.app_context():
         upgrade()
-    until(lambda: not spool_of(app).waiting().count)
+    wait_until(lambda: not spool_of(app).waiting().count)
     response = get("/imcallback/health")
     assert (response.status_code, response.get_json()["spool"]) == (200, empty)
 
@@ -494,8 +493,8 @@ def test_the_spool_command_shows_and_drains(make_app: MakeApp) -> None:
     app, without_database = make_app(), make_app(NO_SERVER, migrate=False)
     run = app.test_cli_runner().invoke
     assert run(args=["imcallback", "spool"]).output.startswith("0 waiting in ")
-    put(app, *entries_of(app, 3))
-    put(without_database, *entries_of(without_database, 2))
+    put(app, *make_entries(app, 3))
+    put(without_database, *make_entries(without_database, 2))
     shown = run(args=["imcallback", "spool"])
     assert shown.exit_code == 0
     assert "3 waiting in " in shown.output
@@ -530,7 +529,7 @@ def test_an_outage_is_logged_in_two_lines(
             post(app, "needle")
         with app.app_context():
             upgrade()
-        until(lambda: end in caplog.messages)
+        wait_until(lambda: end in caplog.messages)
     assert [line for line in caplog.messages if "spool" in line] == [
         "The database does not store callbacks (OperationalError: no such table: "
         f"imcallback_source). They wait in the spool {path} and are stored as soon as the database "

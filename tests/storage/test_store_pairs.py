@@ -20,7 +20,7 @@ from sqlalchemy import URL
 from flask_imcallback import StorageError
 from flask_imcallback.storage.spool import Spool
 from support import ROOT, faults, servers
-from support.apps import MakeApp, rows, until
+from support.apps import MakeApp, rows, wait_until
 from support.callbacks import BODY, SECRET
 from support.clusters import ask
 
@@ -188,7 +188,7 @@ def test_when_the_spool_is_back_the_next_callback_waits_in_it(
         with SPOOLS[spool_fault](spool):
             assert [post(app, "lost") for _ in range(2)] == [503, 503]
         assert [post(app, f"after{number}") for number in range(2)] == [200, 200]
-    until(lambda: owners(app) >= {"after0", "after1"})
+    wait_until(lambda: owners(app) >= {"after0", "after1"})
 
 
 @pytest.mark.parametrize("spool_fault", SPOOLS)

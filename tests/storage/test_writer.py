@@ -22,8 +22,8 @@ from flask_imcallback.storage.entries import Entry
 from flask_imcallback.storage.ids import id_at
 from flask_imcallback.storage.writer import LARGE_BODY_BYTES, Writer
 from support import faults, servers
-from support.apps import MakeApp, rows, until
-from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, entries_of, entry_of, write
+from support.apps import MakeApp, rows, wait_until
+from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, entry_of, make_entries, write
 
 HOLD_SECONDS = 30
 """Time after which a thread that a test blocks goes on by itself."""
@@ -55,10 +55,10 @@ def test_deliveries_that_wait_share_a_transaction(database_url: URL, make_app: M
     """A single delivery has one commit. Many parallel deliveries have fewer than one each."""
     app = make_app(database_url)
     commits = count_commits(app)
-    write(app, *entries_of(app, 1))
+    write(app, *make_entries(app, 1))
     assert commits() == 1
     writer = new_writer(app)
-    entries = entries_of(app, 300)[100:]
+    entries = make_entries(app, 300)[100:]
 
     def store(entry: Entry) -> None:
         with app.app_context():
@@ -74,7 +74,7 @@ def test_deliveries_that_wait_share_a_transaction(database_url: URL, make_app: M
 def test_one_bad_delivery_does_not_harm_the_others(database_url: URL, make_app: MakeApp) -> None:
     """The other deliveries of the transaction are stored. Only the bad delivery has an error."""
     app = make_app(database_url)
-    entries = entries_of(app, 9)
+    entries = make_entries(app, 9)
     entries[4].row["provider"] = None
     write(app, *entries)
     assert [entry.error is None for entry in entries] == [True] * 4 + [False] + [True] * 4
@@ -90,7 +90,7 @@ def test_a_repetition_in_the_same_transaction(database_url: URL, make_app: MakeA
     app = make_app(database_url)
     moments = (MOMENT, MOMENT + timedelta(milliseconds=1))
     first, second = (entry_of(app, replace(DELIVERY, received_at=moment)) for moment in moments)
-    write(app, first, second, *entries_of(app, 9)[2:])
+    write(app, first, second, *make_entries(app, 9)[2:])
     deliveries, removals = rows(app)
     assert [row["status"] for row in deliveries[:2]] == ["recorded", "duplicate"]
     assert deliveries[1]["duplicate_of"] == first.row["id"]
@@ -101,7 +101,7 @@ def test_a_repetition_in_the_same_transaction(database_url: URL, make_app: MakeA
 def test_a_stored_entry_is_not_stored_again(database_url: URL, make_app: MakeApp) -> None:
     """A retry after a commit with an unknown outcome recognizes its own rows by their nonce."""
     app = make_app(database_url)
-    entries = [entry_of(app, DELIVERY), *entries_of(app, 5)[1:]]
+    entries = [entry_of(app, DELIVERY), *make_entries(app, 5)[1:]]
     write(app, *entries)
     repetition = entry_of(app, replace(DELIVERY, received_at=MOMENT + timedelta(hours=1)))
     write(app, repetition.copy())
@@ -134,7 +134,7 @@ def test_a_large_body_has_its_own_transaction(make_app: MakeApp) -> None:
     app = make_app()
     commits = count_commits(app)
     large = entry_of(app, replace(ANONYMOUS, body=b" " * LARGE_BODY_BYTES))
-    write(app, *entries_of(app, 9)[1:], large)
+    write(app, *make_entries(app, 9)[1:], large)
     assert commits() == 2
     assert len(rows(app)[0]) == 10
 
@@ -163,7 +163,7 @@ def test_the_deadline_holds_while_the_database_hangs(database_url: URL, make_app
     app = make_app(database_url)
     writer = new_writer(app)
     unlock = lock_table(database_url)
-    entries = entries_of(app, 3)
+    entries = make_entries(app, 3)
     for entry in entries:
         began = time.monotonic()
         with app.app_context():
@@ -193,7 +193,7 @@ def test_a_connection_that_hangs_blocks_no_thread(
     with servers.database(server) as url, faults.proxy(url.port or 0) as proxy:
         app = make_app(url.set(port=proxy.port))
         writer = new_writer(app)
-        first, *entries = entries_of(app, 5)
+        first, *entries = make_entries(app, 5)
         with app.app_context():
             writer.write([first], 30)
             before = writer_threads()
@@ -213,7 +213,7 @@ def test_a_blocked_thread_is_replaced(
     is_released = threading.Event()
     with servers.database(database_servers["postgresql"]) as url:
         app = make_app(url)
-        entries = entries_of(app, 3)
+        entries = make_entries(app, 3)
         with app.app_context():
             engine = writing_engine()
             engine.dispose()
@@ -240,7 +240,7 @@ def test_a_blocked_thread_is_replaced(
         assert [entry.error is None for entry in entries] == [False, True, True]
         threads = writer_threads()
         is_released.set()
-        until(lambda: writer_threads() < threads)
+        wait_until(lambda: writer_threads() < threads)
 
 
 @pytest.mark.parametrize(("retry_until_deadline", "attempts"), [(True, 4), (False, 2)])
@@ -253,7 +253,7 @@ def test_a_refused_connection_is_retried(
     """A writer retries until the deadline without a spool, and only once with a spool."""
     with servers.database(database_servers["postgresql"]) as url:
         app = make_app(url)
-        (entry,) = entries_of(app, 1)
+        (entry,) = make_entries(app, 1)
         with app.app_context():
             engine = writing_engine()
         engine.dispose()
@@ -313,7 +313,7 @@ def test_lost_connections_are_replaced(
     server = request.getfixturevalue("database_servers")[database]
     with servers.database(server) as url:
         app = make_app(url)
-        for entry in entries_of(app, 3):
+        for entry in make_entries(app, 3):
             end_connections(app)
             write(app, entry)
             assert entry.error is None
@@ -324,7 +324,7 @@ def test_a_deleted_database_file_is_noticed(tmp_path: Path, make_app: MakeApp) -
     """A row in a deleted SQLite file would be lost with the process, so the write must fail."""
     path = tmp_path / "test.db"
     app = make_app(URL.create("sqlite", database=str(path)))
-    first, second = entries_of(app, 2)
+    first, second = make_entries(app, 2)
     write(app, first)
     for file in tmp_path.glob("test.db*"):
         file.unlink()
@@ -372,7 +372,7 @@ def test_a_transaction_that_may_succeed_is_retried(
         with app.app_context(), get_runtime().engine().begin() as connection:
             for statement in FAIL[database].format(code=code).split(";;"):
                 connection.exec_driver_sql(statement)
-        (entry,) = entries_of(app, 1)
+        (entry,) = make_entries(app, 1)
         write(app, entry)
         assert (entry.error is None) == is_retried
         assert len(rows(app)[1]) == (2 if is_retried else 0)

@@ -64,7 +64,7 @@ def rows(app: Flask) -> tuple[list[Any], list[Any]]:
         return list(deliveries), stored_removals(connection)
 
 
-def until(condition: Callable[[], object], seconds: float = 30) -> None:
+def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:
     """Wait until a condition is true. Fail after some seconds."""
     deadline = time.monotonic() + seconds
     while not condition():

@@ -13,13 +13,15 @@ from flask import Flask
 from sqlalchemy import URL
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from flask_imcallback import ImCallback, OpenIMProvider, upgrade
+from flask_imcallback import ImCallback, OpenIMProvider, PacketError, Reply, upgrade
 from flask_imcallback.providers import Callback, CallbackRequest
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.tables import delivery, removal
 from support.apps import close_connections, join
 
 SECRET = "a-secret-of-16-characters"
+
+UNANSWERABLE = "the provider fails to answer this problem"
 
 BODY = {
     "callbackCommand": "callbackAfterRemoveBlackCommand",
@@ -28,8 +30,8 @@ BODY = {
 }
 
 
-class MineProvider(OpenIMProvider):
-    """A provider of a host. Its author made a mistake."""
+class BrokenProvider(OpenIMProvider):
+    """A provider of a host app. Its methods fail for some requests."""
 
     name = "mine"
 
@@ -41,7 +43,14 @@ class MineProvider(OpenIMProvider):
     def parse(self, request: CallbackRequest, body: bytes) -> Callback:
         if body == b'{"fail": 1}':
             raise KeyError("on purpose")
+        if body == b'{"fail": 2}':
+            raise PacketError(UNANSWERABLE)
         return super().parse(request, body)
+
+    def refuse(self, status: int, problem: str) -> Reply:
+        if status == 400 and problem == UNANSWERABLE:
+            raise KeyError("on purpose")
+        return super().refuse(status, problem)
 
 
 class SharedApps:

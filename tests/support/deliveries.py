@@ -61,7 +61,7 @@ def entry_of(app: Flask, delivery: Delivery) -> Entry:
         return get_runtime().recorder.make_entry(delivery)
 
 
-def entries_of(app: Flask, count: int, **changes: Any) -> list[Entry]:
+def make_entries(app: Flask, count: int, **changes: Any) -> list[Entry]:
     """Return entries of different callbacks, one for each millisecond."""
     return [
         entry_of(
@@ -82,7 +82,7 @@ def write(
         writer.write(entries, seconds)
 
 
-def delivery_of(
+def make_delivery(
     *pairs: tuple[str, str],
     at: datetime = MOMENT,
     relation: Relation = Relation.FRIEND,
@@ -107,7 +107,7 @@ def delivery_of(
 
 def store(*pairs: tuple[str, str], **arguments: Any) -> list[Record]:
     """Record a delivery of these pairs in the current app, and return its removals."""
-    stored = get_runtime().recorder.record(delivery_of(*pairs, **arguments))
+    stored = get_runtime().recorder.record(make_delivery(*pairs, **arguments))
     assert stored
     return stored.records()
 

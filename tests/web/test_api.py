@@ -242,16 +242,17 @@ def test_a_plus_must_be_escaped(make_app: MakeApp) -> None:
         ("delivery_id=x", "delivery_id must be a whole number, not 'x'"),
         ("relation=friend&relation=foe", "relation must be friend or blacklist, not 'foe'"),
         ("owner_id=", "owner_id must not be empty"),
-        ("peer_id=x", "peer_id requires account_id, whose other side it is"),
+        ("peer_id=x", "peer_id needs account_id: it names the account on the other side"),
         (
             "owner=x",
-            "owner is not a parameter here. The parameters are since, until, order, limit, cursor, "
-            "provider, app_id, command, relation, owner_id, target_id, account_id, peer_id, "
-            "platform, client_ip, request_id, delivery_id",
+            "owner is not a parameter of this URL. The parameters are since, until, order, "
+            "limit, cursor, provider, app_id, command, relation, owner_id, target_id, account_id, "
+            "peer_id, platform, client_ip, request_id, delivery_id",
         ),
         (
             "cursor=x",
-            "cursor is not a cursor of this history. It was changed, cut off or made elsewhere",
+            "cursor is invalid: it was changed, cut off, or signed with another SECRET_KEY. "
+            "Start again without it",
         ),
     ],
 )
@@ -444,7 +445,7 @@ def test_one_removal_takes_no_parameters(make_app: MakeApp) -> None:
     assert response.status_code == 400
     assert response.get_json()["parameter"] == "owner_id"
     assert response.get_json()["detail"] == (
-        "owner_id is not a parameter here. This URL takes no parameters"
+        "owner_id is not a parameter of this URL. This URL takes no parameters"
     )
 
 
@@ -462,8 +463,15 @@ def test_another_method_is_a_problem(make_app: MakeApp, path: str, method: str) 
     for token in (TOKEN, None):
         response = get(app, path, token, method=method)
         assert_problem(response, 405)
-        allowed = set(response.headers["Allow"].split(", "))
-        assert {"GET", "HEAD"} <= allowed <= {"GET", "HEAD", "OPTIONS"}
+        assert response.headers["Allow"] == "GET, HEAD, OPTIONS"
+
+
+@pytest.mark.parametrize("path", PATHS_OF_READERS)
+def test_options_names_the_methods(make_app: MakeApp, path: str) -> None:
+    """OPTIONS names the same methods as the answer to another method."""
+    response = get(open_history(make_app, migrate=False), path, method="OPTIONS")
+    assert (response.status_code, response.data) == (200, b"")
+    assert response.headers["Allow"] == "GET, HEAD, OPTIONS"
 
 
 @pytest.mark.parametrize("path", PATHS_OF_READERS)

@@ -30,7 +30,7 @@ from flask_imcallback.storage.ids import id_at
 from support import ROOT, faults, servers
 from support.api import BAD_TIMES, HISTORY, assert_problem, get, open_history
 from support.apps import MakeApp
-from support.deliveries import MOMENT, delivery_of, store, store_all
+from support.deliveries import MOMENT, make_delivery, store, store_all
 from support.serving import serving
 
 EXPORT = f"{HISTORY}/export"
@@ -56,7 +56,7 @@ def rows_of(format: str, file: bytes) -> Rows:
     return rows
 
 
-def as_in(format: str, rows: Rows) -> Rows:
+def convert_rows(format: str, rows: Rows) -> Rows:
     """Return the rows of a page as a file of the format holds them."""
     if format != "csv":
         return rows
@@ -67,7 +67,7 @@ def store_many(count: int, each: int = 500) -> None:
     """Store `count` removals, in deliveries of `each` removals."""
     store_all(
         [
-            delivery_of(
+            make_delivery(
                 *((f"owner{n % 7}", f"target{first + n}") for n in range(each)),
                 at=PAST + timedelta(minutes=first),
                 platform=["iOS", "Android"][first // each % 2],
@@ -142,7 +142,7 @@ def test_files_equal_the_pages(database_url: URL, make_app: MakeApp) -> None:
         for format in FORMATS if query else ("ndjson",):
             response = get(app, EXPORT, query_string=query | {"format": format})
             assert response.status_code == 200
-            assert rows_of(format, response.data) == as_in(format, rows)
+            assert rows_of(format, response.data) == convert_rows(format, rows)
 
 
 @pytest.mark.parametrize(

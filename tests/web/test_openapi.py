@@ -33,7 +33,7 @@ from flask_imcallback.providers import PROVIDERS
 from flask_imcallback.web.problems import PROBLEM_TYPES
 from support.api import assert_problem, get, login_required
 from support.apps import MakeApp
-from support.callbacks import MineProvider
+from support.callbacks import BrokenProvider
 from support.deliveries import store
 
 DOCUMENT = "/imcallback/openapi.json"
@@ -78,7 +78,7 @@ CONFIGURATIONS: list[dict[str, Any]] = [
         "IMCALLBACK_OPENIM_CREDENTIALS": {"openim": "a password"},
     },
     {"IMCALLBACK_URL_PREFIX": ""},
-    {"IMCALLBACK_SECRETS": [SECRET], "providers": [*PROVIDERS, MineProvider]},
+    {"IMCALLBACK_SECRETS": [SECRET], "providers": [*PROVIDERS, BrokenProvider]},
     {"providers": []},
     {"history_decorators": [login_required]},
 ]

@@ -9,7 +9,7 @@ import pytest
 
 from flask_imcallback.web.page.files import URL_PATHS
 from support.apps import MakeApp
-from support.deliveries import delivery_of, store_all
+from support.deliveries import make_delivery, store_all
 from support.pages import PAGE, Html, open_app, read_page, request_page
 
 
@@ -39,7 +39,7 @@ def test_the_first_view_is_small(make_app: MakeApp) -> None:
     """The page and its files have less than 100 kB when they are compressed."""
     app = open_app(make_app)
     with app.app_context():
-        store_all([delivery_of((f"owner-{n}", f"target-{n}")) for n in range(100)])
+        store_all([make_delivery((f"owner-{n}", f"target-{n}")) for n in range(100)])
     response = request_page(app)
     parts = [response.data, *(request_page(app, file).data for file in Html(response).files[1:])]
     assert len(parts) == 6

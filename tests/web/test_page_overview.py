@@ -11,7 +11,7 @@ import time_machine
 from flask_imcallback.providers import PROVIDERS
 from flask_imcallback.runtime import get_runtime
 from support.apps import MakeApp, wait_for_counters
-from support.deliveries import MOMENT, delivery_of, store, store_all
+from support.deliveries import MOMENT, make_delivery, store, store_all
 from support.pages import PAGE, SECRET, TOKEN, open_app, read_page
 
 SETUP_HELP: list[tuple[dict[str, Any], list[str], list[str]]] = [
@@ -30,7 +30,7 @@ SETUP_HELP: list[tuple[dict[str, Any], list[str], list[str]]] = [
         ["https://<user>:<password>@im.example/imcallback/openim"],
         ["Tencent"],
     ),
-    ({}, ["No provider is on"], ["https://"]),
+    ({}, ["No provider is enabled"], ["https://"]),
     (
         {"IMCALLBACK_ALLOW_UNAUTHENTICATED": True, "providers": [*PROVIDERS]},
         ["https://im.example/imcallback/openim "],
@@ -101,7 +101,7 @@ def test_a_long_silence_is_shown(
     app = open_app(make_app)
     with app.app_context():
         gap = timedelta(hours=1)
-        store_all([delivery_of(("a", str(n)), at=MOMENT - n * gap) for n in range(count)])
+        store_all([make_delivery(("a", str(n)), at=MOMENT - n * gap) for n in range(count)])
     with time_machine.travel(MOMENT + timedelta(hours=hours), tick=False):
         for url in (PAGE, f"{PAGE}?order=asc", f"{PAGE}?owner_id=a", f"{PAGE}?limit=1"):
             text = read_page(app, url).text
@@ -114,7 +114,7 @@ def test_ten_minutes_are_a_usual_silence(make_app: MakeApp, minutes: int, is_unu
     app = open_app(make_app)
     with app.app_context():
         pairs = [("a", "b")] * 1000
-        store_all([delivery_of(*pairs, at=MOMENT - timedelta(n)) for n in range(25)] * 2)
+        store_all([make_delivery(*pairs, at=MOMENT - timedelta(n)) for n in range(25)] * 2)
     with time_machine.travel(MOMENT + timedelta(minutes=minutes), tick=False):
         assert ("No callback for" in read_page(app).text) == is_unusual
 
@@ -126,7 +126,7 @@ def test_the_spool_is_shown(make_app: MakeApp) -> None:
         runtime = get_runtime()
         assert runtime.drain
         assert "the spool is empty" in read_page(app).text
-        runtime.drain.spool.put(runtime.recorder.make_entry(delivery_of(("alice", "bob"))))
+        runtime.drain.spool.put(runtime.recorder.make_entry(make_delivery(("alice", "bob"))))
         assert "1 callback waits in the spool" in read_page(app).words
         runtime.drain.spool.dispose()
         runtime.drain.spool.path.write_bytes(b"no database" * 1000)

@@ -47,8 +47,8 @@ def test_hostile_text_is_only_shown(make_app: MakeApp, text: str) -> None:
         body = json.dumps({"id": text}, ensure_ascii=False).encode()
         record = store((text, text[:254] + "!"), (text, "x"), body=body, **origin)[0]
         runtime = get_runtime()
-        runtime.counters.accept(text[:32], text)
-        runtime.counters.refuse("openim", text)
+        runtime.counters.count_accepted(text[:32], text)
+        runtime.counters.count_refused("openim", text)
         runtime.counters.save()
     visible_text = show_invisible(text).striptags()
     for hostile_url, plain_url in zip(page_urls(record), page_urls(plain), strict=True):

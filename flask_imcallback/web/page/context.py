@@ -1,4 +1,4 @@
-"""What every template needs to know about the request."""
+"""The facts about a request that every template needs."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from zoneinfo import ZoneInfo
 from flask import request, url_for
 
 from ...errors import HistoryQueryError
-from ...history import StatsQuery
+from ...history import load_zone
 from ...removals import Record
 from .files import URL_PATHS
 from .text import LANGUAGES
@@ -36,7 +36,8 @@ class PageContext:
     def from_request(cls, parameters: Parameters) -> PageContext:
         """Read the language and the time zone of a request.
 
-        Wrong values are replaced by defaults, because the page of an error needs them, too.
+        A wrong value is replaced by the default, because the error page also needs a language and a
+        time zone.
         """
         zone = ZoneInfo("UTC")
         kept = {}
@@ -48,7 +49,7 @@ class PageContext:
         if "tz" in parameters:
             with suppress(HistoryQueryError):
                 zone = read_zone(parameters)
-            # A link without a time zone would get the one of the browser from page.js.
+            # page.js would add the time zone of the browser to a link without a time zone.
             kept["tz"] = [zone.key]
         return cls(language=language, zone=zone, parameters=parameters, kept_parameters=kept)
 
@@ -58,9 +59,9 @@ class PageContext:
         return url_for(endpoint, **path) + (f"?{parameters}" if parameters else "")
 
     def account_link(self, record: Record, *account_ids: str) -> str:
-        """Return the URL of the page of one account, or of two accounts, in the app of a removal.
+        """Return the URL of the page of one or two accounts, in the Tencent app of a removal.
 
-        In another app the same account id is another account.
+        In another Tencent app, the same account id is another account.
         """
         query = dict(zip(("account_id", "peer_id"), account_ids, strict=False))
         query |= {"provider": record.provider}
@@ -78,7 +79,7 @@ class PageContext:
         return url_for(".file", name=URL_PATHS[name])
 
     def local_time(self, moment: datetime) -> datetime:
-        """Return a time in the zone of the page, or as it is if `datetime` cannot hold it there."""
+        """Return a time in the zone of the page, or unchanged if `datetime` cannot hold it."""
         try:
             return moment.astimezone(self.zone)
         except OverflowError:
@@ -95,7 +96,7 @@ class PageContext:
 
 def read_zone(parameters: Parameters) -> ZoneInfo:
     """Return the time zone of the parameters. Raises `HistoryQueryError` if it is unknown."""
-    return StatsQuery(tz=parameters.get("tz", ["UTC"])[0]).zone
+    return load_zone(parameters.get("tz", ["UTC"])[0])
 
 
 def _language_of_browser() -> str:

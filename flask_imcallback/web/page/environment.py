@@ -1,4 +1,4 @@
-"""The Jinja environment of the pages, which does not depend on the host's Jinja options."""
+"""The Jinja environment of the pages. It does not depend on the Jinja options of the host app."""
 
 from __future__ import annotations
 
@@ -18,11 +18,11 @@ EXTENSION_KEY = "imcallback_page"
 
 
 class PageEnvironment(Environment):
-    """An environment with Jinja's default options, for our templates and the host's.
+    """An environment with the default options of Jinja, for our templates.
 
-    The host's delimiters, undefined values, filters and loaders would change our templates, or
-    break them. A template of the host may extend or replace ours. It is parsed with the host's
-    options and finds the host's filters, tests, globals and extensions.
+    The delimiters, undefined values, filters and loaders of the host app would change our templates
+    or break them. A template of the host app may extend or replace one of our templates. Such a
+    template has the options, filters, tests, globals and extensions of the host app.
     """
 
     def __init__(self, app: Flask) -> None:
@@ -39,7 +39,7 @@ class PageEnvironment(Environment):
         self.extensions = host.extensions
 
     def iter_extensions(self) -> Any:
-        """Let no extension of the host change how our templates are parsed."""
+        """Return no extensions, because those of the host app would change our templates."""
         return iter(())
 
     def compile(
@@ -57,7 +57,7 @@ class PageEnvironment(Environment):
 
 
 def render(app: Flask, template: str, variables: dict[str, Any]) -> str:
-    """Return a template as text, with the variables of the host's context processors."""
+    """Return a template as text, with the variables of the context processors of the host app."""
     environment = app.extensions.get(EXTENSION_KEY)
     if environment is None:
         environment = app.extensions[EXTENSION_KEY] = PageEnvironment(app)

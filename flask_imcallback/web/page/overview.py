@@ -19,24 +19,24 @@ from ...history import Page, RemovalCount
 from ...runtime import Runtime
 from ...storage import ACCEPTED, REFUSED, CallbackCount, Waiting
 
-MONTH = timedelta(days=30)
+COUNT_PERIOD = timedelta(days=30)
 MIN_SILENCE = timedelta(minutes=10)
 SILENCE_GAPS = 10
 """A silence is unusual if it is longer than this number of average gaps between two removals."""
 MIN_REMOVALS_PER_MONTH = 10
-"""An app with fewer removals is treated as if it had this number."""
-MAX_ROWS = 20
+"""With fewer removals, the usual gap is computed from this number."""
+MAX_SHOWN_COUNTS = 20
 
 
 @dataclass(frozen=True, kw_only=True)
 class Overview:
-    """The state of the app for people."""
+    """The state of the app that the first page shows."""
 
     accepted: Sequence[CallbackCount]
     """The counts of accepted callbacks by command, the newest first."""
     refused: Sequence[CallbackCount]
     """The counts of refused callbacks by reason, the newest first."""
-    last: datetime | None
+    last_accepted_at: datetime | None
     """The time of the last accepted callback."""
     silence: timedelta | None
     """The time since the last accepted callback, if it is unusually long."""
@@ -51,8 +51,8 @@ def summarize(
 ) -> Overview:
     """Summarize the recent callbacks and the spool.
 
-    With `page`, the newest removals, and `counts`, the counts of the last month, also detect an
-    unusually long silence. Raises `StorageError`.
+    If `page` and `counts` are given, also check for an unusually long silence. `page` has the
+    newest removals, and `counts` has the counts of the last month. Raises `StorageError`.
     """
     counters = sorted(runtime.counters.counts(), key=lambda count: count.last_at, reverse=True)
     accepted = [count for count in counters if count.outcome == ACCEPTED]
@@ -63,9 +63,9 @@ def summarize(
     silence = now - last if page and last else None
     waiting, spool_problem = _look_into_spool(runtime)
     return Overview(
-        accepted=accepted[:MAX_ROWS],
-        refused=[count for count in counters if count.outcome == REFUSED][:MAX_ROWS],
-        last=last,
+        accepted=accepted[:MAX_SHOWN_COUNTS],
+        refused=[count for count in counters if count.outcome == REFUSED][:MAX_SHOWN_COUNTS],
+        last_accepted_at=last,
         silence=silence if silence and silence > _usual_silence(counts) else None,
         waiting=waiting,
         spool_problem=spool_problem,
@@ -73,7 +73,7 @@ def summarize(
 
 
 def _look_into_spool(runtime: Runtime) -> tuple[Waiting | None, str]:
-    """Return what waits in the spool, and why the spool cannot be used."""
+    """Return the summary of the spool, and the reason why the spool cannot be used."""
     if runtime.drain is None:
         return None, ""
     spool = runtime.drain.spool
@@ -86,16 +86,13 @@ def _look_into_spool(runtime: Runtime) -> tuple[Waiting | None, str]:
 
 
 def _usual_silence(counts: Sequence[RemovalCount]) -> timedelta:
-    """Return the longest silence that is still usual after this month."""
-    gap = MONTH / max(MIN_REMOVALS_PER_MONTH, sum(count.count for count in counts))
+    """Return the longest silence that is still usual after the counts of a month."""
+    gap = COUNT_PERIOD / max(MIN_REMOVALS_PER_MONTH, sum(count.count for count in counts))
     return max(SILENCE_GAPS * gap, MIN_SILENCE)
 
 
-def setup(runtime: Runtime) -> dict[str, Any]:
-    """Return what the page shows before the first removal: the steps of each enabled provider.
-
-    No secret is shown.
-    """
+def describe_setup(runtime: Runtime) -> dict[str, Any]:
+    """Return the content of the page before the first removal, without secrets."""
     providers = runtime.providers.values()
     page = url_for("imcallback_page.index", _external=True).rstrip("/")
     return {

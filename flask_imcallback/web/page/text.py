@@ -16,7 +16,7 @@ TRANSLATIONS_FOLDER = Path(__file__).parent / "translations"
 BLANK_CHARACTERS = frozenset("\u034f\u115f\u1160\u17b4\u17b5\u2800\u3164\uffa0") | frozenset(
     chr(number) for number in (*range(0xFE00, 0xFE10), *range(0xE0100, 0xE01F0))
 )
-"""Letters and marks that look empty, although Unicode counts them as printable."""
+"""Printable characters of Unicode that look empty."""
 SUSPICIOUS_IN_LINE = re.compile(r"[^ -~]|\A | (?= |\Z)")
 """Non-ASCII and control characters, and spaces at the ends or beside another space."""
 SUSPICIOUS_IN_LINES = re.compile(r"[^ -~\n\t]")
@@ -76,8 +76,7 @@ def _show_character(match: re.Match[str]) -> str:
 def indent_json(text: str) -> str:
     """Return JSON with one member per line. Text that is not JSON is returned as it is.
 
-    Every token stays as it is, also repeated names and unusual numbers. `json.dumps` would change
-    them.
+    Every token stays as it is. `json.dumps` would change repeated names and unusual numbers.
     """
     try:
         json.loads(text, parse_int=float)

@@ -9,11 +9,11 @@ from zoneinfo import ZoneInfo
 
 from ...history import History, HistoryQuery, RemovalCount, StatsQuery
 from ...storage import moment_of
-from .overview import MONTH
+from .overview import COUNT_PERIOD
 
 MAX_BUCKETS = 500
-BUCKETS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
-"""The buckets to choose from, and `month` for a longer time."""
+BUCKET_WIDTHS = {"hour": timedelta(hours=1), "day": timedelta(days=1), "week": timedelta(weeks=1)}
+"""The width of each bucket, from the smallest. `month` is used for a longer period."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -46,9 +46,11 @@ def count_timeline(
     A query without `since` is counted for one month. Raises `StorageError`.
     """
     until = min(query.until or now, now)
-    since = query.since or max(until, moment_of(0) + MONTH) - MONTH
-    bucket = next((b for b in BUCKETS if until - since <= MAX_BUCKETS * BUCKETS[b]), "month")
-    counts = history.count(
+    since = query.since or max(until, moment_of(0) + COUNT_PERIOD) - COUNT_PERIOD
+    bucket = next(
+        (b for b in BUCKET_WIDTHS if until - since <= MAX_BUCKETS * BUCKET_WIDTHS[b]), "month"
+    )
+    counts = history.read_counts(
         replace(query, cursor=None, since=since, until=until),
         StatsQuery(bucket=bucket, group_by="relation", tz=zone.key),
     )

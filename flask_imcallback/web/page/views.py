@@ -15,13 +15,14 @@ from marshmallow.validate import OneOf
 from ...errors import HistoryQueryError
 from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, load_parameters
 from ...runtime import get_runtime
-from ..access import add_reader_views, parameters, parse_id
+from ..access import View, add_reader_views
 from ..middleware import set_headers
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
+from ..requests import parse_id, read_parameters
 from .context import PageContext, Parameters, read_zone
 from .environment import render
 from .files import FILES, MEDIA_TYPES
-from .overview import setup, summarize
+from .overview import describe_setup, summarize
 from .text import LANGUAGES, Translations, indent_json, show_invisible
 from .timeline import count_timeline
 
@@ -38,7 +39,7 @@ class PageSchema(Schema):
     tz = fields.String()
     lang = fields.String(validate=OneOf(LANGUAGES))
     back = fields.List(fields.String())
-    """The cursors of the pages before this one. The page without a cursor is "first"."""
+    """The cursors of the pages before this one. "first" stands for the page without a cursor."""
 
 
 class RemovalListSchema(HistoryQuerySchema, PageSchema):
@@ -49,9 +50,9 @@ PAGE_PARAMETERS, LIST_PARAMETERS = PageSchema(), RemovalListSchema()
 
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
-    """Return the blueprint of the pages. `decorators` are the `history_decorators` of the host."""
+    """Return the blueprint of the pages. `decorators` are the `history_decorators`."""
     blueprint = Blueprint("imcallback_page", __name__)
-    # Flask calls the last added function first, so that this one overrides `Cache-Control`.
+    # Flask calls the last added function first, so this function overrides `Cache-Control`.
     blueprint.after_request(_cache_files)
     add_reader_views(blueprint, VIEWS, decorators)
     answer_with_problems(blueprint, _problem)
@@ -59,9 +60,9 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
 
 
 def _index() -> Response:
-    runtime, parameters = get_runtime(), _filled_parameters()
+    runtime, parameters = get_runtime(), _drop_empty_parameters()
     query = _read_query(parameters)
-    page = runtime.history.page(query)
+    page = runtime.history.read_page(query)
     now = datetime.now(UTC)
     timeline = count_timeline(runtime.history, query, read_zone(parameters), now)
     has_no_filters = query.digest == HistoryQuery().digest and query.cursor is None
@@ -77,29 +78,29 @@ def _index() -> Response:
         overview=summarize(runtime, now, page, timeline.counts)
         if has_no_filters
         else summarize(runtime, now),
-        setup=setup(runtime) if is_empty else None,
+        setup=describe_setup(runtime) if is_empty else None,
         now=now,
     )
 
 
 def _account() -> Response:
-    parameters = _filled_parameters()
+    parameters = _drop_empty_parameters()
     if "account_id" not in parameters:
         raise HistoryQueryError("account_id", "is missing")
-    # The history of two accounts is read from its start, the history of one from its end.
+    # Show two accounts in the order of time, and one account newest first.
     parameters.setdefault("order", ["asc" if "peer_id" in parameters else "desc"])
     query = _read_query(parameters)
     return _render(
         "account.html",
         parameters,
         query=query,
-        page=get_runtime().history.page(query),
+        page=get_runtime().history.read_page(query),
         export_filters=_export_filters(query),
     )
 
 
 def _removal(removal_id: str) -> Response:
-    parameters = _filled_parameters()
+    parameters = _drop_empty_parameters()
     load_parameters(PAGE_PARAMETERS, parameters)
     read_zone(parameters)
     history = get_runtime().history
@@ -119,7 +120,7 @@ def _removal(removal_id: str) -> Response:
         delivery=facts,
         packet=packet[:MAX_PACKET_LENGTH],
         is_whole_packet=len(packet) <= MAX_PACKET_LENGTH,
-        siblings=history.page(siblings).data,
+        siblings=history.read_page(siblings).data,
     )
 
 
@@ -129,12 +130,13 @@ def _file(name: str) -> Response:
     return Response(FILES[name].read_bytes(), mimetype=MEDIA_TYPES[FILES[name].suffix])
 
 
-VIEWS: dict[str, Callable[..., Response]] = {
-    "/": _index,
-    "/account": _account,
-    "/removal/<imcallback_rest:removal_id>": _removal,
-    "/page/<imcallback_rest:name>": _file,
+VIEWS: dict[str, tuple[str, View]] = {
+    "/": ("index", _index),
+    "/account": ("account", _account),
+    "/removal/<imcallback_rest:removal_id>": ("removal", _removal),
+    "/page/<imcallback_rest:name>": ("file", _file),
 }
+"""URL rule -> its endpoint and its view."""
 
 
 def _cache_files(response: Response) -> Response:
@@ -146,7 +148,7 @@ def _cache_files(response: Response) -> Response:
 
 def _problem(problem: ProblemError) -> Response:
     try:
-        parameters = _filled_parameters()
+        parameters = _drop_empty_parameters()
     except ProblemError:
         parameters = {}
     return _render("problem.html", parameters, problem_type=problem.type, detail=str(problem))
@@ -168,9 +170,11 @@ def _render(template: str, parameters: Parameters, **variables: Any) -> Response
     return Response(render(current_app, f"imcallback/{template}", variables), mimetype="text/html")
 
 
-def _filled_parameters() -> dict[str, list[str]]:
+def _drop_empty_parameters() -> dict[str, list[str]]:
     """Return the query parameters without empty values, because a form sends all its fields."""
-    filled = ((name, [value for value in values if value]) for name, values in parameters().items())
+    filled = (
+        (name, [value for value in values if value]) for name, values in read_parameters().items()
+    )
     return {name: values for name, values in filled if values}
 
 
@@ -178,7 +182,7 @@ def _read_query(parameters: Parameters) -> HistoryQuery:
     """Return the query of a page that lists removals. Raises `HistoryQueryError`."""
     zone = read_zone(parameters)
     times = {
-        name: [_with_offset(value, zone) for value in parameters[name]]
+        name: [_add_offset(value, zone) for value in parameters[name]]
         for name in ("since", "until")
         if name in parameters
     }
@@ -190,7 +194,7 @@ def _read_query(parameters: Parameters) -> HistoryQuery:
     )
 
 
-def _with_offset(text: str, zone: ZoneInfo) -> str:
+def _add_offset(text: str, zone: ZoneInfo) -> str:
     """Return a local time of the zone as RFC 3339. Any other text is returned as it is."""
     if not LOCAL_TIME.fullmatch(text):
         return text

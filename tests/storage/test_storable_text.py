@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from flask_imcallback.text import is_storable, make_storable
+from flask_imcallback.storable_text import is_storable, make_storable
 
 
 @pytest.mark.parametrize(
