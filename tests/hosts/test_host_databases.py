@@ -237,7 +237,7 @@ def test_our_tables_ignore_the_metadata_of_the_host(tmp_path: Path, make_host: M
     """The schema and the naming convention of the host's models do not change our tables."""
     url = URL.create("sqlite", database=str(tmp_path / "test.db"))
     migrate(make_host(lambda app: schema_and_naming_convention(app, url)))
-    inspector = inspect(create_engine(url))
+    inspector = inspect(create_engine(url, poolclass=NullPool))
     name = inspector.get_pk_constraint("imcallback_removal")["name"]
     assert name == "pk_imcallback_removal"
 
@@ -536,7 +536,7 @@ class QuartLike:
 
 def test_an_app_of_another_framework_stops_the_start() -> None:
     """The error names the class of the app."""
-    message = r"QuartLike is not a Flask app: pass the Flask app, or run flask-imcallback in a "
+    message = r"QuartLike is not a Flask app: pass the Flask app, or run flask-imcallback in its "
     with pytest.raises(ConfigError, match=message):
         ImCallback(QuartLike())  # type: ignore[arg-type]
 

@@ -29,7 +29,7 @@ from flask_imcallback.storage.migrations import (
 )
 from flask_imcallback.storage.tables import metadata, removal
 from support import ROOT
-from support.apps import MakeApp
+from support.apps import MakeApp, close_connections
 
 pytestmark = pytest.mark.slow
 
@@ -277,7 +277,7 @@ def test_create_all_of_the_host_leaves_our_tables_alone(tmp_path: Path) -> None:
         upgrade()
         db.drop_all()
         assert table_names(db.engine) == {*TABLES, VERSION_TABLE}
-        db.engine.dispose()
+    close_connections(app)
 
 
 def alembic(*arguments: str) -> subprocess.CompletedProcess[str]:
