@@ -166,7 +166,7 @@ class ProcessState:
         if settings.spool is not None:
             spool = Spool(Path(app.instance_path, settings.spool), self.engines.mark)
             self.drain = Drain(
-                spool, self.engines.occasional, app.app_context, partial(announce, app)
+                spool, self.engines.draining, app.app_context, partial(announce, app)
             )
         self.recorder = Recorder(self.engines.writing, deadline=settings.deadline, drain=self.drain)
         self.counters = CallbackCounters(self.engines.occasional, self.engines.reading)

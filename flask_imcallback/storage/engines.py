@@ -40,6 +40,7 @@ class _ProcessEngines:
     host: Engine | None = None
     reading: Engine | None = None
     writing: Engine | None = None
+    draining: Engine | None = None
     occasional: Engine | None = None
 
 
@@ -82,17 +83,18 @@ class Engines:
         return engines.reading
 
     def writing(self) -> Engine:
-        """Return an engine for the writer thread.
-
-        The writer thread uses one connection. After a connection that hangs, it needs another. So
-        its pool has no upper limit.
-        """
+        """Return the engine of the thread that writes new deliveries."""
         engines, host = self._process.get(), self.host()
         if engines.writing is None:
-            has_no_pool = isinstance(host.pool, NullPool)
-            pool = _null_pool(host.pool) if has_no_pool else _queue_pool(host.pool)
-            engines.writing = engines.writing or _derive(host, pool, **{WRITES: True})
+            engines.writing = engines.writing or _derive_for_writer(host)
         return engines.writing
+
+    def draining(self) -> Engine:
+        """Return the engine of the thread that writes deliveries from the spool."""
+        engines, host = self._process.get(), self.host()
+        if engines.draining is None:
+            engines.draining = engines.draining or _derive_for_writer(host)
+        return engines.draining
 
     def occasional(self) -> Engine:
         """Return an engine for rare work. Each use opens a connection and closes it."""
@@ -111,7 +113,7 @@ class Engines:
     def dispose(self) -> None:
         """Close the idle connections of this process."""
         engines = self._process.get()
-        for engine in (engines.reading, engines.writing, engines.occasional):
+        for engine in (engines.reading, engines.writing, engines.draining, engines.occasional):
             if engine is not None and engine is not engines.host:
                 engine.dispose()
 
@@ -189,6 +191,17 @@ def _common_options(pool: Pool) -> dict[str, Any]:
         "dialect": pool._dialect,
         "_dispatch": pool.dispatch,
     }
+
+
+def _derive_for_writer(host: Engine) -> Engine:
+    """Return an engine for a single thread.
+
+    The thread uses one connection. It needs another one only after it gave up a connection that
+    hangs, so the pool has no upper limit.
+    """
+    has_no_pool = isinstance(host.pool, NullPool)
+    pool = _null_pool(host.pool) if has_no_pool else _queue_pool(host.pool)
+    return _derive(host, pool, **{WRITES: True})
 
 
 def _derive(host: Engine, pool: Pool, **options: Any) -> Engine:

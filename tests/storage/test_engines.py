@@ -200,7 +200,7 @@ def test_our_connections_to_sqlite_are_durable(
     app = make_host(create(url_of("sqlite")))
     with app.app_context():
         state = get_runtime().process.get().engines
-        for engine in (state.reading(), state.writing(), state.occasional()):
+        for engine in (state.reading(), state.writing(), state.draining(), state.occasional()):
             with engine.connect() as connection:
                 assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
                 mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()

@@ -48,7 +48,7 @@ def put(app: Flask, *entries: Entry) -> None:
 def new_drain(app: Flask) -> Drain:
     """Return a drain like the one of another process."""
     engines = get_runtime().process.get().engines
-    return Drain(spool_of(app), engines.occasional, app.app_context, lambda _: None)
+    return Drain(spool_of(app), engines.draining, app.app_context, lambda _: None)
 
 
 def drain(app: Flask) -> str:
