@@ -67,6 +67,7 @@ class Proxy:
         self._lock = threading.Lock()
         self._cuts: list[Cut] = []
         self._holds_commits = False
+        self._refuses = False
         self._connections: list[tuple[socket.socket, socket.socket]] = []
         self.delay = 0.0
         """Seconds by which all data is delayed."""
@@ -100,6 +101,16 @@ class Proxy:
         for pair in connections:
             _reset(*pair)
 
+    @contextmanager
+    def refusing(self) -> Iterator[None]:
+        """Reset all connections, also new ones, like a server that is down."""
+        self._refuses = True
+        self.cut()
+        try:
+            yield
+        finally:
+            self._refuses = False
+
     def cut_commits(self, cut: Cut, times: int) -> None:
         """Cut the next connections that send a COMMIT."""
         with self._lock:
@@ -123,6 +134,9 @@ class Proxy:
 
     def _connect(self, client: socket.socket) -> None:
         self._flows.wait()
+        if self._refuses:
+            _reset(client)
+            return
         try:
             server = socket.create_connection(("127.0.0.1", self._server_port), timeout=5)
         except OSError:

@@ -247,9 +247,8 @@ def test_a_database_that_fails_in_the_middle(
             caplog.clear()
             parts = get(app, f"{EXPORT}?format={format}").iter_encoded()
             file = next(parts)
-            proxy.cut()
             rest: list[bytes] = []
-            with pytest.raises(StorageError):
+            with proxy.refusing(), pytest.raises(StorageError):
                 rest.extend(parts)
             file += b"".join(rest)
             assert "An export was cut off" in caplog.text
