@@ -22,6 +22,7 @@ import click
 from sqlalchemy import (
     URL,
     Connection,
+    MetaData,
     NullPool,
     Table,
     UniqueConstraint,
@@ -452,7 +453,10 @@ def _hours(removals: int, start: datetime, until: datetime) -> Iterator[tuple[in
 
 INDEXES = sorted(delivery.indexes | removal.indexes, key=lambda index: str(index.name))
 CONSTRAINTS = [
-    constraint for constraint in delivery.constraints if isinstance(constraint, UniqueConstraint)
+    # A copy, because SQLAlchemy takes a constraint out of its table to drop or add it.
+    constraint
+    for constraint in delivery.to_metadata(MetaData()).constraints
+    if isinstance(constraint, UniqueConstraint)
 ]
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import logging
 import re
+import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -159,7 +160,12 @@ class ProcessState:
     """The objects that one process uses for one app, with their threads and connections."""
 
     def __init__(
-        self, app: Flask, settings: Settings, database: Database, secret_keys: Sequence[Any]
+        self,
+        app: Flask,
+        settings: Settings,
+        database: Database,
+        secret_keys: Sequence[Any],
+        random_key: str,
     ) -> None:
         self.engines = Engines(database.engine)
         self.drain: Drain | None = None
@@ -172,7 +178,7 @@ class ProcessState:
         self.counters = CallbackCounters(self.engines.occasional, self.engines.reading)
         self.inspector = Inspector(self.engines.occasional)
         self.receiver = Receiver(settings, self.recorder, self.counters)
-        self.history = History(self.engines.reading, secret_keys, settings.deadline)
+        self.history = History(self.engines.reading, secret_keys, settings.deadline, random_key)
         self.is_prepared = False
 
 
@@ -284,11 +290,15 @@ def build_runtime(
     settings = Settings.from_config(app.config)
     database = Database(db, engine, settings.bind_key)
     database.check(app)
+    # Made before a fork, so that all workers of a server that preloads the app share it.
+    random_key = secrets.token_hex(32)
     return Runtime(
         settings=settings,
         providers=_build_providers(providers, settings),
         history_decorators=tuple(history_decorators),
-        process=PerProcess(lambda: ProcessState(app, settings, database, _signing_keys(app))),
+        process=PerProcess(
+            lambda: ProcessState(app, settings, database, _signing_keys(app), random_key)
+        ),
     )
 
 

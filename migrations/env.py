@@ -69,6 +69,8 @@ def _migrate_sqlite(connection: Connection) -> None:
     """
     driver: Any = connection.connection.driver_connection
     level, driver.isolation_level = driver.isolation_level, None
+    # Other processes may migrate the same file. By default, SQLite waits only five seconds.
+    driver.execute(f"PRAGMA busy_timeout = {LOCK_TIMEOUT_SECONDS * 1000}")
     try:
         with connection.begin():
             if not driver.in_transaction:  # the engine may have begun it

@@ -99,13 +99,13 @@ def fit_page(
 class CursorCodec:
     """A codec between positions and signed texts.
 
-    Without keys, it signs with a random key, so nobody can forge a cursor that is expensive to
-    read. Such a cursor is valid in this process only.
+    Without keys, it signs with the random key, so nobody can forge a cursor that is expensive to
+    read. Such a cursor is valid in the processes that share the random key.
     """
 
-    def __init__(self, secret_keys: Sequence[str]) -> None:
+    def __init__(self, secret_keys: Sequence[str], random_key: str = "") -> None:
         self._has_keys = bool(secret_keys)
-        keys = secret_keys or secrets.token_hex(32)
+        keys = secret_keys or random_key or secrets.token_hex(32)
         self._serializer = URLSafeSerializer(keys, salt="flask-imcallback-cursor")
 
     def encode(self, position: Position, digest: str) -> str:

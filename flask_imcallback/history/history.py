@@ -48,10 +48,14 @@ class History:
     """The removals and deliveries in the database of one app."""
 
     def __init__(
-        self, engine: Callable[[], Engine], secret_keys: Sequence[str], deadline: float
+        self,
+        engine: Callable[[], Engine],
+        secret_keys: Sequence[str],
+        deadline: float,
+        random_key: str = "",
     ) -> None:
         self._engine = engine
-        self._cursors = CursorCodec(secret_keys)
+        self._cursors = CursorCodec(secret_keys, random_key)
         self._commit_time = COMMIT_MARGIN + timedelta(seconds=deadline)
 
     def find(self, **filters: Unpack[HistoryFilters]) -> Page:
