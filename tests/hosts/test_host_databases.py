@@ -356,18 +356,20 @@ def test_an_app_factory_in_any_order(order: str, tmp_path: Path, make_host: Make
     url = URL.create("sqlite", database=str(tmp_path / "test.db"))
     db, imcallback = SQLAlchemy(), ImCallback()
 
-    def wire(app: Flask) -> None:
-        app.config["SQLALCHEMY_DATABASE_URI"] = url
-        steps: dict[str, Callable[[], object]] = {
-            "d": lambda: db.init_app(app),
-            "i": lambda: imcallback.init_app(app),
-            "t": lambda: app.app_context().push(),
-        }
-        for step in order:
-            steps[step]()
+    with ExitStack() as contexts:
 
-    app = make_host(wire)
-    check(app, url)
+        def wire(app: Flask) -> None:
+            app.config["SQLALCHEMY_DATABASE_URI"] = url
+            steps: dict[str, Callable[[], object]] = {
+                "d": lambda: db.init_app(app),
+                "i": lambda: imcallback.init_app(app),
+                "t": lambda: contexts.enter_context(app.app_context()),
+            }
+            for step in order:
+                steps[step]()
+
+        app = make_host(wire)
+        check(app, url)
 
 
 def test_apps_with_one_extension_object(tmp_path: Path, make_host: MakeHost) -> None:
