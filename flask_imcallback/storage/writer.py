@@ -231,15 +231,11 @@ class Writer:
     def _commit(self, engine: Engine, entries: list[Entry], worker: _Worker) -> None:
         """Store all entries in one transaction. They are durable when this function returns."""
         path = sqlite_path(engine)
-        identity_before = file_identity(path) if path else None
         with engine.connect() as connection:
             worker.connection = connection
             try:
                 if path and FILE_IDENTITY_KEY not in connection.info:
-                    if identity_before is None or identity_before != file_identity(path):
-                        # The file was replaced meanwhile, and the driver may have opened either.
-                        raise FileReplacedError(f"the database file {path} was deleted or replaced")
-                    connection.info[FILE_IDENTITY_KEY] = identity_before
+                    connection.info[FILE_IDENTITY_KEY] = file_identity(path)
                 self._store_entries(connection, entries)
                 worker.release_lock()
                 identity = connection.info.get(FILE_IDENTITY_KEY)
