@@ -146,6 +146,13 @@ def hosts(
         yield Hosts(url, proxy), url.set(port=proxy.port)
 
 
+def make_app_with_spool(make_app: MakeApp, url: URL, folder: Path) -> tuple[Flask, Path]:
+    """Return an app with a short deadline, and the path of its spool."""
+    spool = folder / "spool" / "imcallback_spool.db"
+    settings: dict[str, Any] = {"IMCALLBACK_SPOOL": str(spool), "IMCALLBACK_DEADLINE": 0.4}
+    return make_app(url, IMCALLBACK_SECRETS=[SECRET], **settings), spool
+
+
 @pytest.mark.parametrize("database_fault", ["locked", "away", "refusing"])
 @pytest.mark.parametrize("spool_fault", SPOOLS)
 def test_when_the_database_is_back_the_next_callback_is_stored(
@@ -157,9 +164,7 @@ def test_when_the_database_is_back_the_next_callback_is_stored(
 ) -> None:
     """While both fail, callbacks get 503. Afterwards no process still believes in the fault."""
     faulty, url = hosts
-    spool = tmp_path / "spool" / "imcallback_spool.db"
-    settings: dict[str, Any] = {"IMCALLBACK_SPOOL": str(spool), "IMCALLBACK_DEADLINE": 0.4}
-    app = make_app(url, IMCALLBACK_SECRETS=[SECRET], **settings)
+    app, spool = make_app_with_spool(make_app, url, tmp_path)
     assert post(app, "before") == 200
     with SPOOLS[spool_fault](spool):
         with getattr(faulty, database_fault)():
@@ -181,9 +186,7 @@ def test_when_the_spool_is_back_the_next_callback_waits_in_it(
 ) -> None:
     """The database is still away. The callback waits, and is stored when the database is back."""
     faulty, url = hosts
-    spool = tmp_path / "spool" / "imcallback_spool.db"
-    settings: dict[str, Any] = {"IMCALLBACK_SPOOL": str(spool), "IMCALLBACK_DEADLINE": 0.4}
-    app = make_app(url, IMCALLBACK_SECRETS=[SECRET], **settings)
+    app, spool = make_app_with_spool(make_app, url, tmp_path)
     with getattr(faulty, database_fault)():
         with SPOOLS[spool_fault](spool):
             assert [post(app, "lost") for _ in range(2)] == [503, 503]
