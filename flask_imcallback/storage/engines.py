@@ -18,7 +18,7 @@ from sqlalchemy.pool import Pool, SingletonThreadPool
 
 from ..errors import ConfigError, ImCallbackError, StorageError
 from .database_errors import describe
-from .sqlite import resolve_path, set_up_sqlite
+from .sqlite import resolve_path, set_up_sqlite, watch_file
 from .threads import PerProcess
 
 WRITES = "imcallback_writes"
@@ -221,6 +221,7 @@ def _derive(host: Engine, pool: Pool, **options: Any) -> Engine:
     event.listen(engine, "connect", lambda driver, _: set_up_connection(driver, host.dialect))
     if engine.dialect.name == "sqlite":
         event.listen(engine, "begin", begin_sqlite)
+        watch_file(engine)
     return engine
 
 

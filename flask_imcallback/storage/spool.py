@@ -22,7 +22,7 @@ from .engines import UNKNOWN_DATABASE, WRITES, begin_sqlite, create_private_file
 from .entries import Entry
 from .entry_codec import decode_entry, encode_entry
 from .ids import moment_of
-from .sqlite import set_up_sqlite, use_wal
+from .sqlite import set_up_sqlite, use_wal, watch_file
 from .writer import Writer
 
 CREATE_TABLES = """
@@ -139,6 +139,7 @@ class Spool:
         event.listen(engine, "do_connect", self._create_file)
         event.listen(engine, "connect", _set_up)
         event.listen(engine, "begin", begin_sqlite)
+        watch_file(engine)
         return engine
 
     def _create_file(self, *_: object) -> None:

@@ -9,7 +9,8 @@ from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
-from sqlalchemy import URL, Engine
+from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy.exc import DisconnectionError
 
 try:
     import fcntl
@@ -23,6 +24,10 @@ WAL_CHECKPOINT_PAGES = 8000
 
 BUSY_TIMEOUT_MILLISECONDS = 5000
 """Time for which SQLite waits for a lock. No request waits that long: see `Writer`."""
+
+FILE_KEY = "imcallback_file"
+"""Key of `Connection.info` with the path and the identity of the SQLite file that the connection
+has opened, or None for a database in memory."""
 
 UNSAFE_JOURNAL_MODES = ("off", "memory")
 """Modes in which a crash during a transaction destroys the database file."""
@@ -86,6 +91,40 @@ def file_identity(path: str) -> tuple[int, int] | None:
     except FileNotFoundError:
         return None
     return stat.st_dev, stat.st_ino
+
+
+def watch_file(engine: Engine) -> None:
+    """Replace pooled connections to a SQLite file that was deleted or replaced meanwhile.
+
+    Such a connection still reads and writes the old file, which is lost with the process.
+    """
+
+    def note_file(driver: Any, record: Any) -> None:
+        # A `creator` may open another file than the URL names.
+        path = next((row[2] for row in driver.execute("PRAGMA database_list")), None)
+        record.info[FILE_KEY] = (path, file_identity(path)) if path else None
+
+    def check_file(_: object, record: Any, __: object) -> None:
+        if not _is_current(record.info[FILE_KEY]):
+            raise DisconnectionError("the database file was deleted or replaced")
+
+    event.listen(engine, "connect", note_file)
+    event.listen(engine, "checkout", check_file)
+
+
+def is_file_current(connection: Connection) -> bool:
+    """Return False if the file of the connection was deleted or replaced since it was opened.
+
+    Returns True for a database without a file. Needs an engine that `watch_file` has prepared.
+    """
+    return _is_current(connection.info.get(FILE_KEY))
+
+
+def _is_current(file: tuple[str, tuple[int, int] | None] | None) -> bool:
+    if file is None:
+        return True
+    path, identity = file
+    return identity is not None and identity == file_identity(path)
 
 
 @contextmanager

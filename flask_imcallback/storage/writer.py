@@ -27,7 +27,7 @@ from .database_errors import DeadlineError, Fault, FileReplacedError, classify
 from .entries import Entry
 from .inserts import store_entries
 from .key_conflicts import AlreadyStored, KeyConflict, Repetition, TakenId, find_key_conflict
-from .sqlite import file_identity, file_lock, sqlite_path
+from .sqlite import file_lock, is_file_current, sqlite_path
 from .threads import new_lock, new_queue, new_signal, start_thread
 
 logger = logging.getLogger("flask_imcallback")
@@ -56,9 +56,6 @@ INVISIBLE_CONFLICT_PAUSE_SECONDS = 0.05
 
 FIRST_ID_STEP_MICROSECONDS = 1000
 """A taken id moves by less than this step. The step doubles with each attempt."""
-
-FILE_IDENTITY_KEY = "imcallback_file_identity"
-"""Key of `Connection.info` with the identity of the SQLite file that the connection writes."""
 
 
 class _QueuedEntry(NamedTuple):
@@ -230,17 +227,13 @@ class Writer:
 
     def _commit(self, engine: Engine, entries: list[Entry], worker: _Worker) -> None:
         """Store all entries in one transaction. They are durable when this function returns."""
-        path = sqlite_path(engine)
         with engine.connect() as connection:
             worker.connection = connection
             try:
-                if path and FILE_IDENTITY_KEY not in connection.info:
-                    connection.info[FILE_IDENTITY_KEY] = file_identity(path)
                 self._store_entries(connection, entries)
                 worker.release_lock()
-                identity = connection.info.get(FILE_IDENTITY_KEY)
-                if path and (identity is None or identity != file_identity(path)):
-                    raise FileReplacedError(f"the database file {path} was deleted or replaced")
+                if not is_file_current(connection):
+                    raise FileReplacedError("the database file was deleted or replaced")
             finally:
                 worker.connection = None
                 if worker.is_abandoned:

@@ -274,6 +274,12 @@ def test_a_worker_hangs(database: Database, tmp_path: Path) -> None:
 
 
 @run_on("sqlite")
+def test_the_file_is_deleted(database: Database, tmp_path: Path) -> None:
+    """Callbacks that arrive after the deletion are in the new file."""
+    play(torture.file_deleted, database, tmp_path, 3)
+
+
+@run_on("sqlite")
 def test_the_power_is_cut(database: Database, tmp_path: Path) -> None:
     """The file is intact at any moment, and holds every acknowledged callback."""
     play(torture.power_cut, database, tmp_path, 10)

@@ -333,6 +333,22 @@ def test_a_deleted_database_file_is_noticed(tmp_path: Path, make_app: MakeApp) -
     assert "no such table" in str(second.error)
 
 
+def test_a_row_in_a_deleted_database_file_is_not_stored(tmp_path: Path, make_app: MakeApp) -> None:
+    """Two processes still have the deleted file open. The row that one of them has written there
+    is not a stored row for the other one."""
+    url = URL.create("sqlite", database=str(tmp_path / "test.db"))
+    one, other = make_app(url), make_app(url)
+    first, second, third = make_entries(one, 3)
+    write(one, first)
+    write(other, second)
+    for file in tmp_path.glob("test.db*"):
+        file.unlink()
+    for app in (one, other):
+        entry = third.copy()
+        write(app, entry)
+        assert "no such table" in str(entry.error)
+
+
 FAIL = {
     "postgresql": """CREATE SEQUENCE tries;;
 CREATE FUNCTION fail() RETURNS trigger LANGUAGE plpgsql AS $$ BEGIN

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from http.client import HTTPConnection
 from pathlib import Path
@@ -43,12 +43,10 @@ class Running:
 
     def ask(self, method: str, path: str, **arguments: Any) -> tuple[int, Any]:
         """Send a request, and return the status and the JSON body."""
-        connection = HTTPConnection("127.0.0.1", self.port, timeout=30)
-        connection.request(method, path, **arguments)
-        response = connection.getresponse()
-        answer = response.status, json.loads(response.read() or "null")
-        connection.close()
-        return answer
+        with closing(HTTPConnection("127.0.0.1", self.port, timeout=30)) as connection:
+            connection.request(method, path, **arguments)
+            with connection.getresponse() as response:
+                return response.status, json.loads(response.read() or "null")
 
     def rows(self, table: Any) -> list[Any]:
         """Return all rows of a table, in the order of their ids."""
