@@ -27,6 +27,14 @@ def check_spool(runtime: Runtime) -> Iterator[Finding]:
         yield problem
     else:
         yield ok(f"The spool {spool.path} can be written")
+    if not runtime.process.get().engines.has_clear_mark():
+        yield warning(
+            "The URL of the engine names no database",
+            f"The spool marks its callbacks with {spool.mark}. Another deployment may have the "
+            "same mark and a different database.",
+            "Name the database in the URL of the engine, also beside a creator. Or give each "
+            "deployment its own IMCALLBACK_SPOOL.",
+        )
     try:
         waiting = spool.waiting()
     except (ImCallbackError, OSError):

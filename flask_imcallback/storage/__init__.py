@@ -7,7 +7,7 @@ from .autogenerate import is_our_table, protect_tables
 from .counters import ACCEPTED, REFUSED, CallbackCount, CallbackCounters
 from .database_errors import DeadlineError, Fault, classify, describe
 from .drain import Drain
-from .engines import Engines, create_private_file, describe_url
+from .engines import Engines, create_private_file, describe_url, has_file
 from .entries import Delivery
 from .ids import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
 from .inspection import (
@@ -62,6 +62,7 @@ __all__ = [
     "delivery",
     "describe",
     "describe_url",
+    "has_file",
     "id_at",
     "inspect_database",
     "is_at_head",
