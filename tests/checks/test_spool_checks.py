@@ -386,3 +386,16 @@ def test_a_mark_that_names_no_database_is_told(folder: Path) -> None:
         "deployment its own IMCALLBACK_SPOOL.",
     )
     close_connections(app)
+
+
+def test_a_spool_in_the_database_file_is_told(make_app: MakeApp, folder: Path) -> None:
+    """A locked database would lock its spool, too."""
+    path = folder / "test.db"
+    url = URL.create("sqlite", database=str(path))
+    assert has_finding(
+        diagnose(make_app(url, IMCALLBACK_SPOOL=str(path), **GUARDS)),
+        "FAILURE",
+        "The spool is the database file",
+        f"Both are {path}. While the database is locked or damaged, the spool is too.",
+        "Set IMCALLBACK_SPOOL to another file.",
+    )
