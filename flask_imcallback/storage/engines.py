@@ -81,9 +81,7 @@ class Engines:
         """Return an engine for requests, with the pool limits of the host app."""
         engines, host = self._process.get(), self.host()
         if engines.reading is None:
-            pool = host.pool.recreate()
-            if not isinstance(pool, QueuePool | NullPool):
-                pool = _queue_pool(host.pool)
+            pool = _reading_pool(host.pool)
             if host.dialect.name != "sqlite":
                 pool._pre_ping = True  # no query of a reader fails after a restart of the server
             engines.reading = engines.reading or _derive(host, pool)
@@ -194,13 +192,23 @@ def _check(engine: Any) -> Engine:
     return engine
 
 
-def _queue_pool(pool: Pool) -> QueuePool:
-    """Return a pool that keeps one connection, with the options of the given pool."""
+def _reading_pool(pool: Pool) -> Pool:
+    """Return a pool with the limits of the given pool."""
+    if isinstance(pool, NullPool):
+        return _null_pool(pool)
+    if isinstance(pool, QueuePool):
+        return _queue_pool(pool, pool.size(), pool._max_overflow, timeout=pool._timeout)
+    return _queue_pool(pool)
+
+
+def _queue_pool(pool: Pool, pool_size: int = 1, max_overflow: int = -1, **limits: Any) -> QueuePool:
+    """Return a pool that keeps some connections, with the options of the given pool."""
     return QueuePool(
         pool._creator,
-        pool_size=1,
-        max_overflow=-1,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
         recycle=pool._recycle,
+        **limits,
         **_common_options(pool),
     )
 
@@ -210,11 +218,19 @@ def _null_pool(pool: Pool) -> NullPool:
 
 
 def _common_options(pool: Pool) -> dict[str, Any]:
-    """Return the options that `Pool.recreate` keeps, among them the listeners of the host app."""
+    """Return the options of a new pool, with the listeners that prepare a new connection.
+
+    Other listeners of the host app may need its request: they may set the tenant of a connection.
+    """
+    names = ("connect", "first_connect")
     return {
         "pre_ping": pool._pre_ping,
         "dialect": pool._dialect,
-        "_dispatch": pool.dispatch,
+        "events": [
+            (listener, name)
+            for name in names
+            for listener in getattr(pool.dispatch, name).listeners
+        ],
     }
 
 
