@@ -24,7 +24,8 @@ html_theme = "flask"
 html_title = f"flask-imcallback {version}"
 html_show_sourcelink = False
 html_copy_source = False
+templates_path = ["_templates"]
 html_sidebars = {
-    "index": ["searchbox.html"],
-    "**": ["localtoc.html", "relations.html", "searchbox.html"],
+    "**": ["searchbox.html", "globaltoc.html"],
+    "404": ["searchbox.html"],  # this page of the theme has no place in the contents
 }
