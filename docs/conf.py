@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from flask_imcallback import __version__
 
 project = "flask-imcallback"
 copyright = "2026 the flask-imcallback developers"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "pallets_sphinx_themes", "generated"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "pallets_sphinx_themes"]
 myst_heading_anchors = 3
 # A text in single backticks is code.
 default_role = "code"
