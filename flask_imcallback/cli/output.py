@@ -74,7 +74,7 @@ def schema_options(schema: Schema) -> list[click.Parameter]:
         click.Option(
             [_flag(name)],
             multiple=hasattr(field, "inner"),
-            is_flag=field.metadata.get("enum") == ["no", "yes"],
+            is_flag=field.metadata.get("enum") == ["no", "yes"] or None,
             help=helps[name],
         )
         for name, field in schema.fields.items()

@@ -17,7 +17,7 @@ from flask import Flask
 from flask_imcallback.removals import Relation
 from flask_imcallback.web.page.files import URL_PATHS
 from support import ROOT
-from support.api import login_required
+from support.api import MEMBERS, login_required
 from support.apps import MakeApp
 from support.deliveries import MOMENT, store
 from support.pages import (
@@ -306,7 +306,7 @@ def test_an_export_has_all_matches(make_app: MakeApp, format: str) -> None:
     if format == "CSV":
         _, *rows = csv.reader(io.StringIO(response.text))
         assert response.text.startswith("\ufeff")
-        assert [row[6] for row in rows] == ['="0"', '="1"', '="2"', '="3"']
+        assert [row[MEMBERS.index("target_id")] for row in rows] == ['="0"', '="1"', '="2"', '="3"']
     else:
         lines = response.text.splitlines()
         assert [json.loads(line)["target_id"] for line in lines] == ["0", "1", "2", "3"]
