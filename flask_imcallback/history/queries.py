@@ -187,11 +187,9 @@ def shorten(text: str) -> str:
 def suggest(name: str, known_names: Collection[str]) -> str:
     """Return ": did you mean owner_id?" with the known name that is nearest to a wrong name.
 
-    A full stop means that no name is near. `owner` is nearer to `owner_id` than to `order`.
+    A full stop means that no name is near.
     """
-    matches = [known for known in known_names if name.lower() in known.split("_")]
-    if len(matches) != 1:
-        matches = get_close_matches(name.lower(), known_names, n=1)
+    matches = get_close_matches(name.lower(), known_names, n=1)
     return f": did you mean {matches[0]}?" if matches else "."
 
 

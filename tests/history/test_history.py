@@ -635,7 +635,7 @@ BAD_FILTERS: list[tuple[str, Any, str]] = [
             ("Owner_id", ": did you mean owner_id?"),
             ("ownerID", ": did you mean owner_id?"),
             ("peer", ": did you mean peer_id?"),
-            ("ip", ": did you mean client_ip?"),
+            ("client", ": did you mean client_ip?"),
             ("ordre", ": did you mean order?"),
             *((name, ".") for name in ("id", "texts", "digest", "page", "", "x" * 10_000)),
         )
