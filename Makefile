@@ -17,6 +17,11 @@ $(VENV)/tested: $(VENV)/installed
 	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
 	touch $@
 
+# Install the programs that read exports in the tests.
+$(VENV)/readers: $(VENV)/tested
+	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[readers]'
+	touch $@
+
 run: $(VENV)/installed
 	$(BIN)/flask --app example_app db upgrade
 	$(BIN)/python example_app.py
@@ -32,7 +37,7 @@ check: lint
 	$(BIN)/python -m pytest -n 2 -q -m "not servers and not slow"
 
 # Run all checks and all tests. Obtains PostgreSQL, MariaDB and Chromium first.
-test: lint
+test: lint $(VENV)/readers
 	PYTHONPATH=tests $(BIN)/python -m support.servers
 	PYTHONPATH=tests $(BIN)/python -m support.browsers
 	$(BIN)/python -m pytest -n 2
@@ -70,7 +75,7 @@ torture: $(VENV)/tested
 # Run all tests with the oldest dependencies that setup.cfg allows.
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' \
+	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --editable '.[test,readers]' \
 		--constraint tests/oldest.txt
 	.venv-oldest/bin/python -m pytest -n 2
 

@@ -16,12 +16,13 @@ import click
 from ..history import (
     COLUMNS,
     EXPORT_QUERY,
-    FORMATS,
     HISTORY_QUERY,
     STATS_QUERY,
+    FileOptions,
     HistoryQuery,
     csv_records,
     encode,
+    join_choices,
     json_lines,
     load_export_query,
     load_history_query,
@@ -49,7 +50,8 @@ def _history(format: str, **filters: Any) -> None:
         for line in json_lines(page.data):
             click.echo(line)
     elif format == "csv":
-        click.echo(csv_records([COLUMNS]) + removal_csv(page.data), nl=False)
+        rows = removal_csv(page.data, FileOptions(format="csv"))
+        click.echo(csv_records([COLUMNS]) + rows, nl=False)
     else:
         echo_table([removal_json(record) for record in page.data], TABLE)
     if page.next_cursor:
@@ -74,19 +76,30 @@ def _stats(format: str, **parameters: Any) -> None:
 
 @report_wrong_options
 def _export(file: str, **parameters: Any) -> None:
-    suffix = Path(file).suffix[1:].lower()
-    if parameters["format"] is None and suffix in FORMATS:
-        parameters["format"] = suffix
-    query, format, keeps_formulas = load_export_query(query_parameters(parameters))
+    if parameters["format"] is None:
+        parameters["format"] = _format_of_name(file)
+    query, options = load_export_query(query_parameters(parameters))
     chunks = get_runtime().history.read_chunks(query)
     if sys.stderr.isatty():
         chunks = _with_progress_bar(chunks, query)
-    parts = encode(format, chunks, keeps_formulas=keeps_formulas)
+    parts = encode(options, chunks)
     if file == "-":
         for part in parts:
             click.echo(part, nl=False)
     else:
         _write_file(file, parts)
+
+
+def _format_of_name(file: str) -> str | None:
+    """Return the format that the ending of a file selects, or None if there is no ending."""
+    ending = Path(file).suffix.lower()
+    if ending and ending not in ENDINGS:
+        raise click.BadParameter(
+            f"no format has the ending {ending}. Use {join_choices(ENDINGS)}, "
+            "or name the format with --format. A spreadsheet opens .csv, best with --spreadsheet",
+            param_hint="FILE",
+        )
+    return ENDINGS.get(ending)
 
 
 def _write_file(file: str, parts: Iterable[bytes]) -> None:
@@ -126,6 +139,8 @@ def _first_and_last_id(query: HistoryQuery) -> tuple[int, int]:
     return min(ids, default=0), max(ids, default=0)
 
 
+ENDINGS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet"}
+"""Ending of a file -> the format that it selects."""
 TABLE = ("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform")
 
 history = make_command(
@@ -147,7 +162,7 @@ stats = make_command(
 export = make_command(
     "export",
     "Write all removals that match the filters to FILE, or to stdout if FILE is -. The ending of "
-    "FILE selects the format: .ndjson, .csv or .parquet.",
+    "FILE selects the format: .ndjson, .jsonl, .csv or .parquet. --format takes precedence.",
     _export,
     click.Argument(["file"]),
     *schema_options(EXPORT_QUERY),

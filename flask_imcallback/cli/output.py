@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Callable, Iterable
+from datetime import UTC, datetime
 from typing import Any
 
 import click
@@ -12,7 +14,10 @@ from marshmallow import Schema
 
 from ..checks import Finding
 from ..errors import HistoryQueryError, ImCallbackError
+from ..history import load_zone
 
+PERIOD = {"since", "until"}
+DATE = re.compile(r"\d{4}-\d\d-\d\d", re.ASCII)
 FORMAT_OPTION = click.Option(
     ["--format"],
     type=click.Choice(["table", "ndjson", "csv"]),
@@ -61,23 +66,48 @@ def make_command(
 
 def schema_options(schema: Schema) -> list[click.Parameter]:
     """Return one option for each query parameter of a schema."""
+    zone = "--tz" if "tz" in schema.fields else "UTC"
+    helps = {name: field.metadata.get("description", "") for name, field in schema.fields.items()}
+    for name in helps.keys() & PERIOD:
+        helps[name] += f". A date without a time means midnight in {zone}"
     return [
         click.Option(
             [_flag(name)],
             multiple=hasattr(field, "inner"),
-            help=field.metadata.get("description"),
+            is_flag=field.metadata.get("enum") == ["no", "yes"] or None,
+            help=helps[name],
         )
         for name, field in schema.fields.items()
     ]
 
 
 def query_parameters(options: dict[str, Any]) -> dict[str, list[str]]:
-    """Return the options that have a value as query parameters, each with all its values."""
-    return {
-        name: list(value) if isinstance(value, tuple) else [value]
+    """Return the options that have a value as query parameters, each with all its values.
+
+    Raises `HistoryQueryError` for a wrong time zone.
+    """
+    parameters = {
+        name: list(value) if isinstance(value, tuple) else ["yes" if value is True else value]
         for name, value in options.items()
-        if value not in (None, ())
+        if value not in (None, False, ())
     }
+    for name in parameters.keys() & PERIOD:
+        parameters[name] = [_add_midnight(text, options.get("tz")) for text in parameters[name]]
+    return parameters
+
+
+def _add_midnight(text: str, tz: str | None) -> str:
+    """Return the start of a date in a time zone, as RFC 3339. Other texts are returned as they are.
+
+    Only the command line does this: a program that uses HTTP should name the time that it means.
+    """
+    if not DATE.fullmatch(text):
+        return text
+    zone = load_zone(tz or "UTC")
+    try:
+        return datetime.fromisoformat(text).replace(tzinfo=zone).astimezone(UTC).isoformat()
+    except (ValueError, OverflowError):
+        return text
 
 
 def echo_table(rows: list[dict[str, Any]], columns: tuple[str, ...]) -> None:

@@ -1,9 +1,18 @@
 """The only room that reads the database for users: queries, plans, pages, counts and exports."""
 
-from .export import COLUMNS, FORMATS, csv_records, encode, json_lines, removal_csv, removal_json
+from .export import (
+    COLUMNS,
+    FORMATS,
+    FileOptions,
+    csv_records,
+    encode,
+    json_lines,
+    removal_csv,
+    removal_json,
+)
 from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
 from .history import History
-from .queries import HistoryQuery, StatsQuery, load_zone, shorten
+from .queries import HistoryQuery, StatsQuery, join_choices, load_zone, shorten
 from .results import (
     DeliveryDetail,
     DeliveryPage,
@@ -41,6 +50,7 @@ __all__ = [
     "DeliveryFilters",
     "DeliveryPage",
     "DeliveryRecord",
+    "FileOptions",
     "History",
     "HistoryFilters",
     "HistoryQuery",
@@ -53,6 +63,7 @@ __all__ = [
     "StreamFilters",
     "csv_records",
     "encode",
+    "join_choices",
     "json_lines",
     "load_delivery_query",
     "load_export_query",

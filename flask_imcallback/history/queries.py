@@ -8,6 +8,7 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass, field
 from datetime import datetime
+from difflib import get_close_matches
 from typing import Any, Self
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
@@ -183,6 +184,15 @@ def shorten(text: str) -> str:
     return text if len(text) <= MAX_SHOWN_LENGTH else f"{text[:MAX_SHOWN_LENGTH]}…"
 
 
+def suggest(name: str, known_names: Collection[str]) -> str:
+    """Return ": did you mean owner_id?" with the known name that is nearest to a wrong name.
+
+    A full stop means that no name is near.
+    """
+    matches = get_close_matches(name.lower(), known_names, n=1)
+    return f": did you mean {matches[0]}?" if matches else "."
+
+
 def join_choices(choices: Iterable[str]) -> str:
     """Return the choices as a phrase: "a, b or c"."""
     *others, last = choices
@@ -192,8 +202,8 @@ def join_choices(choices: Iterable[str]) -> str:
 def _used_filters(filters: Mapping[str, Any], allowed: Collection[str]) -> dict[str, Any]:
     for name in filters:
         if name not in allowed:
-            problem = f"is not a filter of this method. The filters are {', '.join(allowed)}"
-            raise HistoryQueryError(name, problem)
+            problem = f"is not a filter of this method{suggest(name, allowed)}"
+            raise HistoryQueryError(name, f"{problem} The filters are {', '.join(allowed)}")
     return {name: value for name, value in filters.items() if value is not None}
 
 

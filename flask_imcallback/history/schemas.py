@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from base64 import b64encode
 from collections.abc import Mapping, Sequence
+from dataclasses import fields as dataclass_fields
 from datetime import UTC, datetime
 from typing import Any
 
@@ -15,7 +16,7 @@ from ..errors import HistoryQueryError
 from ..removals import Status
 from ..storable_text import MAX_TEXT_LENGTH
 from ..storage import MAX_ID
-from .export import FORMATS, utc_text
+from .export import FORMATS, FORMULAS, MANIFESTS, SPREADSHEETS, FileOptions, utc_text
 from .filters import FILTERS, GROUPS, Filter
 from .queries import (
     BUCKETS,
@@ -26,15 +27,14 @@ from .queries import (
     DeliveryQuery,
     HistoryQuery,
     StatsQuery,
-    check_choice,
     format_value,
     join_choices,
     shorten,
+    suggest,
 )
 from .results import RemovalCount
 
 RFC_3339 = re.compile(r"\d{4}-\d\d-\d\d[Tt]\d\d:\d\d:\d\d(\.\d+)?([Zz]|[+-]\d\d:\d\d)", re.ASCII)
-FORMULAS = ("escape", "keep")
 
 
 # At run time marshmallow 3 has no Field[datetime].
@@ -46,15 +46,13 @@ class Moment(fields.Field):  # type: ignore[type-arg]
         return None if moment is None else utc_text(moment)
 
     def _deserialize(self, value: Any, attr: Any, data: Any, **kwargs: Any) -> datetime:
-        try:
-            if RFC_3339.fullmatch(value):
-                return datetime.fromisoformat(value.upper()).astimezone(UTC)
-        except (ValueError, OverflowError):
-            pass
-        raise ValidationError(
-            "must be a time with its offset, such as 2026-11-20T18:05:00Z, "
-            f"not {format_value(value)}. Write %2B for a + in a URL"
-        )
+        moment = _parse_time(value)
+        if moment is None:
+            raise ValidationError(
+                "must be a time with its offset, such as 2026-11-20T18:05:00Z, "
+                f"not {format_value(value)}{_advise_on_time(value)}"
+            )
+        return moment
 
 
 class WholeNumber(fields.Integer):
@@ -64,6 +62,25 @@ class WholeNumber(fields.Integer):
         if not re.fullmatch(r"\d{1,16}", value, re.ASCII):
             raise ValidationError(f"must be a whole number, not {format_value(value)}")
         return int(value)
+
+
+def _parse_time(text: str) -> datetime | None:
+    """Return the time in UTC, or None if the text is not a time with an offset (RFC 3339)."""
+    try:
+        if RFC_3339.fullmatch(text):
+            return datetime.fromisoformat(text.upper()).astimezone(UTC)
+    except (ValueError, OverflowError):
+        pass
+    return None
+
+
+def _advise_on_time(text: str) -> str:
+    """Return the remedy for a time in a form that people often write, or an empty text."""
+    if _parse_time(f"{text}T00:00:00Z"):
+        return f". Write {text}T00:00:00Z for the start of this day in UTC"
+    if _parse_time(text.replace(" ", "+")):
+        return ". Write %2B for a + in a URL"
+    return ""
 
 
 # OpenAPI and the command line show the metadata. The classes in `queries` do the checks.
@@ -155,6 +172,16 @@ class ExportQuerySchema(FilterSchema, OrderedSchema):
         FORMULAS,
         default="escape",
     )
+    spreadsheet = _choice(
+        "write CSV for a spreadsheet, which shows every id with all its digits",
+        SPREADSHEETS,
+        default="no",
+    )
+    manifest = _choice(
+        "append the number of removals to the file, or omit it (the default)",
+        MANIFESTS,
+        default="omit",
+    )
 
 
 class DeliveryQuerySchema(PagedSchema):
@@ -176,7 +203,8 @@ def load_parameters(schema: Schema, parameters: Mapping[str, list[str]]) -> dict
     for name, values in parameters.items():
         if name not in schema.fields:
             problem = (
-                f"is not a parameter of this URL. The parameters are {', '.join(schema.fields)}"
+                f"is not a parameter of this URL{suggest(name, schema.fields)} "
+                f"The parameters are {', '.join(schema.fields)}"
             )
             raise HistoryQueryError(shorten(name), problem)
         is_repeatable = isinstance(schema.fields[name], fields.List)
@@ -202,16 +230,12 @@ def load_stats_query(parameters: Mapping[str, list[str]]) -> tuple[HistoryQuery,
     return HistoryQuery.from_filters(values), StatsQuery(**options)
 
 
-def load_export_query(parameters: Mapping[str, list[str]]) -> tuple[HistoryQuery, str, bool]:
-    """Return the query of an export, its format, and whether formulas are kept.
-
-    Raises `HistoryQueryError`.
-    """
+def load_export_query(parameters: Mapping[str, list[str]]) -> tuple[HistoryQuery, FileOptions]:
+    """Return the query of an export and the options of its file. Raises `HistoryQueryError`."""
     values = load_parameters(EXPORT_QUERY, parameters)
-    format, formulas = values.pop("format", "ndjson"), values.pop("formulas", "escape")
-    check_choice("format", format, tuple(FORMATS))
-    check_choice("formulas", formulas, FORMULAS)
-    return HistoryQuery.from_filters(values), format, formulas == "keep"
+    names = [field.name for field in dataclass_fields(FileOptions) if field.name in values]
+    options = FileOptions(**{name: values.pop(name) for name in names})
+    return HistoryQuery.from_filters(values), options
 
 
 def load_delivery_query(parameters: Mapping[str, list[str]]) -> DeliveryQuery:

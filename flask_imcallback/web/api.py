@@ -72,18 +72,19 @@ def _stats() -> Response:
 
 
 def _export() -> Response:
-    query, format, keeps_formulas = load_export_query(read_parameters())
+    query, options = load_export_query(read_parameters())
     chunks = get_runtime().history.read_chunks(query)
     try:
-        file = encode(format, chunks, keeps_formulas=keeps_formulas)
+        file = encode(options, chunks)
     except ConfigError as error:
         raise ProblemError(NOT_INSTALLED, str(error)) from error
     # The first bytes are made before the response starts, so an error still gets a status.
-    file = chain([next(file)], file)
+    file = chain([next(file, b"")], file)
     # The server never reads nor closes the body of a HEAD response.
     body = iter(()) if request.method == "HEAD" else stream_with_context(_log_failures(file))
-    response = Response(body, content_type=FORMATS[format].media_type)
-    response.headers["Content-Disposition"] = f'attachment; filename="removals.{format}"'
+    response = Response(body, content_type=FORMATS[options.format].media_type)
+    disposition = f'attachment; filename="removals.{options.format}"'
+    response.headers["Content-Disposition"] = disposition
     return response
 
 

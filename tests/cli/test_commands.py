@@ -117,12 +117,39 @@ def test_a_table_escapes_control_characters(app: Flask) -> None:
         (("--command", "callbackX", "--relation", "friend", "--provider", "openim"), "cba"),
         (("--since", MOMENT.isoformat()), "cba"),
         (("--until", MOMENT.isoformat()), ""),
+        (("--since", "2026-11-20"), "cba"),
+        (("--since", "2026-11-21"), ""),
+        (("--until", "2026-11-21"), "cba"),
+        (("--until", "2026-11-20"), ""),
     ],
 )
 def test_filters(app: Flask, arguments: tuple[str, ...], owners: str) -> None:
     """The filters equal those of the HTTP API. Repeated options are alternatives."""
     removals = parse_rows(run(app, "--format", "ndjson", *arguments))
     assert "".join(row["owner_id"] for row in removals) == owners
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--since=2026-02-30", "not '2026-02-30'"),
+        ("--since=20261101", "not '20261101'"),
+        ("--until=2026-11-01T00:00:00", "not '2026-11-01T00:00:00'"),
+        ("--until=0001-01-01Z", "not '0001-01-01Z'"),
+    ],
+)
+def test_only_whole_dates_need_no_offset(app: Flask, option: str, message: str) -> None:
+    """A text that is neither a date nor a time with an offset is refused."""
+    problem = "must be a time with its offset, such as 2026-11-20T18:05:00Z, "
+    assert run(app, option, status=2).stderr.endswith(f"{problem}{message}\n")
+
+
+def test_the_nearest_option_is_named(app: Flask) -> None:
+    """A misspelt filter gets the option that was meant."""
+    for option, nearest in (("--owner", "--owner-id"), ("--target_id", "--target-id")):
+        *_, message = run(app, option, "x", status=2).stderr.splitlines()
+        assert message.startswith("Error: No such option")
+        assert nearest in message
 
 
 @pytest.mark.parametrize("format", ["table", "ndjson", "csv"])
@@ -186,6 +213,8 @@ def test_help(app: Flask) -> None:
     for name in set(names) - {"id", "position", "received_at"}:
         assert f"--{name.replace('_', '-')} " in output, name
 
+    assert "A date without a time means midnight in UTC" in " ".join(output.split())
+
 
 STATS = ("stats", "--since", "2026-11-20T00:00:00Z", "--until", "2026-11-21T12:00:00Z")
 
@@ -225,6 +254,37 @@ def test_stats_equal_the_http_answer(make_app: MakeApp, group_by: str | None) ->
     assert [line.split() for line in lines[1:]] == [
         [str(cell or "-") if cell != 0 else "0" for cell in row] for row in cells
     ]
+
+
+@pytest.mark.parametrize(
+    ("tz", "first"),
+    [
+        (None, "2026-11-20T00:00:00Z"),
+        ("UTC", "2026-11-20T00:00:00Z"),
+        ("Asia/Shanghai", "2026-11-20T00:00:00+08:00"),
+        ("America/St_Johns", "2026-11-20T00:00:00-03:30"),
+    ],
+)
+def test_a_date_of_stats_is_in_the_zone_of_the_buckets(
+    app: Flask, tz: str | None, first: str
+) -> None:
+    """A date means midnight in `--tz`, so that the first bucket is a whole day."""
+    options = ["--since", "2026-11-20", "--until", "2026-11-22", "--format", "ndjson"]
+    options += ["--tz", tz] if tz else []
+    result = app.test_cli_runner().invoke(args=["imcallback", "stats", *options])
+    rows = parse_rows(result)
+    assert [row["bucket"][:10] for row in rows] == ["2026-11-20", "2026-11-21"]
+    assert rows[0]["bucket"] == first
+    output = app.test_cli_runner().invoke(args=["imcallback", "stats", "--help"]).stdout
+    assert "A date without a time means midnight in --tz" in " ".join(output.split())
+
+
+def test_a_wrong_zone_of_a_date_is_named(app: Flask) -> None:
+    """The error names the zone and not the date."""
+    options = ["--since", "2026-11-20", "--tz", "Mars"]
+    result = app.test_cli_runner().invoke(args=["imcallback", "stats", *options])
+    assert result.exit_code == 2
+    assert "Invalid value for --tz: must name a time zone" in result.stderr
 
 
 def test_stats_without_rows(make_app: MakeApp) -> None:

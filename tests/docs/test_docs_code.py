@@ -1,6 +1,6 @@
 """The code of README and docs runs: Python, `flask imcallback …`, curl and settings.
 
-`providers.md` and `galera.md` have tests of their own.
+`providers.md`, `galera.md` and `export.md` have tests of their own.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from support.apps import close_connections, join
 PAGES = {
     page.name: page.read_text("utf-8") for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
 }
-PAGES_WITH_OWN_TESTS = {"providers.md", "galera.md"}
+PAGES_WITH_OWN_TESTS = {"providers.md", "galera.md", "export.md"}
 SETTINGS = {
     "FLASK_SECRET_KEY": "a secret key of the tests",
     "FLASK_IMCALLBACK_TENCENT_APPS": '{"1400000000": ["the token"]}',

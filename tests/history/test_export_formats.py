@@ -1,4 +1,4 @@
-"""NDJSON, CSV and Parquet files: their content, escaping, truncation and memory."""
+"""NDJSON, CSV and Parquet files: content, escaping, spreadsheets, manifest and memory."""
 
 from __future__ import annotations
 
@@ -17,8 +17,8 @@ from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
 
-from flask_imcallback.errors import ConfigError
-from flask_imcallback.history.export import FORMATS, encode
+from flask_imcallback.errors import ConfigError, HistoryQueryError
+from flask_imcallback.history.export import FORMATS, FileOptions, encode
 from flask_imcallback.removals import Record, Relation
 from support.api import MEMBERS
 
@@ -77,7 +77,7 @@ lasting = settings(max_examples=200, deadline=None, database=None)
 
 
 def whole(format: str, parts: Iterable[Sequence[Record]], **options: Any) -> bytes:
-    return b"".join(encode(format, parts, **options))
+    return b"".join(encode(FileOptions(format=format, **options), parts))
 
 
 def flat(parts: Iterable[Sequence[Record]]) -> list[Record]:
@@ -90,12 +90,11 @@ def records(file: bytes) -> list[list[str]]:
 
 def has_manifest(format: str, file: bytes, count: int) -> bool:
     """Return True if a reader would find the manifest at the end of the file."""
-    if format == "csv":
-        last = (records(file) or [[]])[-1]
-        return last == ["manifest", str(count), *[""] * (len(MEMBERS) - 2)]
     try:
+        if format == "csv":
+            return records(file)[-1] == ["manifest", str(count), *[""] * (len(MEMBERS) - 2)]
         return bool(json.loads(file.splitlines()[-1]) == {"manifest": {"removals": count}})
-    except (IndexError, ValueError):
+    except (IndexError, ValueError, csv.Error):
         return False
 
 
@@ -103,9 +102,8 @@ def has_manifest(format: str, file: bytes, count: int) -> bool:
 @given(PARTS)
 @example([[HARD]])
 def test_ndjson_equals_json_dumps(parts: list[list[Record]]) -> None:
-    """Each line equals `json.dumps`, byte for byte, for any texts. The manifest is last."""
+    """Each line equals `json.dumps`, byte for byte, for any texts. There are no other lines."""
     lines = [json.dumps(as_json(record), ensure_ascii=False) for record in flat(parts)]
-    lines.append(json.dumps({"manifest": {"removals": len(lines)}}))
     assert whole("ndjson", parts).decode() == "".join(f"{line}\n" for line in lines)
 
 
@@ -113,12 +111,10 @@ def test_ndjson_equals_json_dumps(parts: list[list[Record]]) -> None:
 @given(PARTS)
 @example([[HARD]])
 def test_csv_is_read_back(parts: list[list[Record]]) -> None:
-    """Every cell is read back unchanged if formulas are kept. The manifest has as many cells."""
-    file = whole("csv", parts, keeps_formulas=True)
-    names, *rows, manifest = records(file)
+    """Every cell is read back unchanged if formulas are kept. There are no other records."""
+    names, *rows = records(whole("csv", parts, formulas="keep"))
     assert names == MEMBERS
     assert rows == [[str(cell) for cell in as_json(record).values()] for record in flat(parts)]
-    assert manifest == ["manifest", str(len(rows)), *[""] * 11]
 
 
 @lasting
@@ -133,19 +129,119 @@ def test_csv_holds_no_formulas(parts: list[list[Record]]) -> None:
         ]
         for record in flat(parts)
     ]
-    assert records(whole("csv", parts))[1:-1] == expected
+    assert records(whole("csv", parts))[1:] == expected
 
 
 def test_csv_as_bytes() -> None:
-    """CSV follows RFC 4180: CRLF, quotes where needed, and no byte order mark."""
+    """CSV follows RFC 4180: CRLF, quotes around every text, and no byte order mark."""
     row = removal(FIRST, "a,b", 'say "á"', "two\nlines", "=1+1", " ", "😀")
     assert whole("csv", [[row]]).decode() == (
         ",".join(MEMBERS) + "\r\n"
-        f'{FIRST},tencent,1400000000,"a,b",friend,"say ""á""","two\nlines",0,{FIRST},'
-        "'=1+1, ,😀,2026-11-20T18:05:00.123456Z\r\n"
-        "manifest,1,,,,,,,,,,,\r\n"
+        f'{FIRST},"tencent","1400000000","a,b","friend","say ""á""","two\nlines",0,{FIRST},'
+        '"\'=1+1"," ","😀","2026-11-20T18:05:00.123456Z"\r\n'
     )
-    assert ",=1+1," in whole("csv", [[row]], keeps_formulas=True).decode()
+    assert ',"=1+1",' in whole("csv", [[row]], formulas="keep").decode()
+
+
+def test_a_record_does_not_depend_on_other_records() -> None:
+    """A reader that derives the form of a file from its first records reads all of them."""
+    plain, hard = removal(FIRST), HARD._replace(id=FIRST + 1)
+    for format in ("ndjson", "csv"):
+        alone = whole(format, [[plain]])
+        assert whole(format, [[plain, hard]]).startswith(alone)
+    assert b',"",' in whole("csv", [[plain._replace(platform="")]])
+
+
+SHEET: Any = {"spreadsheet": "yes"}
+OWNER = MEMBERS.index("owner_id")
+CONVERTED = [
+    *("1344800117571260902", "00000007", "7", "1e5", "1E5", "1.5", "1,000", "5%", "$5", "¥5"),
+    *("3-4", "3/4", "2026-11-20", "4 Mar", "MAR1", "sept2", "10:30", "10 pm", "3月4日", "１２３"),
+    *("TRUE", "false", "#N/A", " 7", "7 ", "(7)", "٣", "user7", '5"', "203.0.113.7", "7" * 255),
+]
+"""Texts that Excel, LibreOffice or WPS convert, at least in one language, and texts like them."""
+
+
+@pytest.mark.parametrize("text", CONVERTED)
+@pytest.mark.parametrize("formulas", ["escape", "keep"])
+def test_a_spreadsheet_keeps_a_text(text: str, formulas: str) -> None:
+    """A text that a spreadsheet would convert is a formula that consists of this text."""
+    file = whole("csv", [[removal(FIRST)._replace(owner_id=text)]], **SHEET, formulas=formulas)
+    inside = text.replace('"', '""')
+    assert records(file)[1][OWNER] == f'="{inside}"'
+
+
+@pytest.mark.parametrize(
+    ("text", "escaped", "kept"),
+    [
+        *((text, f"'{text}", text) for text in FORMULAS if text[0] not in "+-"),
+        ("=1+1", "'=1+1", "=1+1"),
+        ("+1+1", "'+1+1", "+1+1"),
+        ("@TGS#1", "'@TGS#1", "@TGS#1"),
+        ("+8613800138000", "'+8613800138000", '="+8613800138000"'),
+        ("-5", "'-5", '="-5"'),
+        *((text, text, text) for text in ("alice", "张三", "", "a,b", '"', "truest", "😀7")),
+    ],
+)
+def test_formulas_in_a_spreadsheet(text: str, escaped: str, kept: str) -> None:
+    """A spreadsheet runs a text only if the reader asks for it. Other texts stay as they are."""
+    part = [removal(FIRST)._replace(owner_id=text)]
+    for formulas, expected in (("escape", escaped), ("keep", kept)):
+        assert records(whole("csv", [part], **SHEET, formulas=formulas))[1][OWNER] == expected
+
+
+def test_a_spreadsheet_as_bytes() -> None:
+    """The file has a byte order mark, plain names, numbers of 15 digits, and text in quotes."""
+    row = removal(999_999_999_999_999, position=1)._replace(
+        command="c", owner_id="007", target_id="a;b", client_ip="", request_id="r"
+    )
+    assert whole("csv", [[row]], **SHEET).decode() == (
+        "\ufeff" + ",".join(MEMBERS) + "\r\n"
+        '"=""1000000000000000""","tencent","=""1400000000""","c","friend","=""007""","a;b",1,'
+        '999999999999999,"","iOS","r","2001-09-09T01:46:39.999999Z"\r\n'
+    )
+
+
+@lasting
+@given(PARTS)
+@example([[HARD]])
+def test_a_spreadsheet_file_loses_nothing(parts: list[list[Record]]) -> None:
+    """Every value can be read back from the cells, unless an apostrophe was already in the text."""
+    for record, cells in zip(flat(parts), records(whole("csv", parts, **SHEET))[1:], strict=True):
+        for cell, value in zip(cells, as_json(record).values(), strict=True):
+            text = cell[2:-1].replace('""', '"') if cell.startswith('="') else cell
+            assert str(value) in (text, text.removeprefix("'"))
+
+
+@EVERY_FORMAT
+def test_only_csv_has_a_form_for_spreadsheets(format: str) -> None:
+    """The error names the parameter and the format that it needs."""
+    if format == "csv":
+        assert FileOptions(format=format, spreadsheet="yes").is_for_spreadsheet
+        return
+    with pytest.raises(HistoryQueryError) as caught:
+        FileOptions(format=format, spreadsheet="yes")
+    assert str(caught.value) == f"spreadsheet needs the format csv, not {format}"
+
+
+@EVERY_FORMAT
+def test_the_manifest_counts_the_removals(format: str) -> None:
+    """The manifest is appended on request, and changes nothing else of the file."""
+    for count in (0, 12):
+        without = whole(format, made(count, part=5))
+        file = whole(format, made(count, part=5), manifest="append")
+        if format == "parquet":
+            read = parquet.ParquetFile(io.BytesIO(file))
+            assert json.loads(read.metadata.metadata[b"manifest"]) == {"removals": count}
+            assert read.read().to_pylist() == parquet.read_table(io.BytesIO(without)).to_pylist()
+            metadata = parquet.ParquetFile(io.BytesIO(without)).metadata
+            assert b"manifest" not in metadata.metadata
+        else:
+            manifest = {
+                "ndjson": b'{"manifest": {"removals": %d}}\n' % count,
+                "csv": b"manifest,%d" % count + (len(MEMBERS) - 2) * b"," + b"\r\n",
+            }
+            assert file == without + manifest[format]
 
 
 @settings(max_examples=50, deadline=None, database=None)
@@ -176,9 +272,10 @@ def test_row_groups_are_bounded(part: int) -> None:
 
 @pytest.mark.parametrize("parts", [[], [[]], [[], []]])
 def test_an_empty_export_is_a_file(parts: list[list[Record]]) -> None:
-    """An export without removals has column names, and a manifest or types."""
-    assert whole("ndjson", parts) == b'{"manifest": {"removals": 0}}\n'
-    assert [row[:2] for row in records(whole("csv", parts))] == [MEMBERS[:2], ["manifest", "0"]]
+    """NDJSON without removals is empty. CSV and Parquet have column names."""
+    assert whole("ndjson", parts) == b""
+    assert records(whole("csv", parts)) == [MEMBERS]
+    assert whole("csv", parts, **SHEET).decode("utf-8-sig") == ",".join(MEMBERS) + "\r\n"
     table = parquet.read_table(io.BytesIO(whole("parquet", parts)))
     assert table.num_rows == 0
     assert table.column_names == MEMBERS
@@ -187,7 +284,7 @@ def test_an_empty_export_is_a_file(parts: list[list[Record]]) -> None:
 @WITH_MANIFEST
 def test_a_file_cut_off_has_no_manifest(format: str) -> None:
     """No part of a file ends in a manifest. The manifest counts the removals of the file."""
-    file = whole(format, made(12, part=5))
+    file = whole(format, made(12, part=5), manifest="append")
     assert has_manifest(format, file, 12)
     text = file.rstrip()
     assert not [end for end in range(len(text)) if has_manifest(format, text[:end], 12)]
@@ -209,7 +306,7 @@ def test_a_failure_completes_no_file(format: str) -> None:
         yield from made(60 * PART)
         raise ConnectionError
 
-    stream = encode(format, failing())
+    stream = encode(FileOptions(format=format, manifest="append"), failing())
     chunks: list[bytes] = []
     with pytest.raises(ConnectionError):
         chunks.extend(stream)
@@ -234,7 +331,7 @@ def test_a_file_is_made_while_it_is_sent(format: str, at_most: int) -> None:
             read += 1
             yield part
 
-    stream = encode(format, counted())
+    stream = encode(FileOptions(format=format), counted())
     assert read == 0
     for chunks in (1, 2):
         assert next(stream)
@@ -250,7 +347,7 @@ def test_no_byte_comes_before_the_first_chunk(format: str) -> None:
         yield []
 
     with pytest.raises(ConnectionError):
-        next(encode(format, failing()))
+        next(encode(FileOptions(format=format), failing()))
 
 
 @pytest.mark.slow
@@ -269,7 +366,7 @@ def test_memory_is_flat(format: str) -> None:
 
         tracemalloc.start()
         try:
-            for _ in encode(format, watched()):
+            for _ in encode(FileOptions(format=format), watched()):
                 pass
             return of_arrow + tracemalloc.get_traced_memory()[1]
         finally:
@@ -280,12 +377,20 @@ def test_memory_is_flat(format: str) -> None:
     assert few < (40_000_000 if format == "parquet" else 5_000_000)
 
 
-def test_an_unknown_format() -> None:
-    """An unknown format is refused at once, and the error lists the formats."""
-    with pytest.raises(
-        ValueError, match=r"^format must be one of ndjson, csv, parquet, not 'xml'$"
-    ):
-        encode("xml", [])
+@pytest.mark.parametrize(
+    ("name", "choices"),
+    [
+        ("format", "ndjson, csv or parquet"),
+        ("formulas", "escape or keep"),
+        ("spreadsheet", "no or yes"),
+        ("manifest", "omit or append"),
+    ],
+)
+def test_an_unknown_option(name: str, choices: str) -> None:
+    """An unknown option is refused at once, and the error lists the choices."""
+    with pytest.raises(HistoryQueryError) as caught:
+        FileOptions(**{name: "xml"})
+    assert str(caught.value) == f"{name} must be {choices}, not 'xml'"
 
 
 def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -294,8 +399,8 @@ def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(
         ConfigError, match=r"^Parquet needs pyarrow: install flask-imcallback\[parquet\]$"
     ):
-        encode("parquet", [])
-    assert whole("ndjson", [])
+        whole("parquet", [])
+    assert whole("csv", [])
 
 
 def test_media_types() -> None:

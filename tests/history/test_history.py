@@ -627,10 +627,18 @@ BAD_FILTERS: list[tuple[str, Any, str]] = [
         (
             name,
             "x",
-            "is not a filter of this method. "
+            f"is not a filter of this method{nearest} "
             f"The filters are {', '.join(HistoryFilters.__annotations__)}",
         )
-        for name in ("owner", "Owner_id", "peer", "id", "texts", "digest", "format", "")
+        for name, nearest in (
+            ("owner", ": did you mean owner_id?"),
+            ("Owner_id", ": did you mean owner_id?"),
+            ("ownerID", ": did you mean owner_id?"),
+            ("peer", ": did you mean peer_id?"),
+            ("client", ": did you mean client_ip?"),
+            ("ordre", ": did you mean order?"),
+            *((name, ".") for name in ("id", "texts", "digest", "page", "", "x" * 10_000)),
+        )
     ),
 ]
 

@@ -232,6 +232,12 @@ def test_a_plus_must_be_escaped(make_app: MakeApp) -> None:
     )
 
 
+PARAMETERS = (
+    "The parameters are since, until, order, limit, cursor, provider, app_id, command, relation, "
+    "owner_id, target_id, account_id, peer_id, platform, client_ip, request_id, delivery_id"
+)
+
+
 @pytest.mark.parametrize(
     ("query", "detail"),
     [
@@ -245,9 +251,17 @@ def test_a_plus_must_be_escaped(make_app: MakeApp) -> None:
         ("peer_id=x", "peer_id needs account_id: it names the account on the other side"),
         (
             "owner=x",
-            "owner is not a parameter of this URL. The parameters are since, until, order, "
-            "limit, cursor, provider, app_id, command, relation, owner_id, target_id, account_id, "
-            "peer_id, platform, client_ip, request_id, delivery_id",
+            f"owner is not a parameter of this URL: did you mean owner_id? {PARAMETERS}",
+        ),
+        ("page=2", f"page is not a parameter of this URL. {PARAMETERS}"),
+        (
+            "since=2026-11-01",
+            "since must be a time with its offset, such as 2026-11-20T18:05:00Z, "
+            "not '2026-11-01'. Write 2026-11-01T00:00:00Z for the start of this day in UTC",
+        ),
+        (
+            "until=2026-13-01",
+            "until must be a time with its offset, such as 2026-11-20T18:05:00Z, not '2026-13-01'",
         ),
         (
             "cursor=x",

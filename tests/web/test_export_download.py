@@ -41,15 +41,11 @@ Rows = list[dict[str, Any]]
 
 
 def rows_of(format: str, file: bytes) -> Rows:
-    """Return the removals of a complete file as JSON members. CSV values are texts."""
+    """Return the removals of a file as JSON members. CSV values are texts."""
     if format == "ndjson":
-        *lines, last = [json.loads(line) for line in file.splitlines()]
-        assert last == {"manifest": {"removals": len(lines)}}
-        return lines
+        return [json.loads(line) for line in file.splitlines()]
     if format == "csv":
-        *records, last = csv.DictReader(io.StringIO(file.decode(), newline=""), strict=True)
-        assert (last["id"], last["provider"]) == ("manifest", str(len(records)))
-        return records
+        return list(csv.DictReader(io.StringIO(file.decode(), newline=""), strict=True))
     rows: Rows = parquet.read_table(io.BytesIO(file)).to_pylist()
     for row in rows:
         row["received_at"] = row["received_at"].strftime("%Y-%m-%dT%H:%M:%S.%fZ")
@@ -178,12 +174,54 @@ def test_formulas(make_app: MakeApp) -> None:
         ("format=csv", "'=1+1"),
         ("format=csv&formulas=escape", "'=1+1"),
         ("format=csv&formulas=keep", "=1+1"),
+        ("format=csv&spreadsheet=no&manifest=omit", "'=1+1"),
         ("format=ndjson", "=1+1"),
         ("format=parquet", "=1+1"),
     ):
         format = re.findall("format=([a-z]+)", query)[0]
         (row,) = rows_of(format, get(app, f"{EXPORT}?{query}").data)
         assert row["owner_id"] == owner
+
+
+def test_a_spreadsheet_and_a_manifest(make_app: MakeApp, tmp_path: Path) -> None:
+    """HTTP and the command write the same file for a spreadsheet, with a manifest on request."""
+    app = open_history(make_app)
+    with app.app_context():
+        store(("=1+1", "00000007"), at=PAST)
+    for query, options, owner, target in (
+        ("", (), "'=1+1", '="00000007"'),
+        ("&formulas=keep", ("--formulas", "keep"), "=1+1", '="00000007"'),
+        ("&manifest=append", ("--manifest", "append"), "'=1+1", '="00000007"'),
+    ):
+        response = get(app, f"{EXPORT}?format=csv&spreadsheet=yes{query}")
+        assert response.content_type == "text/csv; charset=utf-8; header=present"
+        assert response.data.startswith(b"\xef\xbb\xbfid,provider,")
+        (row, *rest) = rows_of("csv", response.data)
+        assert (row["owner_id"], row["target_id"]) == (owner, target)
+        assert [last["provider"] for last in rest] == (["1"] if "manifest" in query else [])
+        export(app, str(tmp_path / "removals.csv"), "--spreadsheet", *options)
+        assert (tmp_path / "removals.csv").read_bytes() == response.data
+
+
+@pytest.mark.parametrize("query", ["", "&format=ndjson", "&format=parquet"])
+def test_a_spreadsheet_needs_csv(make_app: MakeApp, query: str) -> None:
+    """The problem names the parameter, and the format that it needs."""
+    app = open_history(make_app, migrate=False)
+    problem = assert_problem(get(app, f"{EXPORT}?spreadsheet=yes{query}"), 400)
+    format = query.partition("=")[2] or "ndjson"
+    assert problem["detail"] == f"spreadsheet needs the format csv, not {format}"
+    assert problem["parameter"] == "spreadsheet"
+    result = export(app, "-", "--spreadsheet", "--format", format, status=2)
+    problem_text = f"Invalid value for --spreadsheet: needs the format csv, not {format}"
+    assert problem_text in result.stderr
+
+
+@EVERY_FORMAT
+def test_an_export_without_removals(make_app: MakeApp, format: str) -> None:
+    """A file without removals is sent, too."""
+    response = get(open_history(make_app), f"{EXPORT}?format={format}")
+    assert response.status_code == 200
+    assert rows_of(format, response.data) == []
 
 
 @EVERY_FORMAT
@@ -207,6 +245,8 @@ def test_without_pyarrow(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> 
 BAD: list[tuple[str, Any]] = [
     *(("format", value) for value in ("", "xml", "CSV", "x" * 10_000, "\0", "é", ["csv", "csv"])),
     *(("formulas", value) for value in ("", "yes", "x" * 10_000, "\0", ["keep", "keep"])),
+    *(("spreadsheet", value) for value in ("", "true", "yes", ["no", "no"])),
+    *(("manifest", value) for value in ("", "yes", "no", ["append", "append"])),
     *(("order", value) for value in ("", "ASC", ["asc", "desc"])),
     *((name, moment) for name in ("since", "until") for moment in BAD_TIMES),
     *(("delivery_id", value) for value in ("", "0", "-1", "x", "9" * 10_000, ["1", "x"])),
@@ -235,7 +275,7 @@ def test_a_database_that_fails_in_the_middle(
     kind: str,
     formats: list[str],
 ) -> None:
-    """The file ends without a manifest, and the failure is logged."""
+    """The response breaks off before the manifest, and the failure is logged."""
     with servers.database(database_servers[kind]) as url, faults.proxy(url.port or 0) as proxy:
         app = open_history(make_app, url.set(port=proxy.port))
         if kind == "postgresql":
@@ -245,7 +285,7 @@ def test_a_database_that_fails_in_the_middle(
                 store_many(CHUNK_REMOVALS * 2)
         for format in formats:
             caplog.clear()
-            parts = get(app, f"{EXPORT}?format={format}").iter_encoded()
+            parts = get(app, f"{EXPORT}?format={format}&manifest=append").iter_encoded()
             file = next(parts)
             rest: list[bytes] = []
             with proxy.refusing(), pytest.raises(StorageError):
@@ -256,12 +296,12 @@ def test_a_database_that_fails_in_the_middle(
 
 
 def is_whole(format: str, file: bytes) -> bool:
-    """Return True if the file can be read to its end."""
+    """Return True if the file can be read to its end, and ends with a manifest."""
     try:
-        rows_of(format, file)
+        rows = rows_of(format, file)
     except Exception:
         return False
-    return True
+    return format == "parquet" or "manifest" in (rows[-1], rows[-1].get("id"))
 
 
 @pytest.mark.slow
@@ -286,8 +326,7 @@ def test_over_a_socket(many: URL, tmp_path: Path) -> None:
                     database.exec_driver_sql("ALTER TABLE away RENAME TO imcallback_source")
             else:
                 file += response.read()
-                assert file.count(b"\n") == MANY + 1
-                assert file.endswith(b'{"manifest": {"removals": %d}}\n' % MANY)
+                assert file.count(b"\n") == MANY
             connection.close()
         assert "An export was cut off" in running.log()
     engine.dispose()
@@ -306,8 +345,10 @@ def export(app: Flask, *arguments: str, status: int = 0) -> Result:
         ("removals.csv", (), "csv"),
         ("REMOVALS.CSV", (), "csv"),
         ("removals.parquet", (), "parquet"),
+        ("removals.jsonl", (), "ndjson"),
         ("removals", (), "ndjson"),
         ("removals.csv", ("--format", "ndjson"), "ndjson"),
+        ("removals.xlsx", ("--format", "csv"), "csv"),
         ("removals.old", ("--format", "parquet"), "parquet"),
     ],
 )
@@ -329,6 +370,26 @@ def test_the_name_selects_the_format(
     assert file.read_bytes() == get(app, f"{EXPORT}?order=asc&format={format}").data or (
         format == "parquet"
     )
+
+
+@pytest.mark.parametrize(
+    ("name", "ending"),
+    [("a.xlsx", ".xlsx"), ("a.json", ".json"), ("a.csv.gz", ".gz"), ("A.CVS", ".cvs")],
+)
+def test_an_unknown_ending_is_refused(
+    make_app: MakeApp, tmp_path: Path, name: str, ending: str
+) -> None:
+    """The error names the endings that work, and no file is made."""
+    app = open_history(make_app, migrate=False)
+    folder = tmp_path / "exports"
+    folder.mkdir()
+    result = export(app, str(folder / name), status=2)
+    assert result.stderr.endswith(
+        f"Error: Invalid value for FILE: no format has the ending {ending}. "
+        "Use .csv, .ndjson, .jsonl or .parquet, or name the format with --format. "
+        "A spreadsheet opens .csv, best with --spreadsheet\n"
+    )
+    assert list(folder.iterdir()) == []
 
 
 @EVERY_FORMAT

@@ -289,8 +289,9 @@ def test_bounds_are_those_of_the_code(make_app: MakeApp, path: str) -> None:
     tried = defaultdict(list)
     found = document(app)
     for name, parameter in parameters(found, found["paths"][path]["get"]).items():
-        other = {"account_id": "x"} if name == "peer_id" else {}
-        if other:
+        needed = {"peer_id": {"account_id": "x"}, "spreadsheet": {"format": "csv"}}
+        other = needed.get(name, {})
+        if name == "peer_id":
             parameter["schema"]["maxItems"] -= 1  # The limit counts all filters together.
         for value, is_taken in taken(parameter["schema"]):
             response = get(app, f"/imcallback{path}", TOKEN, query_string={**other, name: value})
@@ -312,7 +313,7 @@ def test_defaults_are_those_of_the_code(make_app: MakeApp, path: str) -> None:
         if "default" in parameter["schema"]
     }
     assert set(defaults) == set(QUERIES[path].fields) & {
-        *("order", "limit", "bucket", "tz", "format", "formulas")
+        *("order", "limit", "bucket", "tz", "format", "formulas", "spreadsheet", "manifest")
     }
     for query in ({}, {"format": "csv"} if path == "/history/export" else {}):
         without = get(app, f"/imcallback{path}", TOKEN, query_string=query)

@@ -17,7 +17,7 @@ from flask import Flask
 from flask_imcallback.removals import Relation
 from flask_imcallback.web.page.files import URL_PATHS
 from support import ROOT
-from support.api import login_required
+from support.api import MEMBERS, login_required
 from support.apps import MakeApp
 from support.deliveries import MOMENT, store
 from support.pages import (
@@ -290,7 +290,10 @@ def test_links_lead_through_all_pages_and_back(make_app: MakeApp, order: str) ->
 
 @pytest.mark.parametrize("format", ["NDJSON", "CSV"])
 def test_an_export_has_all_matches(make_app: MakeApp, format: str) -> None:
-    """The export has the filters and the order of the page, but not its limit."""
+    """The export has the filters and the order of the page, but not its limit.
+
+    CSV is for a spreadsheet.
+    """
     app = open_app(make_app)
     with app.app_context():
         store(*(("a&b", str(n)) for n in range(4)), ("c", "4"))
@@ -301,12 +304,12 @@ def test_an_export_has_all_matches(make_app: MakeApp, format: str) -> None:
     response = app.test_client().get(url, headers=basic("x", TOKEN), buffered=True)
     assert response.status_code == 200
     if format == "CSV":
-        _, *rows, _ = csv.reader(io.StringIO(response.text))
-        targets = [row[6] for row in rows]
+        _, *rows = csv.reader(io.StringIO(response.text))
+        assert response.text.startswith("\ufeff")
+        assert [row[MEMBERS.index("target_id")] for row in rows] == ['="0"', '="1"', '="2"', '="3"']
     else:
-        *lines, _ = response.text.splitlines()
-        targets = [json.loads(line)["target_id"] for line in lines]
-    assert targets == ["0", "1", "2", "3"]
+        lines = response.text.splitlines()
+        assert [json.loads(line)["target_id"] for line in lines] == ["0", "1", "2", "3"]
 
 
 # Errors
