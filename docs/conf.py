@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
+from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parent))
+
+from sphinx.application import Sphinx
 
 from flask_imcallback import __version__
 
@@ -28,3 +31,14 @@ html_sidebars = {
     "index": ["searchbox.html"],
     "**": ["localtoc.html", "relations.html", "searchbox.html"],
 }
+
+
+def set_language(_app: Sphinx, page: str, _template: str, context: dict[str, Any], *_: Any) -> None:
+    """Tell browsers that a translated page is Chinese."""
+    if page.endswith(".zh-CN"):
+        context["language"] = "zh-CN"
+
+
+def setup(app: Sphinx) -> None:
+    """Connect the functions of this file to Sphinx."""
+    app.connect("html-page-context", set_language)

@@ -47,6 +47,12 @@ def test_every_page_is_in_the_contents(site: Path) -> None:
         assert f'href="{page.stem}.html"' in index, page.name
 
 
+def test_a_chinese_page_names_its_language(site: Path) -> None:
+    """Browsers learn the language of a page, and choose fonts for it."""
+    for page, language in (("tencent", "en"), ("tencent.zh-CN", "zh-CN")):
+        assert f'<html lang="{language}"' in (site / f"{page}.html").read_text("utf-8")
+
+
 def test_every_setting_has_its_default(site: Path) -> None:
     """The page on settings has each setting with its docstring and default, and no others."""
     setting = rf"^({PREFIX}\w+)¶\n+(?:.+\n)+Default: (.+?)(?:, in JSON .+)?$"
