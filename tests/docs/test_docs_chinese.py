@@ -163,7 +163,7 @@ PLACE = 'docs/new.zh-CN.md:{0} does not translate docs/new.md:{0} (section "{1}"
         (
             "From_Account。\n",
             "From_Account。\n第三句。\n",
-            PLACE.format(5, "# Title") + "one is empty",
+            PLACE.format(5, "# Title") + "a line above is missing or added",
         ),
         (
             "| `c` | 丁 |\n",

@@ -146,7 +146,7 @@ def _compare_lines(english: Page, line: Line, chinese: Page, translated: Line) -
     if MARKER.match(line.text)[0] != MARKER.match(translated.text)[0]:  # type: ignore[index]
         return "one is a list item, heading or table row of another kind"
     if bool(line.text.strip()) != bool(translated.text.strip()):
-        return "one is empty"
+        return "a line above is missing or added"
     for cell, translated_cell in zip(cells, translated_cells, strict=True):
         parts = _parts(english.path, cell)
         translated_parts = _parts(chinese.path, translated_cell)
