@@ -19,12 +19,11 @@ from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.tables import metadata
 from support import ROOT, clients, servers
 from support.apps import MakeApp, close_connections, rows
-from support.deliveries import DELIVERY, MOMENT, entry_of, record
+from support.deliveries import DELIVERY, MOMENT, entry_of
 from support.load import SETTINGS, Callback, Load, check
 from support.serving import Running, environment, serving
 
 PAGE = (ROOT / "docs/backup.md").read_text("utf-8")
-LOAD = {"clients": 4, "pause": 0.02}
 
 
 def section(heading: str) -> str:
@@ -68,9 +67,14 @@ def execute(url: URL, sql: str, names: Callable[[str], str]) -> None:
             connection.exec_driver_sql(statement)
 
 
-def assert_kept(callbacks: list[Callback], running: Running) -> None:
-    """Check that the database has the acknowledged callbacks, each once and whole."""
-    report = check(callbacks, running.url, running.spool)
+def new_load(running: Running) -> Load:
+    """Return clients that leave time for the other programs of the test."""
+    return Load(running.port, clients=4, pause=0.02)
+
+
+def assert_kept(callbacks: list[Callback], *databases: URL | Path) -> None:
+    """Check that the databases have the acknowledged callbacks, each once and whole."""
+    report = check(callbacks, *databases)
     assert report.acknowledged > 50
     assert report.faults == 0, report
 
@@ -78,41 +82,42 @@ def assert_kept(callbacks: list[Callback], running: Running) -> None:
 SQLITE = section("## SQLite")
 WITH_VACUUM, WITH_BACKUP, CHECK = commands(SQLITE)
 (WITH_PYTHON,) = blocks("python", SQLITE)
-SQLITE_BACKUPS = {
-    "vacuum": WITH_VACUUM,
-    "backup": WITH_BACKUP,
-    "python": f"python - <<'EOF'\n{WITH_PYTHON}EOF\n",
-}
+SQLITE_BACKUPS = (WITH_VACUUM, WITH_BACKUP, f"python - <<'EOF'\n{WITH_PYTHON}EOF\n")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("method", SQLITE_BACKUPS)
-def test_sqlite_is_restored(method: str, tmp_path: Path) -> None:
-    """Everything that was stored before the backup is in the history after the restore."""
+def test_sqlite_is_restored(tmp_path: Path) -> None:
+    """Each backup has everything that was stored before it, and so has the restored history."""
     for folder in ("instance", "bin"):
         (tmp_path / folder).mkdir()
     clients.add_program(tmp_path / "bin", "sqlite3")
     url = URL.create("sqlite", database=str(tmp_path / "instance/imcallback.db"))
     env = environment(tmp_path, url) | SETTINGS
     env |= {"FLASK_APP": "example_app", "PYTHONPATH": str(ROOT)}
+    backup = tmp_path / "backup.db"
     copy, restore = commands(section("### Restore SQLite"))
-    with serving(tmp_path, url=url, **SETTINGS) as running:
-        with Load(running.port, **LOAD).running() as load:
-            load.wait_for(100)
-            started = time.monotonic()
-            shell(SQLITE_BACKUPS[method], tmp_path, env)
-            load.wait_for(20)
+    before: list[Callback] = []
+    with serving(tmp_path, url=url, upgrade=True, **SETTINGS) as running:
+        with new_load(running).running() as load:
+            load.wait_for(60)
+            for script in SQLITE_BACKUPS:
+                backup.unlink(missing_ok=True)
+                started = time.monotonic()
+                before = [one for one in load.callbacks if one.acknowledged_at]
+                assert all(one.acknowledged_at < started for one in before)
+                shell(script, tmp_path, env)
+                load.wait_for(20)
+                assert_kept(before, URL.create("sqlite", database=str(backup)))
+                assert backup.stat().st_mode & 0o077 == 0
         integrity, count = shell(CHECK, tmp_path, env).split()
         assert integrity == "ok"
         assert int(count) > 100
-        assert (tmp_path / "backup.db").stat().st_mode & 0o077 == 0
         shell(copy, tmp_path, env)
     shell(restore, tmp_path, env)
-    before = [one for one in load.callbacks if 0 < one.acknowledged_at < started]
     with serving(tmp_path, url=url, upgrade=False, **SETTINGS) as running:
-        with Load(running.port, **LOAD).running() as later:
+        with new_load(running).running() as later:
             later.wait_for(20)
-        assert_kept(before + later.callbacks, running)
+        assert_kept([*before, *later.callbacks], running.url, running.spool)
 
 
 def test_a_spool_is_restored(tmp_path: Path, make_app: MakeApp) -> None:
@@ -123,27 +128,29 @@ def test_a_spool_is_restored(tmp_path: Path, make_app: MakeApp) -> None:
     spool_file = tmp_path / "instance/imcallback_spool.db"
     backup, restore = commands(section("## The spool"))
     with app.app_context():
-        spool = get_runtime().spool
-        assert spool
+        drain = get_runtime().drain
+        assert drain
         entries = [
             entry_of(app, replace(DELIVERY, received_at=MOMENT.replace(second=second), body=body))
             for second, body in enumerate((b"\xff first", b"second"))
         ]
         for entry in entries:
-            spool.put(entry)
+            drain.spool.put(entry)
     shell(backup, tmp_path, os.environ)
-    drain = app.test_cli_runner().invoke
-    assert drain(args=["imcallback", "spool", "--drain"]).exit_code == 0
+    invoke = app.test_cli_runner().invoke
+    assert invoke(args=["imcallback", "spool", "--drain"]).exit_code == 0
     expected = rows(app)
     assert len(expected[0]) == 2
     close_connections(app)
     for file in spool_file.parent.glob(f"{spool_file.name}*"):
         file.unlink()
     shell(restore.partition("flask")[0], tmp_path, os.environ)
-    assert drain(args=["imcallback", "spool", "--drain"]).exit_code == 0
+    with app.app_context():
+        assert drain.spool.waiting().count == 2
+    assert invoke(args=["imcallback", "spool", "--drain"]).exit_code == 0
     assert rows(app) == expected
     with app.app_context():
-        assert spool.waiting().count == 0
+        assert drain.spool.waiting().count == 0
 
 
 @pytest.mark.slow
@@ -216,9 +223,7 @@ def test_mariadb_is_restored(database_servers: dict[str, servers.Server], tmp_pa
         try:
             restore_under_load(url, tmp_path, lambda: in_shell(backup), restore)
         finally:
-            execute(
-                server.url, "DROP DATABASE IF EXISTS app_damaged; DROP USER app", with_names
-            )
+            execute(server.url, "DROP DATABASE IF EXISTS app_damaged; DROP USER app", with_names)
 
 
 def restore_under_load(
@@ -229,9 +234,9 @@ def restore_under_load(
     `restore` returns the time from which every callback must be stored. The callbacks between the
     backup and this time are not in the history.
     """
-    with serving(folder, url=url, **SETTINGS) as running:
-        with Load(running.port, **LOAD).running() as load:
-            load.wait_for(100)
+    with serving(folder, url=url, upgrade=True, **SETTINGS) as running:
+        with new_load(running).running() as load:
+            load.wait_for(60)
             backup_at = time.monotonic()
             back_up()
             load.wait_for(20)
@@ -244,4 +249,4 @@ def restore_under_load(
             for callback in load.callbacks
             if callback.acknowledged_at < backup_at or callback.sent_at > kept_since
         ]
-        assert_kept(kept, running)
+        assert_kept(kept, running.url, running.spool)

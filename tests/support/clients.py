@@ -9,7 +9,9 @@ from pathlib import Path
 from support import servers
 
 PACKAGED = ("sqlite3", "mariadb", "mariadb-dump")
-REMEDY = "install sqlite3 and the MariaDB client (on Debian: apt-get install sqlite3 mariadb-client)"
+REMEDY = (
+    "install sqlite3 and the MariaDB client (on Debian: apt-get install sqlite3 mariadb-client)"
+)
 
 
 def add_program(folder: Path, name: str, *options: str) -> None:
