@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: run check test lint docs translations screenshots vendor fuzz torture test-oldest test-between benchmark benchmark-history
-.PHONY: clean
+.PHONY: reference clean
 
 # Install the package. Runs again when setup.cfg or pyproject.toml changes.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -40,6 +40,10 @@ test: lint
 # Build the documentation into build/docs. A warning fails.
 docs: $(VENV)/tested
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs build/docs
+
+# Write the lists of settings and commands into docs/settings.md and docs/command-line.md.
+reference: $(VENV)/tested
+	$(BIN)/python docs/generated.py
 
 # Make the pictures of the documentation in docs/images.
 screenshots: $(VENV)/tested

@@ -162,6 +162,9 @@ class Image:
                 case "COPY" if not arguments.startswith("--from"):
                     source, target = arguments.split()
                     shutil.copy(ROOT / source, self.path(target))
+                case "ENV":
+                    variable, _, value = arguments.partition("=")
+                    self.env[variable] = value
                 case "WORKDIR":
                     self.workdir = Path(self.path(arguments))
                 case "CMD":
