@@ -6,6 +6,8 @@
 from __future__ import annotations
 
 import contextlib
+import importlib
+import inspect
 import os
 import re
 import shlex
@@ -23,9 +25,12 @@ from flask_imcallback import ImCallback, upgrade
 from flask_imcallback.runtime import get_runtime
 from support import ROOT
 from support.apps import close_connections, join
+from support.translations import SUFFIX
 
 PAGES = {
-    page.name: page.read_text("utf-8") for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    page.name: page.read_text("utf-8")
+    for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
+    if not page.name.endswith(SUFFIX)  # test_docs_chinese.py compares their code
 }
 PAGES_WITH_OWN_TESTS = {"providers.md", "galera.md", "export.md"}
 SETTINGS = {
@@ -143,6 +148,18 @@ def test_commands_of_a_page_succeed(page: str, live: LiveApp) -> None:
                 assert live.app.test_cli_runner().invoke(args=command[1:]).exit_code == 0
             case ["curl", *arguments]:
                 get(live, arguments)
+
+
+@pytest.mark.parametrize("provider", ["tencent", "openim"])
+def test_the_page_of_a_provider_shows_the_real_output(provider: str, live: LiveApp) -> None:
+    """The page shows what `doctor` prints, and the reasons that `status` shows."""
+    (output,) = blocks(f"{provider}.md", "text")
+    assert output in live.run("doctor", "--url", f"{live.url}/imcallback")
+    rows = re.findall(r"^\| `([^`]+ [^`]+)` \|", PAGES[f"{provider}.md"], re.MULTILINE)
+    module = importlib.import_module(f"flask_imcallback.providers.{provider}")
+    reasons = re.findall(r'VerificationError\(\s*"([^"]+)"', inspect.getsource(module))
+    assert len(rows) > 2
+    assert set(rows) - set(reasons) == set()
 
 
 def get(live: LiveApp, arguments: list[str]) -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from support import ROOT
+from support.translations import anchor
 
 PAGES = sorted([*ROOT.glob("*.md"), *ROOT.glob("docs/**/*.md"), *ROOT.glob("benchmarks/*.md")])
 INCLUDED_PAGES = {"docs/security.md", "docs/changelog.md"}
@@ -28,11 +29,9 @@ def without_code(page: Path) -> str:
 
 @cache
 def anchors(page: Path) -> frozenset[str]:
-    """Return the anchors of the headings of a page, as Sphinx and GitHub form them."""
+    """Return the anchors of the headings of a page."""
     headings = re.findall(r"^#+ (.+)$", without_code(page), re.MULTILINE)
-    return frozenset(
-        re.sub(r"[^\w\- ]", "", heading.lower()).strip().replace(" ", "-") for heading in headings
-    )
+    return frozenset(anchor(heading) for heading in headings)
 
 
 @pytest.mark.parametrize("page", PAGES, ids=name)

@@ -47,6 +47,12 @@ def test_every_page_is_in_the_contents(site: Path) -> None:
         assert f'href="{page.stem}.html"' in index, page.name
 
 
+def test_a_chinese_page_names_its_language(site: Path) -> None:
+    """Browsers learn the language of a page, and choose fonts for it."""
+    for page, language in (("tencent", "en"), ("tencent.zh-CN", "zh-CN")):
+        assert f'<html lang="{language}"' in (site / f"{page}.html").read_text("utf-8")
+
+
 def test_next_leads_through_all_pages(site: Path) -> None:
     """A reader who follows the link at the end of each page reads every page once."""
     page, read = site / "index.html", []
