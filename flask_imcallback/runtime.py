@@ -175,7 +175,9 @@ class ProcessState:
                 spool, self.engines.draining, app.app_context, partial(announce, app)
             )
         self.recorder = Recorder(self.engines.writing, deadline=settings.deadline, drain=self.drain)
-        self.counters = CallbackCounters(self.engines.occasional, self.engines.reading)
+        self.counters = CallbackCounters(
+            self.engines.occasional, self.engines.reading, app.app_context
+        )
         self.inspector = Inspector(self.engines.occasional)
         self.receiver = Receiver(settings, self.recorder, self.counters)
         self.history = History(self.engines.reading, secret_keys, settings.deadline, random_key)

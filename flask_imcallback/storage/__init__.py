@@ -4,7 +4,7 @@ It has the tables, ids, recorder, writer, spool, drain, counters and migrations.
 """
 
 from .autogenerate import is_our_table, protect_tables
-from .counters import ACCEPTED, REFUSED, CallbackCount, CallbackCounters
+from .counters import ACCEPTED, EXIT_SECONDS, REFUSED, CallbackCount, CallbackCounters
 from .database_errors import DeadlineError, Fault, classify, describe
 from .drain import Drain
 from .engines import Engines, create_private_file, describe_url
@@ -35,6 +35,7 @@ from .threads import PerProcess, new_lock
 __all__ = [
     "ACCEPTED",
     "EPOCH",
+    "EXIT_SECONDS",
     "MAX_ID",
     "MAX_REMOVALS",
     "MICROSECOND",

@@ -78,8 +78,6 @@ def _callback(name: str, rest: str = "") -> Response:
             exchange.packet,
         )
         reply = provider.refuse(503, "the callback could not be stored")
-    if runtime.counters.is_due:
-        runtime.counters.save_soon(app.app_context)
     response = _response(reply)
     exchange.answer = Answer.copy(response)
     return response

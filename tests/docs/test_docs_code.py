@@ -103,7 +103,7 @@ class LiveApp:
         """Stop the server and close all connections."""
         self.server.shutdown()
         self.server.server_close()
-        join("docs-server", "imcallback-drain", "imcallback-health", "imcallback-counters")
+        join("docs-server", "imcallback-drain", "imcallback-health")
         for app in self.apps:
             close_connections(app)
 

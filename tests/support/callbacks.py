@@ -80,7 +80,7 @@ class SharedApps:
 
     def close(self) -> None:
         """Close all connections to the database."""
-        join("imcallback-drain", "imcallback-counters")
+        join("imcallback-drain")
         for app in self._apps.values():
             close_connections(app)
 
