@@ -1,9 +1,18 @@
 """The only room that reads the database for users: queries, plans, pages, counts and exports."""
 
-from .export import COLUMNS, FORMATS, csv_records, encode, json_lines, removal_csv, removal_json
+from .export import (
+    COLUMNS,
+    FORMATS,
+    csv_records,
+    encode,
+    json_lines,
+    removal_csv,
+    removal_json,
+    utc_text,
+)
 from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
 from .history import History
-from .queries import HistoryQuery, StatsQuery, load_zone, shorten
+from .queries import DeliveryQuery, HistoryQuery, StatsQuery, load_zone, shorten
 from .results import (
     DeliveryDetail,
     DeliveryPage,
@@ -15,6 +24,7 @@ from .results import (
 from .schemas import (
     CALLBACK_COUNT,
     DELIVERY,
+    DELIVERY_QUERY,
     EXPORT_QUERY,
     HISTORY_QUERY,
     STATS_QUERY,
@@ -32,6 +42,7 @@ __all__ = [
     "CALLBACK_COUNT",
     "COLUMNS",
     "DELIVERY",
+    "DELIVERY_QUERY",
     "EXPORT_QUERY",
     "FORMATS",
     "HISTORY_QUERY",
@@ -40,6 +51,7 @@ __all__ = [
     "DeliveryDetail",
     "DeliveryFilters",
     "DeliveryPage",
+    "DeliveryQuery",
     "DeliveryRecord",
     "History",
     "HistoryFilters",
@@ -64,4 +76,5 @@ __all__ = [
     "removal_json",
     "shorten",
     "stats_json",
+    "utc_text",
 ]

@@ -72,9 +72,9 @@ def test_a_locked_database_does_not_delay_a_stop(
     server: WsgiServer, sqlite_url: URL, tmp_path: Path
 ) -> None:
     """The last save gives up after two seconds. The process ends as usual."""
-    with running(server, tmp_path, sqlite_url, FLASK_IMCALLBACK_DEADLINE="0.3") as host:
-        with locked(sqlite_url):
-            send(host, 4)
-            started_at = time.monotonic()
-            assert stop(server, host) == server.exit_status, host.log()
-            assert time.monotonic() - started_at < STOP_SECONDS
+    variables = {"FLASK_IMCALLBACK_DEADLINE": "0.3"}
+    with running(server, tmp_path, sqlite_url, **variables) as host, locked(sqlite_url):
+        send(host, 4)
+        started_at = time.monotonic()
+        assert stop(server, host) == server.exit_status, host.log()
+        assert time.monotonic() - started_at < STOP_SECONDS
