@@ -62,10 +62,10 @@ class LogReport:
 def replay_log(
     app: Flask, runtime: Runtime, lines: Iterable[bytes], *, trusts_all: bool, is_dry_run: bool
 ) -> LogReport:
-    """Store the lost callbacks in the lines of a log. Each is stored once, however often this runs.
+    """Store the lost callbacks in the lines of a log, each only once, also if this runs again.
 
-    With `trusts_all`, also lines with a wrong signature are stored. A dry run changes nothing. Needs
-    an app context. Raises `StorageError` if the database stores nothing. Then run it again.
+    With `trusts_all`, also lines with a wrong signature are stored. A dry run changes nothing.
+    Needs an app context. Raises `StorageError` if the database stores nothing.
     """
     report, chunk = LogReport(), []
     for line in runtime.lost_callbacks.read(lines, trusts_all=trusts_all):
@@ -94,7 +94,7 @@ def _replay_chunk(
         writer = Writer(runtime.writing_engine, retry_until_deadline=True)
         writer.write([entry for _, entry in chunk], CHUNK_SECONDS)
     for number, entry in chunk:
-        if concerns_entry(entry.error):
+        if entry.error and concerns_entry(entry.error):
             report.problems.append((number, f"the database refuses it ({describe(entry.error)})"))
         elif entry.error:
             raise StorageError(

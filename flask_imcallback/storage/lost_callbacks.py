@@ -10,7 +10,9 @@ import json
 import logging
 import re
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from base64 import b64decode, b64encode
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
 from random import Random
 from typing import Any, NamedTuple
 
@@ -81,17 +83,20 @@ class LostCallbacks:
     def encode(self, entry: Entry, problem: str) -> str:
         """Return the line of an entry. It has only ASCII characters and no line break."""
         content = json.loads(encode_entry(entry))
-        return json.dumps(
-            {
-                MARK: f"A callback of {entry.row['provider']} is lost: {problem}. "
-                "Repair this, then run flask imcallback replay on this log",
-                "received_at": entry.row["received_at"].isoformat(),
-                "entry": content,
-                "signature": self._signer.get_signature(_to_sign(content)).decode()
-                if self._signer
-                else "",
-            }
-        )
+        body = {"body_base64": content["row"].pop("body")}
+        with suppress(UnicodeDecodeError):
+            body = {"body": entry.row["body"].decode()}
+        line = {
+            MARK: f"A callback of {entry.row['provider']} is lost: {problem}. "
+            "Repair this, then run flask imcallback replay on this log",
+            "received_at": entry.row["received_at"].isoformat(),
+            **body,
+            "entry": content,
+        }
+        return json.dumps(line | {"signature": self._sign(line)})
+
+    def _sign(self, line: Mapping[str, Any]) -> str:
+        return self._signer.get_signature(_to_sign(line)).decode() if self._signer else ""
 
     def read(self, lines: Iterable[bytes], *, trusts_all: bool = False) -> Iterator[LostLine]:
         """Yield the lost callbacks in the lines of a log. All other lines are skipped.
@@ -116,10 +121,12 @@ class LostCallbacks:
                 break
             text, _ = decoder.raw_decode(f'"{text}')
         line, _ = decoder.raw_decode(text)
-        content, signature = line["entry"], line["signature"]
+        signature, content = line.pop("signature"), line["entry"]
         signer = None if trusts_all else self._signer
-        if signer and not signer.verify_signature(_to_sign(content), signature):
+        if signer and not signer.verify_signature(_to_sign(line), signature):
             raise SignatureError
+        body = line["body"].encode() if "body" in line else b64decode(line["body_base64"])
+        content["row"]["body"] = b64encode(body).decode()
         return LostEntry(*decode_entry(json.dumps(content).encode()))
 
 
@@ -133,8 +140,8 @@ class SignatureError(ValueError):
         )
 
 
-def _to_sign(content: Any) -> bytes:
-    return json.dumps(content, sort_keys=True).encode()
+def _to_sign(line: Mapping[str, Any]) -> bytes:
+    return json.dumps(line, sort_keys=True).encode()
 
 
 def _describe(error: Exception) -> str:
