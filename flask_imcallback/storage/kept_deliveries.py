@@ -86,6 +86,8 @@ def _change(connection: Connection, entry: Entry, kept_id: int, kept_status: Sta
 
 def _find_first(engine: Engine, entry: Entry, kept_id: int) -> int | None:
     """Return the id of another delivery of the same callback, or None."""
+    if entry.row["fingerprint"] is None:
+        return None
     column = delivery_table.c
     query = select(column.id).where(
         column.fingerprint == entry.row["fingerprint"], column.id != kept_id
