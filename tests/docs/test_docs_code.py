@@ -11,6 +11,7 @@ import re
 import shlex
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,9 +21,12 @@ from flask import Flask
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from flask_imcallback import ImCallback, upgrade
+from flask_imcallback.removals import Status
 from flask_imcallback.runtime import get_runtime
 from support import ROOT
 from support.apps import close_connections, join
+from support.deliveries import ANONYMOUS, record
+from support.lost import line_of
 
 PAGES = {
     page.name: page.read_text("utf-8") for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
@@ -62,7 +66,10 @@ class SilentHandler(WSGIRequestHandler):
 
 
 class LiveApp:
-    """An app on a real socket, with two removals of alice and one of carol."""
+    """An app on a real socket, with two removals of alice and one of carol.
+
+    It also has an unreadable delivery, and a log with a lost callback.
+    """
 
     def __init__(self) -> None:
         self.apps: list[Flask] = []
@@ -80,6 +87,9 @@ class LiveApp:
             ("callbackAfterRemoveBlackCommand", "--owner", "carol"),
         ):
             self.run("send", command, *options)
+        unreadable = replace(ANONYMOUS, removals=(), status=Status.UNREADABLE)
+        record(self.app, unreadable)
+        Path("app.log").write_text(line_of(self.app, unreadable))
 
     def migrate(self, app: Flask) -> None:
         """Create the tables of an app, and remember it for `close`."""
