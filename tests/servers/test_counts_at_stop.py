@@ -38,14 +38,21 @@ def counts(host: Running) -> dict[str, int]:
     return {row["outcome"]: row["count"] for row in host.rows(counters, counters.c.outcome)}
 
 
-@pytest.mark.parametrize(
-    "server", [server for server in WSGI_SERVERS if server.runs_exit_functions], ids=str
-)
+CASES = [
+    pytest.param(server, database, id=f"{server}-{database}")
+    for server in WSGI_SERVERS
+    for database in server.databases
+    if server.runs_exit_functions
+]
+
+
+@pytest.mark.parametrize(("server", "database"), CASES)
 def test_the_counts_are_complete_after_a_stop(
-    server: WsgiServer, sqlite_url: URL, tmp_path: Path
+    server: WsgiServer, database: str, request: pytest.FixtureRequest, tmp_path: Path
 ) -> None:
     """A server that is stopped right after a burst has counted every callback."""
-    with running(server, tmp_path, sqlite_url) as host:
+    url: URL = request.getfixturevalue(f"{database}_url")
+    with running(server, tmp_path, url) as host:
         send(host, 40)
         assert stop(server, host) == server.exit_status, host.log()
         assert counts(host) == {"accepted": 20, "refused": 20}, host.log()

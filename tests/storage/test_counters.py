@@ -20,7 +20,7 @@ from sqlalchemy import URL
 
 from flask_imcallback import upgrade
 from flask_imcallback.runtime import get_runtime
-from flask_imcallback.storage.counters import MAX_UNSAVED_KEYS, CallbackCounters
+from flask_imcallback.storage.counters import EXIT_SECONDS, MAX_UNSAVED_KEYS, CallbackCounters
 from flask_imcallback.storage.sqlite import file_lock, sqlite_path
 from flask_imcallback.storage.tables import counters as counter_table
 from support.apps import MakeApp, rows, save_counts, wait_until
@@ -208,6 +208,7 @@ def test_a_save_that_hangs_is_given_up(make_app: MakeApp, monkeypatch: pytest.Mo
         runtime.counters.count_accepted("openim", "a")
         time.sleep(0.4)
         runtime.counters.count_accepted("openim", "b")
+        assert [thread.name for thread in threading.enumerate()].count("imcallback-counters") == 2
     save_counts(app)
     wait_until(lambda: saved_counts(app) == {"a": 1, "b": 1})
 
@@ -222,7 +223,9 @@ def test_a_forked_child_leaves_the_counts_of_its_parent(make_app: MakeApp) -> No
 
     def count_in_child() -> None:
         app.extensions["imcallback"].counters.count_accepted("openim", "child")
+        started_at = time.monotonic()
         atexit._run_exitfuncs()
+        assert time.monotonic() - started_at < EXIT_SECONDS
 
     assert in_child(count_in_child) == 0
     assert saved_counts(app) == {"a": 1, "child": 1}
