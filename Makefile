@@ -41,6 +41,11 @@ test: lint
 docs: $(VENV)/tested
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs build/docs
 
+# Write the lists of settings and commands into docs/settings.md and docs/command-line.md.
+.PHONY: reference
+reference: $(VENV)/tested
+	$(BIN)/python docs/generated.py
+
 # Make the pictures of the documentation in docs/images.
 screenshots: $(VENV)/tested
 	PYTHONPATH=tests $(BIN)/python -m support.screenshots

@@ -2,18 +2,13 @@
 
 from __future__ import annotations
 
-import sys
-from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
-
 from flask_imcallback import __version__
 
 project = "flask-imcallback"
 copyright = "2026 the flask-imcallback developers"
 version = release = __version__
 
-extensions = ["myst_parser", "sphinx.ext.autodoc", "pallets_sphinx_themes", "generated"]
+extensions = ["myst_parser", "sphinx.ext.autodoc", "pallets_sphinx_themes"]
 myst_heading_anchors = 3
 # A text in single backticks is code.
 default_role = "code"
@@ -24,7 +19,8 @@ html_theme = "flask"
 html_title = f"flask-imcallback {version}"
 html_show_sourcelink = False
 html_copy_source = False
+templates_path = ["_templates"]
 html_sidebars = {
-    "index": ["searchbox.html"],
-    "**": ["localtoc.html", "relations.html", "searchbox.html"],
+    "**": ["searchbox.html", "globaltoc.html"],
+    "404": ["searchbox.html"],  # this page of the theme has no place in the contents
 }

@@ -1,6 +1,8 @@
-"""Generate the lists of settings and commands from the code.
+"""Write the lists of settings and commands into their pages: python docs/generated.py.
 
-The pages contain marks, for example `<!-- settings -->`, and Sphinx replaces them with Markdown.
+A list stands between two comments of its page, for example `<!-- settings, from make reference -->`
+and `<!-- end -->`.
+With `--check`, the program writes nothing and fails if a list is not as the code is.
 """
 
 from __future__ import annotations
@@ -8,14 +10,15 @@ from __future__ import annotations
 import ast
 import inspect
 import json
+import sys
 from collections.abc import Iterator
 from dataclasses import fields
 from itertools import pairwise
+from pathlib import Path
 from typing import cast
 
 import click
 from flask import Flask
-from sphinx.application import Sphinx
 
 from flask_imcallback import ImCallback, Settings
 from flask_imcallback.settings import PREFIX
@@ -57,7 +60,9 @@ def command_line() -> Iterator[str]:
         yield f"## `flask imcallback {name}`\n"
         yield f"{command.help}\n"
         yield f"```text\n{command.get_usage(context).removeprefix('Usage: ')}\n```\n"
-        records = [parameter.get_help_record(context) for parameter in command.params]
+        # Old releases of Click have no help for arguments, and the usage shows them.
+        options = [one for one in command.params if isinstance(one, click.Option)]
+        records = [option.get_help_record(context) for option in options]
         rows = [record for record in records if record]
         if rows:
             yield "| option | meaning |\n|---|---|"
@@ -70,16 +75,28 @@ def _escape(text: str) -> str:
     return text.replace("|", "\\|")
 
 
-MARKS = {"<!-- settings -->": settings, "<!-- command line -->": command_line}
+LISTS = {"settings.md": ("settings", settings), "command-line.md": ("command line", command_line)}
 
 
-def _replace_marks(app: Sphinx, page: str, source: list[str]) -> None:
-    for mark, generate in MARKS.items():
-        if mark in source[0]:
-            source[0] = source[0].replace(mark, "\n".join(generate()))
+def main() -> int:
+    """Write all lists, or check them. Return the exit status."""
+    status = 0
+    for name, (mark, generate) in LISTS.items():
+        page = Path(__file__).parent / name
+        old = page.read_text("utf-8")
+        before, begin, rest = old.partition(f"<!-- {mark}, from make reference -->\n")
+        _, end, after = rest.partition("<!-- end -->\n")
+        lines = "\n".join(generate()).strip("\n")
+        new = f"{before}{begin}\n{lines}\n\n{end}{after}"
+        if new == old:
+            continue
+        if "--check" in sys.argv:
+            print(f"docs/{name} is not as the code is: run `make reference`", file=sys.stderr)
+            status = 1
+        else:
+            page.write_text(new, "utf-8")
+    return status
 
 
-def setup(app: Sphinx) -> dict[str, bool]:
-    """Register this module as a Sphinx extension."""
-    app.connect("source-read", _replace_marks)
-    return {"parallel_read_safe": True}
+if __name__ == "__main__":
+    sys.exit(main())

@@ -11,7 +11,7 @@ from flask import Flask
 from sqlalchemy import Engine
 
 from ..runtime import Runtime
-from ..storage import DatabaseState, is_of_newer_release, read_clock, sqlite_path
+from ..storage import DatabaseState, has_file, is_of_newer_release, read_clock, sqlite_path
 from .causes import WAITING, explain
 from .disks import is_disk_full
 from .findings import Finding, failure, note, ok, warning
@@ -96,7 +96,7 @@ def find_file_problem(engine: Engine) -> Finding | None:
 
 
 def _find_memory_problem(engine: Engine) -> Finding | None:
-    if engine.dialect.name != "sqlite" or sqlite_path(engine) is not None:
+    if engine.dialect.name != "sqlite" or has_file(engine):
         return None
     return failure(
         "The database is in memory",

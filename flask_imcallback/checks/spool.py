@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 
 from ..errors import ImCallbackError
@@ -27,6 +28,20 @@ def check_spool(runtime: Runtime) -> Iterator[Finding]:
         yield problem
     else:
         yield ok(f"The spool {spool.path} can be written")
+    if spool.mark == f"sqlite:///{os.path.realpath(spool.path)}":
+        yield failure(
+            "The spool is the database file",
+            f"Both are {spool.path}. While the database is locked or damaged, the spool is too.",
+            "Set IMCALLBACK_SPOOL to another file.",
+        )
+    if not runtime.process.get().engines.has_clear_mark():
+        yield warning(
+            "The URL of the engine names no database",
+            f"The spool marks its callbacks with {spool.mark}. Another deployment may have the "
+            "same mark and a different database.",
+            "Name the database in the URL of the engine, also beside a creator. Or give each "
+            "deployment its own IMCALLBACK_SPOOL.",
+        )
     try:
         waiting = spool.waiting()
     except (ImCallbackError, OSError):

@@ -7,7 +7,7 @@ from .autogenerate import is_our_table, protect_tables
 from .counters import ACCEPTED, EXIT_SECONDS, REFUSED, CallbackCount, CallbackCounters
 from .database_errors import DeadlineError, Fault, classify, concerns_entry, describe
 from .drain import Drain
-from .engines import Engines, create_private_file, describe_url
+from .engines import Engines, create_private_file, describe_url, has_file
 from .entries import Delivery, Entry
 from .ids import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
 from .inspection import (
@@ -76,6 +76,7 @@ __all__ = [
     "describe",
     "describe_url",
     "find_key_conflict",
+    "has_file",
     "id_at",
     "inspect_database",
     "is_at_head",

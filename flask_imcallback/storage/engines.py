@@ -18,7 +18,7 @@ from sqlalchemy.pool import Pool, SingletonThreadPool
 
 from ..errors import ConfigError, ImCallbackError, StorageError
 from .database_errors import describe
-from .sqlite import resolve_path, set_up_sqlite, watch_file
+from .sqlite import resolve_path, set_up_sqlite, sqlite_path, watch_file
 from .threads import PerProcess
 
 WRITES = "imcallback_writes"
@@ -27,8 +27,15 @@ BEGIN, because it cannot wait for the lock in a transaction that has already rea
 
 DEFAULT_PORTS: dict[str, int] = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
 
-MARK_OPTIONS = ("host", "port", "unix_socket", "service", "options", "schema")
+MARK_OPTIONS = (
+    *("host", "hostaddr", "port", "unix_socket", "dbname", "database", "db", "service", "options"),
+    *("read_default_file", "read_default_group", "schema"),
+)
 """Query parameters of a URL that lead to another database or another schema."""
+
+LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
+"""Environment variables that complete a URL of PostgreSQL.
+See https://www.postgresql.org/docs/current/libpq-envars.html."""
 
 UNKNOWN_DATABASE = "unknown"
 """Mark of a database if this process has no engine for it."""
@@ -74,9 +81,7 @@ class Engines:
         """Return an engine for requests, with the pool limits of the host app."""
         engines, host = self._process.get(), self.host()
         if engines.reading is None:
-            pool = host.pool.recreate()
-            if not isinstance(pool, QueuePool | NullPool):
-                pool = _queue_pool(host.pool)
+            pool = _reading_pool(host.pool)
             if host.dialect.name != "sqlite":
                 pool._pre_ping = True  # no query of a reader fails after a restart of the server
             engines.reading = engines.reading or _derive(host, pool)
@@ -110,6 +115,12 @@ class Engines:
             return database_mark(self.host().url)
         return UNKNOWN_DATABASE
 
+    def has_clear_mark(self) -> bool:
+        """Return False if another database may have the same mark."""
+        with suppress(Exception):
+            return names_database(self.host())
+        return True  # another check explains why there is no engine
+
     def dispose(self) -> None:
         """Close the idle connections of this process."""
         engines = self._process.get()
@@ -128,14 +139,21 @@ def database_mark(url: URL) -> str:
         return f"sqlite:///{resolve_path(url) or ':memory:'}"
     backend = "mysql" if backend == "mariadb" else backend
     host, port = url.host or "localhost", url.port or DEFAULT_PORTS.get(backend)
-    options = [
-        f"{name}={quote(value, safe='/:,=')}"
-        for name in MARK_OPTIONS
-        for value in _values(url.query.get(name, ()))
-    ]
-    return f"{backend}://{host}:{port}/{url.database or ''}" + "".join(
-        f"{'&' if number else '?'}{option}" for number, option in enumerate(options)
-    )
+    options = [(name, value) for name in MARK_OPTIONS for value in _values(url.query.get(name, ()))]
+    if backend == "postgresql" and not (url.host and url.database):
+        options += [(name, os.environ[name]) for name in LIBPQ_VARIABLES if name in os.environ]
+        if not url.database and url.username:
+            options.append(("user", url.username))  # PostgreSQL uses it as the name of the database
+    parameters = "&".join(f"{name}={quote(value, safe='/:,=')}" for name, value in options)
+    return f"{backend}://{host}:{port}/{url.database or ''}" + (parameters and f"?{parameters}")
+
+
+def names_database(engine: Engine) -> bool:
+    """Return False if the mark of the engine's database may also stand for another database."""
+    url = engine.url
+    if url.get_backend_name() == "sqlite":
+        return resolve_path(url) is not None or is_in_memory(engine)
+    return bool(url.database) or "?" in database_mark(url)
 
 
 def _values(value: str | tuple[str, ...]) -> tuple[str, ...]:
@@ -148,10 +166,15 @@ def is_in_memory(engine: Engine) -> bool:
         engine.pool, StaticPool | SingletonThreadPool
     ):
         return False
-    # A `creator` may open a file although the URL names none.
+    return not has_file(engine)
+
+
+def has_file(engine: Engine) -> bool:
+    """Return True if a SQLite engine opens a file. A `creator` may open one that no URL names."""
+    if sqlite_path(engine) is not None:
+        return True
     with engine.connect() as connection:
-        files = connection.exec_driver_sql("PRAGMA database_list").all()
-    return not any(row[2] for row in files)
+        return any(row[2] for row in connection.exec_driver_sql("PRAGMA database_list"))
 
 
 def _check(engine: Any) -> Engine:
@@ -169,13 +192,23 @@ def _check(engine: Any) -> Engine:
     return engine
 
 
-def _queue_pool(pool: Pool) -> QueuePool:
-    """Return a pool that keeps one connection, with the options of the given pool."""
+def _reading_pool(pool: Pool) -> Pool:
+    """Return a pool with the limits of the given pool."""
+    if isinstance(pool, NullPool):
+        return _null_pool(pool)
+    if isinstance(pool, QueuePool):
+        return _queue_pool(pool, pool.size(), pool._max_overflow, timeout=pool._timeout)
+    return _queue_pool(pool)
+
+
+def _queue_pool(pool: Pool, pool_size: int = 1, max_overflow: int = -1, **limits: Any) -> QueuePool:
+    """Return a pool that keeps some connections, with the options of the given pool."""
     return QueuePool(
         pool._creator,
-        pool_size=1,
-        max_overflow=-1,
+        pool_size=pool_size,
+        max_overflow=max_overflow,
         recycle=pool._recycle,
+        **limits,
         **_common_options(pool),
     )
 
@@ -185,11 +218,19 @@ def _null_pool(pool: Pool) -> NullPool:
 
 
 def _common_options(pool: Pool) -> dict[str, Any]:
-    """Return the options that `Pool.recreate` keeps, among them the listeners of the host app."""
+    """Return the options of a new pool, with the listeners that prepare a new connection.
+
+    Other listeners of the host app may need its request: they may set the tenant of a connection.
+    """
+    names = ("connect", "first_connect")
     return {
         "pre_ping": pool._pre_ping,
         "dialect": pool._dialect,
-        "_dispatch": pool.dispatch,
+        "events": [
+            (listener, name)
+            for name in names
+            for listener in getattr(pool.dispatch, name).listeners
+        ],
     }
 
 

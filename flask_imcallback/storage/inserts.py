@@ -6,9 +6,10 @@ import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import lru_cache
 from itertools import chain
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
 from sqlalchemy import Connection, Dialect, Table, select
+from sqlalchemy.engine.default import DefaultDialect
 
 from .entries import Entry
 from .tables import delivery as delivery_table
@@ -122,7 +123,9 @@ class _Insert:
         ]
         quote = dialect.identifier_preparer.quote
         self.into = f"INSERT INTO {table.name} ({', '.join(quote(name) for name in names)})"
-        self.placeholder = "?" if dialect.paramstyle == "qmark" else "%s"
+        # The host app may choose another style for statements that SQLAlchemy compiles.
+        style = cast(DefaultDialect, dialect).default_paramstyle
+        self.placeholder = "?" if style == "qmark" else "%s"
         self._values = f"({', '.join([self.placeholder] * len(self._converters))})"
 
     def run(self, connection: Connection, rows: list[tuple[Any, ...]]) -> None:

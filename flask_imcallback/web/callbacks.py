@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import logging
 import sys
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from datetime import UTC, datetime
 from io import BytesIO
 from tempfile import SpooledTemporaryFile
@@ -35,12 +35,12 @@ def make_blueprint(providers: Iterable[str]) -> Blueprint:
     """Return the blueprint with the callback URLs of the providers, given by name."""
     blueprint = Blueprint("imcallback_callbacks", __name__)
     for name in providers:
+        view = _make_view(name)
         for rule in (f"/{name}", f"/{name}/<imcallback_rest:rest>"):
             blueprint.add_url_rule(
                 rule,
                 endpoint=name,
-                view_func=_callback,
-                defaults={"name": name},
+                view_func=view,
                 methods=METHODS,
                 provide_automatic_options=False,
                 strict_slashes=False,
@@ -48,7 +48,19 @@ def make_blueprint(providers: Iterable[str]) -> Blueprint:
     return blueprint
 
 
-def _callback(name: str, rest: str = "") -> Response:
+def _make_view(name: str) -> Callable[..., Response]:
+    """Return the view of one provider.
+
+    A `url_value_preprocessor` of the host app may remove values of the URL, so none is required.
+    """
+
+    def receive_callback(rest: str = "", **_: object) -> Response:
+        return _callback(name, rest)
+
+    return receive_callback
+
+
+def _callback(name: str, rest: str) -> Response:
     """Answer a callback as the provider expects, even after an unexpected error.
 
     Flask must not handle an error: it would log the path, which may contain a secret.

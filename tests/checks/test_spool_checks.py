@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
+import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -16,11 +17,12 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, QueuePool, create_engine
 
+from flask_imcallback import ImCallback, upgrade
 from flask_imcallback.runtime import get_runtime
 from support import ROOT
-from support.apps import MakeApp, rows
+from support.apps import MakeApp, close_connections, rows
 from support.callbacks import run_command
 from support.deliveries import DELIVERY, entry_of
 from support.doctor import NOBODY, diagnose, files_in, has_finding, without_root
@@ -357,3 +359,43 @@ def test_the_files_of_root_do_not_lock_the_app_out(make_app: MakeApp, folder: Pa
     with without_root():
         answer = client.get("/imcallback/health")
     assert (answer.status_code, answer.get_json()["problem"]) == (200, "the spool cannot be used")
+
+
+def test_a_mark_that_names_no_database_is_told(folder: Path) -> None:
+    """Two deployments whose engines have only a creator would share the entries of a spool."""
+    database = str(folder / "test.db")
+    engine = create_engine(
+        "sqlite://",
+        creator=lambda: sqlite3.connect(database, check_same_thread=False),
+        poolclass=QueuePool,
+    )
+    app = Flask("host", instance_path=str(folder))
+    app.config.update(GUARDS, IMCALLBACK_SPOOL=str(folder / "spool.db"))
+    ImCallback(app, engine=engine)
+    with app.app_context():
+        upgrade()
+    result = diagnose(app)
+    assert "in memory" not in result.output
+    assert has_finding(
+        result,
+        "WARNING",
+        "The URL of the engine names no database",
+        "The spool marks its callbacks with sqlite:///:memory:. Another deployment may have the "
+        "same mark and a different database.",
+        "Name the database in the URL of the engine, also beside a creator. Or give each "
+        "deployment its own IMCALLBACK_SPOOL.",
+    )
+    close_connections(app)
+
+
+def test_a_spool_in_the_database_file_is_told(make_app: MakeApp, folder: Path) -> None:
+    """A locked database would lock its spool, too."""
+    path = folder / "test.db"
+    url = URL.create("sqlite", database=str(path))
+    assert has_finding(
+        diagnose(make_app(url, IMCALLBACK_SPOOL=str(path), **GUARDS)),
+        "FAILURE",
+        "The spool is the database file",
+        f"Both are {path}. While the database is locked or damaged, the spool is too.",
+        "Set IMCALLBACK_SPOOL to another file.",
+    )

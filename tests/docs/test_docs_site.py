@@ -47,6 +47,27 @@ def test_every_page_is_in_the_contents(site: Path) -> None:
         assert f'href="{page.stem}.html"' in index, page.name
 
 
+def test_next_leads_through_all_pages(site: Path) -> None:
+    """A reader who follows the link at the end of each page reads every page once."""
+    page, read = site / "index.html", []
+    while page not in read:
+        read.append(page)
+        html = page.read_text("utf-8")
+        if following := re.search(r'Next: <a href="(.+?)"', html):
+            page = (page.parent / following[1]).resolve()
+    files = [*DOCS.glob("*.md"), *DOCS.glob("decisions/*.md")]
+    assert {*read} == {(site / file.relative_to(DOCS)).with_suffix(".html") for file in files}
+
+
+def test_every_sidebar_has_the_contents(site: Path) -> None:
+    """The sidebar of a page leads to the pages of all groups."""
+    for file in [*DOCS.glob("*.md"), *DOCS.glob("decisions/*.md")]:
+        page = (site / file.relative_to(DOCS)).with_suffix(".html")
+        _, _, sidebar = page.read_text("utf-8").partition('class="sphinxsidebarwrapper"')
+        for title in ("Quickstart", "Deployment", "Back up and restore", "Decisions"):
+            assert f">{title}</a>" in sidebar, page
+
+
 def test_every_setting_has_its_default(site: Path) -> None:
     """The page on settings has each setting with its docstring and default, and no others."""
     setting = rf"^({PREFIX}\w+)¶\n+(?:.+\n)+Default: (.+?)(?:, in JSON .+)?$"

@@ -307,6 +307,18 @@ def test_a_hook_can_read_the_body_first(
     assert [row["target_id"] for row in removals] == ["bob"]
 
 
+def test_a_hook_can_remove_the_values_of_the_url(app: Flask) -> None:
+    """An app with languages in its URLs removes them from the values, and may remove ours, too."""
+
+    @app.url_value_preprocessor
+    def remove_values(_: str | None, values: dict[str, Any] | None) -> None:
+        if values:
+            values.clear()
+
+    assert post_openim(app).status_code == 200
+    assert len(rows(app)[1]) == 1
+
+
 def test_a_body_that_a_hook_has_read_has_the_same_limit(make_app: MakeApp) -> None:
     """A chunked body above the maximum is still 413, and memory stays bounded."""
     app = make_app(**SETTINGS, IMCALLBACK_MAX_BODY=1000)

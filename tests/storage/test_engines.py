@@ -248,12 +248,25 @@ def test_the_host_may_give_the_password_late(
         ("mariadb+pymysql://db/app", "mysql://db:3306/app"),
         ("sqlite:////srv/app.db", "sqlite:////srv/app.db"),
         ("sqlite:///file:/srv/app.db?uri=true&mode=ro", "sqlite:////srv/app.db"),
+        ("mysql://db/?db=app", "mysql://db:3306/?db=app"),
+        ("mysql:///?read_default_file=/a", "mysql://localhost:3306/?read_default_file=/a"),
+        ("postgresql:///?dbname=app", "postgresql://localhost:5432/?dbname=app"),
+        ("postgresql://u@db", "postgresql://db:5432/?user=u"),
         ("sqlite://", "sqlite:///:memory:"),
     ],
 )
 def test_a_mark_names_a_database_without_login_and_driver(url: str, mark: str) -> None:
     """Another login or driver leads to the same database, another schema does not."""
     assert database_mark(make_url(url)) == mark
+
+
+def test_a_mark_names_the_variables_of_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A URL without a host or a database takes them from the environment."""
+    monkeypatch.setenv("PGHOST", "db.example")
+    monkeypatch.setenv("PGDATABASE", "app")
+    mark = "postgresql://localhost:5432/?PGHOST=db.example&PGDATABASE=app"
+    assert database_mark(make_url("postgresql://")) == mark
+    assert database_mark(make_url("postgresql://db/app")) == "postgresql://db:5432/app"
 
 
 def test_a_described_database_has_no_password() -> None:

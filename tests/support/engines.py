@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+from flask import g
 from sqlalchemy import URL, AssertionPool, Connection, Engine, NullPool, create_engine, event
 
 
@@ -73,6 +74,26 @@ def not_durable(url: URL) -> Engine:
     return engine
 
 
+def tenant(url: URL) -> Engine:
+    """A listener needs the request for which a connection is taken from the pool, or returned."""
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "checkout")
+    def set_tenant(_driver: object, _record: object, _proxy: object) -> None:
+        assert g.tenant
+
+    @event.listens_for(engine, "checkin")
+    def remove_tenant(_driver: object, _record: object) -> None:
+        assert g.tenant
+
+    return engine
+
+
+def named_parameters(url: URL) -> Engine:
+    """Statements of the host app have named parameters."""
+    return create_engine(url, paramstyle="named" if url.drivername == "sqlite" else "pyformat")
+
+
 def one_connection(url: URL) -> Engine:
     """A pool with a single connection."""
     return create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.5)
@@ -95,6 +116,8 @@ HOSTS: dict[str, tuple[Callable[[URL], Engine], tuple[str, ...]]] = {
     "open_transaction": (open_transaction, ("sqlite", "postgresql", "mariadb")),
     "begin": (begin, ("sqlite",)),
     "not_durable": (not_durable, ("sqlite",)),
+    "tenant": (tenant, ("sqlite", "postgresql", "mariadb")),
+    "named_parameters": (named_parameters, ("sqlite", "postgresql", "mariadb")),
     "one_connection": (one_connection, ("sqlite", "postgresql", "mariadb")),
     "no_pool": (no_pool, ("sqlite", "postgresql", "mariadb")),
     "debug_pool": (debug_pool, ("sqlite", "postgresql", "mariadb")),
