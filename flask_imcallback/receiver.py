@@ -6,23 +6,36 @@ Read this file first. `Receiver.receive` handles every callback.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
 from .errors import BodyTooLargeError, PacketError, VerificationError
-from .providers import CallbackRequest, Provider, Reply
+from .providers import CallbackRequest, Origin, Provider, Reply
 from .removals import Status, announce
 from .settings import Settings
-from .storage import CallbackCounters, Delivery, Recorder, log_lost_callback
+from .storage import CallbackCounters, Delivery, Entry, Recorder
 
 logger = logging.getLogger("flask_imcallback")
 
 KEPT_HEADERS = frozenset(["host", "user-agent", "content-type", "content-length"])
 """The headers that are stored for every provider. They never hold a secret."""
 
+UNREADABLE = "the packet is unreadable"
+"""The reason of a refusal whose delivery is kept. `flask imcallback deliveries` lists it."""
+
+NOT_STORED = "it could not be stored"
+"""The reason of a refusal whose packet is in the log."""
+
 UNVERIFIABLE = "the provider fails to verify the request"
 """The reason of a refusal after a mistake in a provider. The log of level DEBUG has the error."""
+
+
+QUOTED = re.compile(r"""'(?:\\.|[^'\\])*'|"(?:\\.|[^"\\])*\"""")
+"""A value of the request in the text of a `PacketError`."""
+
+MAX_LOGGED_LENGTH = 300
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,7 +82,7 @@ class Receiver:
             self._store(delivery, sender)
         except RefusalError as refusal:
             return provider.refuse(refusal.status, refusal.problem)
-        return reply
+        return reply or provider.refuse(400, delivery.error)
 
     def _authenticate(self, provider: Provider, request: CallbackRequest) -> str:
         """Return the guards that the request passed.
@@ -97,15 +110,15 @@ class Receiver:
 
     def _parse(
         self, provider: Provider, request: CallbackRequest, authenticated_by: str, body: Body
-    ) -> tuple[Delivery, Reply]:
+    ) -> tuple[Delivery, Reply | None]:
         """Read the packet. Return the delivery to store, and the answer after it is stored.
 
-        A packet that cannot be read is stored too, with status `unreadable`.
+        A packet that cannot be read is stored too, with status `unreadable` and without an answer.
         """
         delivery = Delivery(
             provider=provider.name,
             repeats_callbacks=provider.repeats_callbacks,
-            origin=provider.origin(request),
+            origin=_read_origin(provider, request),
             received_at=request.received_at,
             remote_addr=request.remote_addr,
             authenticated_by=authenticated_by,
@@ -129,22 +142,40 @@ class Receiver:
             origin = replace(delivery.origin, command=callback.command)
             removals = callback.removals or ()
             return replace(delivery, status=status, origin=origin, removals=removals), reply
-        return replace(delivery, error=problem), provider.refuse(400, problem)
+        return replace(delivery, error=problem), None
 
     def _store(self, delivery: Delivery, sender: object) -> None:
         """Record the delivery with its removals, then count it and send the signal."""
         try:
             stored = self._recorder.record(delivery)
-        except Exception as error:
-            # The log is the last place that can keep the packet.
-            log_lost_callback(
-                "A callback of %s is lost: %s. It was %r", delivery.provider, error, delivery
-            )
-            raise RefusalError(503, "it could not be stored") from error
-        if delivery.status is not Status.UNREADABLE:
+        except Exception as error:  # the recorder has logged the packet
+            self._counters.count_refused(delivery.provider, NOT_STORED, is_logged=False)
+            raise RefusalError(503, NOT_STORED) from error
+        if delivery.status is Status.UNREADABLE:
+            self._counters.count_refused(delivery.provider, UNREADABLE, is_logged=False)
+            _log_unreadable(delivery, stored)
+        else:
             self._counters.count_accepted(delivery.provider, delivery.origin.command)
         if stored:
             announce(sender, stored.records)
+
+
+def _read_origin(provider: Provider, request: CallbackRequest) -> Origin:
+    try:
+        return provider.origin(request)
+    except Exception:  # A mistake in a provider must not lose the packet.
+        logger.exception("The provider %s cannot read the origin of a callback", provider.name)
+        return Origin()
+
+
+def _log_unreadable(delivery: Delivery, stored: Entry | None) -> None:
+    """Log an unreadable callback. Its texts could hold a mistyped secret, so they are left out."""
+    if stored is None:
+        place = "It waits in the spool"
+    else:
+        place = f"Run flask imcallback deliveries {stored.row['id']} to see its packet"
+    reason = " ".join(QUOTED.sub("…", delivery.error).split())[:MAX_LOGGED_LENGTH]
+    logger.warning("A callback of %s is unreadable: %s. %s.", delivery.provider, reason, place)
 
 
 def encode_kept_query(provider: Provider, query: Mapping[str, Sequence[str]]) -> str:

@@ -28,6 +28,7 @@ from .storage import (
     Drain,
     Engines,
     Inspector,
+    LostCallbacks,
     PerProcess,
     Recorder,
     Spool,
@@ -174,8 +175,16 @@ class ProcessState:
             self.drain = Drain(
                 spool, self.engines.draining, app.app_context, partial(announce, app)
             )
-        self.recorder = Recorder(self.engines.writing, deadline=settings.deadline, drain=self.drain)
-        self.counters = CallbackCounters(self.engines.occasional, self.engines.reading)
+        self.lost_callbacks = LostCallbacks(secret_keys or settings.guards)
+        self.recorder = Recorder(
+            self.engines.writing,
+            deadline=settings.deadline,
+            drain=self.drain,
+            lost_callbacks=self.lost_callbacks,
+        )
+        self.counters = CallbackCounters(
+            self.engines.occasional, self.engines.reading, app.app_context
+        )
         self.inspector = Inspector(self.engines.occasional)
         self.receiver = Receiver(settings, self.recorder, self.counters)
         self.history = History(self.engines.reading, secret_keys, settings.deadline, random_key)
@@ -214,6 +223,10 @@ class Runtime:
         return self.process.get().counters
 
     @property
+    def lost_callbacks(self) -> LostCallbacks:
+        return self.process.get().lost_callbacks
+
+    @property
     def receiver(self) -> Receiver:
         return self.process.get().receiver
 
@@ -232,6 +245,10 @@ class Runtime:
         Needs an app context. Raises `ConfigError` if this database is wrong.
         """
         return self.process.get().engines.reading()
+
+    def writing_engine(self) -> Engine:
+        """Return our own engine for transactions that write. Needs an app context as `engine`."""
+        return self.process.get().engines.writing()
 
     def inspect_database(self, seconds: float | None = None) -> DatabaseState:
         """Return the state of the database, after a write that was rolled back.

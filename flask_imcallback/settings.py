@@ -212,6 +212,12 @@ class Settings:
             values[setting.name] = setting.metadata["check"](key, value)
         return cls(**values)
 
+    @property
+    def guards(self) -> list[str]:
+        """The secrets that make a callback authentic."""
+        tokens = [token for app_tokens in self.tencent_apps.values() for token in app_tokens]
+        return [*tokens, *self.secrets, *self.openim_credentials.values()]
+
     def check_address(self, text: str) -> None:
         """Check that callbacks may come from this IP address, as WSGI or a proxy writes it.
 

@@ -75,6 +75,6 @@ def make_app(tmp_path: Path) -> Iterator[MakeApp]:
     yield make
     for file in tmp_path.rglob("imcallback_spool.db"):
         file.unlink()  # so that nobody drains it any more
-    join("imcallback-drain", "imcallback-health", "imcallback-counters")
+    join("imcallback-drain", "imcallback-health")
     for app in apps:
         close_connections(app)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from flask import Flask
 from flask.cli import AppGroup
 
-from . import history, migrations, operations
+from . import deliveries, history, migrations, operations, replay
 from .host_migrations import follow_host_migrations
 
 __all__ = ["add_commands", "follow_host_migrations"]
@@ -16,8 +16,10 @@ def add_commands(app: Flask) -> None:
     group = AppGroup("imcallback", help="Query the recorded removals and run the extension.")
     for command in (
         history.history,
+        deliveries.deliveries,
         history.stats,
         history.export,
+        replay.replay,
         operations.status,
         operations.spool,
         operations.doctor,

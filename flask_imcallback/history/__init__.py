@@ -9,10 +9,18 @@ from .export import (
     json_lines,
     removal_csv,
     removal_json,
+    utc_text,
 )
 from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
 from .history import History
-from .queries import HistoryQuery, StatsQuery, join_choices, load_zone, shorten
+from .queries import (
+    DeliveryQuery,
+    HistoryQuery,
+    StatsQuery,
+    join_choices,
+    load_zone,
+    shorten,
+)
 from .results import (
     DeliveryDetail,
     DeliveryPage,
@@ -24,6 +32,7 @@ from .results import (
 from .schemas import (
     CALLBACK_COUNT,
     DELIVERY,
+    DELIVERY_QUERY,
     EXPORT_QUERY,
     HISTORY_QUERY,
     STATS_QUERY,
@@ -41,6 +50,7 @@ __all__ = [
     "CALLBACK_COUNT",
     "COLUMNS",
     "DELIVERY",
+    "DELIVERY_QUERY",
     "EXPORT_QUERY",
     "FORMATS",
     "HISTORY_QUERY",
@@ -49,6 +59,7 @@ __all__ = [
     "DeliveryDetail",
     "DeliveryFilters",
     "DeliveryPage",
+    "DeliveryQuery",
     "DeliveryRecord",
     "FileOptions",
     "History",
@@ -75,4 +86,5 @@ __all__ = [
     "removal_json",
     "shorten",
     "stats_json",
+    "utc_text",
 ]

@@ -4,11 +4,11 @@ It has the tables, ids, recorder, writer, spool, drain, counters and migrations.
 """
 
 from .autogenerate import is_our_table, protect_tables
-from .counters import ACCEPTED, REFUSED, CallbackCount, CallbackCounters
-from .database_errors import DeadlineError, Fault, classify, describe
+from .counters import ACCEPTED, EXIT_SECONDS, REFUSED, CallbackCount, CallbackCounters
+from .database_errors import DeadlineError, Fault, classify, concerns_entry, describe
 from .drain import Drain
 from .engines import Engines, create_private_file, describe_url, has_file
-from .entries import Delivery
+from .entries import Delivery, Entry
 from .ids import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
 from .inspection import (
     DatabaseState,
@@ -18,7 +18,9 @@ from .inspection import (
     is_delivery_stored,
     read_clock,
 )
-from .lost_callbacks import is_log_visible, log_lost_callback
+from .kept_deliveries import change_kept_delivery
+from .key_conflicts import AlreadyStored, TakenId, find_key_conflict
+from .lost_callbacks import LostCallbacks, LostEntry, is_log_visible
 from .migrations import (
     VERSION_TABLE,
     current_revision,
@@ -31,15 +33,19 @@ from .spool import SetAside, Spool, Waiting
 from .sqlite import sqlite_path, use_wal
 from .tables import SourceKey, delivery, metadata, removal, source
 from .threads import PerProcess, new_lock
+from .writer import FIRST_ID_STEP_MICROSECONDS, Writer
 
 __all__ = [
     "ACCEPTED",
     "EPOCH",
+    "EXIT_SECONDS",
+    "FIRST_ID_STEP_MICROSECONDS",
     "MAX_ID",
     "MAX_REMOVALS",
     "MICROSECOND",
     "REFUSED",
     "VERSION_TABLE",
+    "AlreadyStored",
     "CallbackCount",
     "CallbackCounters",
     "DatabaseState",
@@ -47,21 +53,29 @@ __all__ = [
     "Delivery",
     "Drain",
     "Engines",
+    "Entry",
     "Fault",
     "Inspector",
+    "LostCallbacks",
+    "LostEntry",
     "PerProcess",
     "Recorder",
     "SetAside",
     "SourceKey",
     "Spool",
+    "TakenId",
     "Waiting",
+    "Writer",
+    "change_kept_delivery",
     "check_write",
     "classify",
+    "concerns_entry",
     "create_private_file",
     "current_revision",
     "delivery",
     "describe",
     "describe_url",
+    "find_key_conflict",
     "has_file",
     "id_at",
     "inspect_database",
@@ -70,7 +84,6 @@ __all__ = [
     "is_log_visible",
     "is_of_newer_release",
     "is_our_table",
-    "log_lost_callback",
     "metadata",
     "moment_of",
     "new_lock",

@@ -1,41 +1,51 @@
 """Counts of accepted and refused callbacks, for operators.
 
-Each process counts in memory, and adds its counts to a small table from time to time. So a callback
-costs no extra row, and a refused request costs none either. The log gets one line a
-minute for each reason of refusal.
+Each process counts in memory, and a thread adds its counts to a small table. So a callback costs no
+extra row, and a refused request costs none either. The log gets one line a minute for each reason
+of refusal.
 """
 
 from __future__ import annotations
 
+import atexit
 import logging
+import os
+import queue
 import time
+import weakref
 from collections.abc import Callable, Mapping
-from contextlib import AbstractContextManager
-from dataclasses import dataclass
+from contextlib import AbstractContextManager, suppress
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from threading import Lock
+from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import IntegrityError, SQLAlchemyError
 
-from ..errors import ImCallbackError, StorageError
+from ..errors import StorageError
 from ..storable_text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
 from .sqlite import file_lock, sqlite_path
 from .tables import counters as counter_table
-from .threads import new_lock, start_thread
+from .threads import new_lock, new_queue, start_thread
+from .writer import interrupt
 
 logger = logging.getLogger("flask_imcallback")
 
 LOG_INTERVAL_SECONDS = 60
 """Minimum time between two log lines with the same provider and reason."""
 
-SAVE_INTERVAL_SECONDS = 10
-"""Time after which counts are saved. A process that is killed loses its unsaved counts."""
+SAVE_INTERVAL_SECONDS = 5
+"""Time between two saves. A process that is killed loses the counts of this time."""
 
 MAX_SAVE_ATTEMPTS = 20
 
 MAX_SAVE_SECONDS = 60
-"""Time after which a second thread may save, although the first thread still saves."""
+"""Time after which a save is given up, because its connection hangs."""
+
+EXIT_SECONDS = 2
+"""Time that a process gives to its last save when it stops."""
 
 MAX_UNSAVED_KEYS = 200
 """Maximum number of unsaved counts. Further names are counted together as `OTHER_NAMES`."""
@@ -63,36 +73,75 @@ Key = tuple[str, str, str]
 """Provider, outcome and name."""
 
 
+@dataclass(eq=False)
+class _Saver:
+    """A thread that saves counts until all are saved."""
+
+    wake: Any = field(default_factory=new_queue)
+    """An item in this queue begins the last save immediately."""
+    running: Lock = field(default_factory=new_lock)
+    """A lock that the thread holds until it ends."""
+    saving_since: float = 0
+    """Time of the monotonic clock, or 0 while the thread waits."""
+    connection: Connection | None = None
+
+    @property
+    def hangs(self) -> bool:
+        return 0 < self.saving_since < time.monotonic() - MAX_SAVE_SECONDS
+
+    def wait(self, seconds: float) -> bool:
+        """Wait at most `seconds`. Returns True if the last save must begin."""
+        with suppress(queue.Empty):
+            self.wake.get(timeout=max(0, seconds))
+            return True
+        return False
+
+
 class CallbackCounters:
     """The counters of one app in this process. Threads may share them.
 
-    `saving` and `reading` return engines.
+    `saving` and `reading` return engines, and `context` makes an app context. While there are
+    unsaved counts, a thread saves them every few seconds. A database that hangs delays neither a
+    request nor the end of the process.
     """
 
-    def __init__(self, saving: Callable[[], Engine], reading: Callable[[], Engine]) -> None:
+    def __init__(
+        self,
+        saving: Callable[[], Engine],
+        reading: Callable[[], Engine],
+        context: Callable[[], AbstractContextManager[object]],
+    ) -> None:
         self._get_saving_engine = saving
         self._get_reading_engine = reading
+        self._context = context
         self._lock = new_lock()
         self._unsaved: dict[Key, tuple[int, datetime]] = {}
         self._unlogged: dict[Key, int] = {}
         self._logged_at: dict[Key, float] = {}
-        self._saved_at = 0.0
-        self._saving_since = 0.0
-        """Time of the monotonic clock, or 0 if no thread saves."""
+        self._failure_logged_at = 0.0
+        self._saved_at = -float(SAVE_INTERVAL_SECONDS)
+        """Time of the monotonic clock at which the newest save began."""
+        self._saver: _Saver | None = None
+        self._is_flushed_at_exit = False
 
     def count_accepted(self, provider: str, command: str) -> None:
         """Count a callback that is stored."""
         with self._lock:
             self._count((provider, ACCEPTED, command))
 
-    def count_refused(self, provider: str, reason: str, detail: str = "") -> None:
+    def count_refused(
+        self, provider: str, reason: str, detail: str = "", *, is_logged: bool = True
+    ) -> None:
         """Count a refusal, and log it at most once a minute for each reason.
 
-        `reason` is one of a few fixed texts. `detail` describes the single request.
+        `reason` is one of a few fixed texts. `detail` describes the single request. Pass False as
+        `is_logged` if the caller logs each refusal.
         """
         now = time.time()
         with self._lock:
             key = self._count((provider, REFUSED, reason))
+            if not is_logged:
+                return
             if abs(now - self._logged_at.get(key, 0)) < LOG_INTERVAL_SECONDS:
                 self._unlogged[key] = self._unlogged.get(key, 0) + 1
                 return
@@ -103,71 +152,109 @@ class CallbackCounters:
         logger.warning("Refused a callback of %s: %s%s.%s", provider, reason, detail, more)
 
     def _count(self, key: Key) -> Key:
-        if key not in self._unsaved and len(self._unsaved) >= MAX_UNSAVED_KEYS:
-            key = (key[0], key[1], OTHER_NAMES)
-        count, _ = self._unsaved.get(key, (0, None))
-        self._unsaved[key] = count + 1, datetime.now(UTC)
+        key = self._add_unsaved(key, 1, datetime.now(UTC))
+        if self._saver is None or self._saver.hangs:
+            self._start_saver()
         return key
 
-    @property
-    def is_due(self) -> bool:
-        """Whether there are unsaved counts, and the last save is long enough ago."""
-        is_old = abs(time.time() - self._saved_at) >= SAVE_INTERVAL_SECONDS
-        return bool(self._unsaved) and is_old
+    def _add_unsaved(self, key: Key, count: int, last_at: datetime) -> Key:
+        if key not in self._unsaved and len(self._unsaved) >= MAX_UNSAVED_KEYS:
+            key = (key[0], key[1], OTHER_NAMES)
+        known_count, known_last_at = self._unsaved.get(key, (0, last_at))
+        self._unsaved[key] = known_count + count, max(last_at, known_last_at)
+        return key
 
-    def save_soon(self, context: Callable[[], AbstractContextManager[object]]) -> None:
-        """Save in another thread, because a database that hangs must not block a request.
+    def _start_saver(self) -> None:
+        """Start a thread that saves the counts. Gives up the thread before it, which hangs."""
+        if self._saver is not None and self._saver.connection is not None:
+            interrupt(self._saver.connection)
+        if not self._is_flushed_at_exit:
+            self._is_flushed_at_exit = True
+            _flush_at_exit(self)
+        saver = _Saver()
+        saver.running.acquire()
+        # Without a free thread, the counts wait for the next callback.
+        with suppress(RuntimeError):
+            start_thread("imcallback-counters", lambda: self._save_until_done(saver))
+            self._saver = saver
 
-        `context` makes an app context.
+    def flush(self, seconds: float) -> None:
+        """Save all counts now. Returns when they are saved, when that fails, or after `seconds`.
+
+        The method takes no lock that a request holds, so a signal handler may call it.
         """
-        with self._lock:
-            now = time.monotonic()
-            if self._saving_since and now - self._saving_since < MAX_SAVE_SECONDS:
+        saver = self._saver
+        if saver is not None:
+            saver.wake.put(None)
+            if saver.running.acquire(timeout=seconds):
+                saver.running.release()
+
+    def _save_until_done(self, saver: _Saver) -> None:
+        is_last = False
+        while True:
+            next_save_at = self._saved_at + SAVE_INTERVAL_SECONDS
+            is_last = saver.wait(next_save_at - time.monotonic()) or is_last
+            saver.saving_since = self._saved_at = time.monotonic()
+            is_saved = self._save(saver)
+            saver.saving_since = 0
+            with self._lock:
+                is_current = self._saver is saver
+                if is_current and self._unsaved and (is_saved or not is_last):
+                    if is_last:  # requests have counted during the save
+                        saver.wake.put(None)
+                    continue
+                if is_current:
+                    self._saver = None
+                saver.running.release()
                 return
-            self._saving_since = now
-        start_thread("imcallback-counters", lambda: self._save_in_context(context))
 
-    def _save_in_context(self, context: Callable[[], AbstractContextManager[object]]) -> None:
-        try:
-            with context():
-                self.save()
-        except ImCallbackError as error:
-            logger.warning("The counts of callbacks are not saved: %s", error)
-        finally:
-            self._saving_since = 0.0
-
-    def save(self) -> None:
-        """Add the unsaved counts to the table, or keep them for the next save and log a warning.
-
-        Needs an app context.
-        """
-        engine = self._get_saving_engine()
+    def _save(self, saver: _Saver) -> bool:
+        """Add the unsaved counts to the table. Keeps them and returns False if that fails."""
         with self._lock:
-            self._saved_at = time.time()
             unsaved, self._unsaved = self._unsaved, {}
+        try:
+            with self._context():
+                engine = self._get_saving_engine()
+            self._add_to_table(engine, unsaved, saver)
+        except Exception as error:  # whatever the error is, no count may be lost
+            with self._lock:
+                for key, (count, last_at) in unsaved.items():
+                    self._add_unsaved(key, count, last_at)
+            self._log_failure(error)
+            return False
+        return True
+
+    def _add_to_table(
+        self, engine: Engine, counts: Mapping[Key, tuple[int, datetime]], saver: _Saver
+    ) -> None:
+        """Add the counts in one transaction. Raises the error of the last attempt."""
         for attempts_left in reversed(range(MAX_SAVE_ATTEMPTS)):
             try:
-                with file_lock(sqlite_path(engine)), engine.begin() as connection:
-                    # The same order in all processes prevents deadlocks.
-                    for key, (count, last_at) in sorted(unsaved.items()):
-                        _add(connection, key, count, last_at)
+                with file_lock(sqlite_path(engine)), engine.connect() as connection:
+                    saver.connection = connection
+                    try:
+                        with connection.begin():
+                            # The same order in all processes prevents deadlocks.
+                            for key, (count, last_at) in sorted(counts.items()):
+                                _add(connection, key, count, last_at)
+                    finally:
+                        saver.connection = None
                 return
-            except (SQLAlchemyError, OSError) as error:
-                if classify(error) is Fault.RETRY and attempts_left:
-                    continue  # MariaDB locks the gaps into which two processes insert rows
-                logger.warning(
-                    "The counts of accepted and refused callbacks are not saved (%s). They are "
-                    "kept in memory and saved later. Check the database.",
-                    describe(error),
-                )
-                break
-        self._restore(unsaved)
+            except SQLAlchemyError as error:
+                # MariaDB locks the gaps into which two processes insert rows.
+                if classify(error) is not Fault.RETRY or not attempts_left:
+                    raise
 
-    def _restore(self, unsaved: Mapping[Key, tuple[int, datetime]]) -> None:
-        with self._lock:
-            for key, (count, last_at) in unsaved.items():
-                newer_count, newest = self._unsaved.get(key, (0, last_at))
-                self._unsaved[key] = count + newer_count, newest
+    def _log_failure(self, error: Exception) -> None:
+        now = time.time()
+        if abs(now - self._failure_logged_at) < LOG_INTERVAL_SECONDS:
+            return
+        self._failure_logged_at = now
+        logger.warning(
+            "The counts of accepted and refused callbacks are not saved (%s). They are kept in "
+            "memory and saved later. Check the database.",
+            describe(error),
+        )
 
     def counts(self) -> list[CallbackCount]:
         """Return the saved counts of all processes. Raises `StorageError`."""
@@ -203,3 +290,15 @@ def _add(connection: Connection, key: Key, count: int, last_at: datetime) -> Non
             )
     except IntegrityError:  # another process has inserted the row
         connection.execute(update)
+
+
+def _flush_at_exit(counters: CallbackCounters) -> None:
+    """Save the counts when this process ends. A forked child leaves the counts of its parent."""
+    process_id, reference = os.getpid(), weakref.ref(counters)
+
+    def flush() -> None:
+        living = reference()
+        if living is not None and os.getpid() == process_id:
+            living.flush(EXIT_SECONDS)
+
+    atexit.register(flush)

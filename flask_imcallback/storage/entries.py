@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
@@ -79,6 +80,8 @@ class Entry:
         self.is_abandoned = False
         """Whether the caller timed out. A running transaction may finish, but none may start."""
         self.error: Exception | None = None
+        self.was_stored_before = False
+        """Whether the row was in the database already: another process or attempt stored it."""
 
     @classmethod
     def from_delivery(cls, delivery: Delivery, delivery_id: int) -> Entry:
@@ -123,6 +126,10 @@ class Entry:
         changes = {"status": Status.DUPLICATE.value, "duplicate_of": first_id, "fingerprint": None}
         self.row = self.row | changes | {"removal_count": 0}
         self.removals = ()
+
+    def choose_step(self, limit: int) -> int:
+        """Return a random distance to the next id, below `limit`, because the id is taken."""
+        return random.randrange(1, limit)  # noqa: S311
 
     def assign_id(self, delivery_id: int) -> None:
         """Give the entry another id. The ids of its removals follow it."""

@@ -93,9 +93,15 @@ def store_entries(connection: Connection, entries: Sequence[Entry]) -> None:
 def insert_entries(connection: Connection, entries: Sequence[Entry]) -> None:
     """Insert the rows of all entries. Call `ensure_sources` on this connection before."""
     statements = _statements(connection.dialect)
-    source_ids = connection.info[SOURCE_IDS_KEY]
     deliveries = [statements.delivery.bind(entry.row) for entry in entries]
     statements.delivery.run(connection, deliveries)
+    insert_removals(connection, entries)
+
+
+def insert_removals(connection: Connection, entries: Sequence[Entry]) -> None:
+    """Insert the removals of all entries. Call `ensure_sources` on this connection before."""
+    statements = _statements(connection.dialect)
+    source_ids = connection.info[SOURCE_IDS_KEY]
     rows: list[tuple[Any, ...]] = []
     for entry in entries:
         values = entry.removal_values(source_ids)

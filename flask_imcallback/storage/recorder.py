@@ -1,4 +1,4 @@
-"""The recorder: it stores deliveries in the database, or else in the spool."""
+"""The recorder: it stores deliveries in the database, or else in the spool, or else in the log."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from .database_errors import describe
 from .drain import Drain
 from .entries import Delivery, Entry
 from .ids import IdAllocator
+from .lost_callbacks import LostCallbacks
 from .writer import Writer
 
 
@@ -23,20 +24,30 @@ class Recorder:
         *,
         deadline: float,
         drain: Drain | None,
+        lost_callbacks: LostCallbacks,
     ) -> None:
         self._writer = Writer(engine, retry_until_deadline=drain is None)
         self._deadline = deadline
         self._drain = drain
+        self._lost_callbacks = lost_callbacks
         self._ids = IdAllocator()
 
     def record(self, delivery: Delivery) -> Entry | None:
         """Store the delivery and its removals. Both are durable when this method returns.
 
         Returns the stored entry, which is a duplicate if the delivery repeats a callback. Returns
-        None if the entry waits in the spool. Needs an app context. Raises `StorageError` if neither
-        the database nor the spool takes the delivery.
+        None if the entry waits in the spool. Needs an app context. If neither the database nor the
+        spool takes the delivery, the error log gets it, and the method raises `StorageError`.
         """
         entry = self.make_entry(delivery)
+        try:
+            return self._store(entry)
+        except Exception as error:  # the log is the last place that can keep the packet
+            problem = str(error) if isinstance(error, StorageError) else describe(error)
+            self._lost_callbacks.write(entry, problem)
+            raise
+
+    def _store(self, entry: Entry) -> Entry | None:
         if self._drain is None:
             if error := self._try_database(entry):
                 raise _storage_error(error) from error
@@ -58,7 +69,6 @@ class Recorder:
         spool_error = _try_spool(entry, drain)
         if spool_error is None:
             return None
-        entry = entry.copy()
         if error := self._try_database(entry):
             raise _storage_error(error, spool_error) from error
         drain.note_stored()

@@ -11,7 +11,6 @@ from __future__ import annotations
 import logging
 import os
 import queue
-import random
 import socket
 import sqlite3
 import time
@@ -255,6 +254,7 @@ class Writer:
         entry elsewhere, under its present keys.
         """
         if isinstance(conflict, AlreadyStored):
+            entry.was_stored_before = True
             if conflict.status is Status.DUPLICATE:
                 entry.removals = ()
             return True
@@ -267,7 +267,7 @@ class Writer:
                 case TakenId():
                     # Another process probably used this microsecond. The random steps grow until
                     # many processes find free ids.
-                    step = random.randrange(1, FIRST_ID_STEP_MICROSECONDS << attempt)  # noqa: S311
+                    step = entry.choose_step(FIRST_ID_STEP_MICROSECONDS << attempt)
                     entry.assign_id(entry.row["id"] + step)
         return False
 

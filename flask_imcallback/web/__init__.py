@@ -5,10 +5,11 @@ from __future__ import annotations
 from flask import Flask
 
 from ..runtime import Runtime
+from ..storage import EXIT_SECONDS
 from . import api, callbacks, health, openapi, page
 from .middleware import Middleware
 from .routing import RestOfPath
-from .servers import check_server
+from .servers import call_at_sigterm, check_server
 
 __all__ = ["install"]
 
@@ -28,4 +29,5 @@ def install(app: Flask, runtime: Runtime) -> None:
         health.make_blueprint(),
     ):
         app.register_blueprint(blueprint, url_prefix=runtime.settings.url_prefix or None)
+    call_at_sigterm(lambda: runtime.counters.flush(EXIT_SECONDS))
     app.wsgi_app = Middleware(app, runtime)  # type: ignore[method-assign]

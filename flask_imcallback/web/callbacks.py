@@ -16,12 +16,13 @@ from ..errors import BodyTooLargeError
 from ..providers import CallbackRequest, Provider, Reply
 from ..receiver import Body
 from ..runtime import get_runtime
-from ..storage import log_lost_callback
 from .exchange import EXCHANGE_KEY, Answer, Exchange, decode, read_query
 from .request_body import RequestBody
 
 logger = logging.getLogger("flask_imcallback")
 
+UNANSWERED = "the callback could not be answered after an unexpected error"
+"""The reason of a refusal after a mistake in a provider or in this extension."""
 METHODS = ["POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 """Every method gets the answer of the provider. After another body, OpenIM may stop its users."""
 CHUNK_BYTES = 64 * 1024
@@ -69,11 +70,6 @@ def _callback(name: str, rest: str) -> Response:
     provider = runtime.providers[name]
     exchange = _exchange(provider, rest)
 
-    def read_body(maximum: int) -> Body:
-        body = _read_body(maximum)
-        exchange.packet = body.content
-        return body
-
     try:
         if not provider.is_enabled:
             reply = provider.refuse(404, f"the provider {name} is not enabled")
@@ -81,17 +77,13 @@ def _callback(name: str, rest: str) -> Response:
             reply = provider.refuse(405, "callbacks must use POST")
         else:
             reply = runtime.receiver.receive(
-                provider, _callback_request(exchange), read_body, sender=app
+                provider, _callback_request(exchange), _read_body, sender=app
             )
     except Exception:
-        log_lost_callback(
-            "A callback of %s is lost after an unexpected error. Its body was %r",
-            name,
-            exchange.packet,
-        )
+        # `receive` has stored the packet, unless the error came before the packet was read.
+        logger.exception("A callback of %s could not be answered", name)
+        runtime.counters.count_refused(name, UNANSWERED, is_logged=False)
         reply = provider.refuse(503, "the callback could not be stored")
-    if runtime.counters.is_due:
-        runtime.counters.save_soon(app.app_context)
     response = _response(reply)
     exchange.answer = Answer.copy(response)
     return response

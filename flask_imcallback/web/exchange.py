@@ -64,8 +64,6 @@ class Exchange:
     body: RequestBody | None = None
     answer: Answer | None = None
     """None if our view was not called."""
-    packet: bytes = field(default=b"", repr=False)
-    """The body of an authentic callback after it was read. A lost callback is logged with it."""
 
     @classmethod
     def begin(

@@ -80,10 +80,7 @@ class Middleware:
 
     def _report(self, name: str, status: str, detail: str) -> None:
         """Count and log a callback that something else in the app answered."""
-        counters = self._runtime.counters
-        counters.count_refused(name, f"{ANSWERED_BY_HOST}: {status}", detail)
-        if counters.is_due:
-            counters.save_soon(self._app.app_context)
+        self._runtime.counters.count_refused(name, f"{ANSWERED_BY_HOST}: {status}", detail)
 
     def _serve_with_headers(
         self, environ: Environ, start_response: StartResponse

@@ -1,8 +1,11 @@
-"""The check for servers that would lose callbacks."""
+"""What single WSGI servers need: a check before the start, and a handler for SIGTERM."""
 
 from __future__ import annotations
 
+import signal
 import sys
+import threading
+from collections.abc import Callable
 from typing import Any
 
 from ..errors import ConfigError
@@ -27,3 +30,25 @@ def check_server() -> None:
             "uWSGI drops connections of an http11-socket while it runs gevent: "
             "use http-socket with gevent, or threads in place of gevent"
         )
+
+
+def call_at_sigterm(function: Callable[[], None]) -> None:
+    """Call a function before SIGTERM ends a process of waitress.
+
+    waitress has no handler for SIGTERM, so its process would end without the exit functions of
+    Python. A handler of the host app is not replaced.
+    """
+    previous = signal.getsignal(signal.SIGTERM)
+    is_replaceable = previous is signal.SIG_DFL or getattr(previous, "__module__", "") == __name__
+    is_main_thread = threading.current_thread() is threading.main_thread()
+    if "waitress" not in sys.modules or not is_replaceable or not is_main_thread:
+        return
+
+    def end(number: int, frame: Any) -> None:
+        function()
+        if callable(previous):
+            previous(number, frame)
+        signal.signal(number, signal.SIG_DFL)
+        signal.raise_signal(number)
+
+    signal.signal(signal.SIGTERM, end)

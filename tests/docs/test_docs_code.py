@@ -13,6 +13,7 @@ import re
 import shlex
 import threading
 from collections.abc import Iterator
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -22,9 +23,12 @@ from flask import Flask
 from werkzeug.serving import WSGIRequestHandler, make_server
 
 from flask_imcallback import ImCallback, upgrade
+from flask_imcallback.removals import Status
 from flask_imcallback.runtime import get_runtime
 from support import ROOT
 from support.apps import close_connections, join
+from support.deliveries import ANONYMOUS, record
+from support.lost import line_of
 from support.translations import SUFFIX
 
 PAGES = {
@@ -67,7 +71,10 @@ class SilentHandler(WSGIRequestHandler):
 
 
 class LiveApp:
-    """An app on a real socket, with two removals of alice and one of carol."""
+    """An app on a real socket, with two removals of alice and one of carol.
+
+    It also has an unreadable delivery, and a log with a lost callback.
+    """
 
     def __init__(self) -> None:
         self.apps: list[Flask] = []
@@ -85,6 +92,9 @@ class LiveApp:
             ("callbackAfterRemoveBlackCommand", "--owner", "carol"),
         ):
             self.run("send", command, *options)
+        unreadable = replace(ANONYMOUS, removals=(), status=Status.UNREADABLE)
+        record(self.app, unreadable)
+        Path("app.log").write_text(line_of(self.app, unreadable))
 
     def migrate(self, app: Flask) -> None:
         """Create the tables of an app, and remember it for `close`."""
@@ -108,7 +118,7 @@ class LiveApp:
         """Stop the server and close all connections."""
         self.server.shutdown()
         self.server.server_close()
-        join("docs-server", "imcallback-drain", "imcallback-health", "imcallback-counters")
+        join("docs-server", "imcallback-drain", "imcallback-health")
         for app in self.apps:
             close_connections(app)
 

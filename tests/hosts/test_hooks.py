@@ -29,7 +29,7 @@ from flask_imcallback.runtime import get_runtime
 from flask_imcallback.web.access import RESPONSE_HEADERS
 from flask_imcallback.web.page.files import URL_PATHS
 from support import ROOT
-from support.apps import MakeApp, rows, wait_for_counters
+from support.apps import MakeApp, rows, save_counts
 from support.pages import TOKEN
 
 SECRET = "a-secret-path-segment"
@@ -89,10 +89,9 @@ def read(app: Flask, path: str) -> TestResponse:
 
 def refusals(app: Flask) -> dict[str, int]:
     """Return how many callbacks were refused, by reason."""
-    wait_for_counters()
+    save_counts(app)
     with app.app_context():
         counters = get_runtime().counters
-        counters.save()
         return {
             count.name: count.count for count in counters.counts() if count.outcome != "accepted"
         }
@@ -216,10 +215,10 @@ def test_an_answer_of_something_else_is_logged_and_counted(
 
 
 def test_counts_are_saved_if_no_callback_passes(app: Flask) -> None:
-    """The view saves counts from time to time, and behind a gate it is never called."""
+    """The view counts callbacks, and behind a gate it is never called."""
     login_gate(app)
     post_openim(app)
-    wait_for_counters()
+    save_counts(app)
     with app.app_context():
         assert [count.count for count in get_runtime().counters.counts()] == [1]
 

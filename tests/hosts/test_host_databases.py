@@ -60,7 +60,7 @@ def make_host(tmp_path: Path) -> Iterator[MakeHost]:
     yield make
     for file in tmp_path.rglob("spool.db"):
         file.unlink()  # ends the thread that empties it
-    join("imcallback-drain", "imcallback-health", "imcallback-counters")
+    join("imcallback-drain", "imcallback-health")
     for app in apps:
         if EXTENSION in app.extensions:
             close_connections(app)

@@ -19,11 +19,11 @@ from flask.testing import FlaskClient
 from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
-from flask_imcallback import OpenIMProvider
+from flask_imcallback import OpenIMProvider, upgrade
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.settings import Settings
 from support import samples, servers
-from support.apps import DATABASES, MakeApp, rows, wait_for_counters
+from support.apps import DATABASES, MakeApp, rows, save_counts
 from support.callbacks import BODY, SECRET, BrokenProvider, SharedApps, shared_apps
 
 SAMPLES = samples.samples("tencent") + samples.samples("openim")
@@ -140,17 +140,17 @@ def test_a_flood_of_refusals_costs_no_disk(
         for _ in range(2):
             for number in range(500):
                 client.post(f"/imcallback/openim/{number}/callbackX", json=BODY, buffered=True)
-            wait_for_counters()
+            save_counts(app)
             clock.shift(61)
         client.post("/imcallback/openim/0/callbackX", json=BODY, buffered=True)
-        wait_for_counters()
+        save_counts(app)
         client.post("/imcallback/openim/callbackX", json=BODY, buffered=True)
     assert len(caplog.records) == 4
     assert "499 more" in caplog.messages[1]
+    save_counts(app)
     with app.app_context():
         counts = get_runtime().counters.counts()
-    # The last refusal came less than ten seconds after the counters were saved.
-    assert [(count.outcome, count.count) for count in counts] == [("refused", 1001)]
+    assert [(count.outcome, count.count) for count in counts] == [("refused", 1), ("refused", 1001)]
     assert rows(app) == ([], [])
 
 
@@ -271,17 +271,73 @@ def test_a_provider_that_cannot_verify_is_logged_once_a_minute(
     assert rows(app) == ([], [])
 
 
-def test_a_callback_that_a_provider_loses_is_logged_with_its_body(
+def test_a_callback_that_a_provider_cannot_answer_is_kept(
     make_app: MakeApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """The log keeps the packet if the provider fails to make an answer."""
+    """The packet is stored before the provider fails to make an answer."""
     app = make_app(providers=[BrokenProvider], IMCALLBACK_SECRETS=[SECRET])
     response = app.test_client().post(f"/imcallback/mine/{SECRET}", data=b'{"fail": 2}')
     assert (response.status_code, response.get_json()) == (503, CONTINUE)
+    assert caplog.messages[-1] == "A callback of mine could not be answered"
+    ((delivery,), _) = rows(app)
+    assert (delivery["status"], delivery["body"]) == ("unreadable", b'{"fail": 2}')
+
+
+@pytest.mark.parametrize(
+    ("path", "body", "reason"),
+    [
+        (f"{SECRET}/callbackX", b"[]", "the body is not a JSON object"),
+        (
+            f"{SECRET}/an-old-secret",
+            b'{"callbackCommand": "a\'\\n\\"b"}',
+            "the request names different commands: … and …",
+        ),
+    ],
+)
+def test_an_unreadable_callback_is_logged_and_counted(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, path: str, body: bytes, reason: str
+) -> None:
+    """One line names the delivery and the reason, without any text of the request."""
+    app = make_app(IMCALLBACK_SECRETS=[SECRET])
+    assert app.test_client().post(f"/imcallback/openim/{path}", data=body).status_code == 400
+    ((delivery,), _) = rows(app)
     assert caplog.messages == [
-        "A callback of mine is lost after an unexpected error. Its body was b'{\"fail\": 2}'"
+        f"A callback of openim is unreadable: {reason}. Run flask imcallback deliveries "
+        f"{delivery['id']} to see its packet."
     ]
-    assert rows(app) == ([], [])
+    assert caplog.records[0].levelname == "WARNING"
+    save_counts(app)
+    with app.app_context():
+        (count,) = get_runtime().counters.counts()
+    assert (count.outcome, count.name, count.count) == ("refused", "the packet is unreadable", 1)
+
+
+def test_a_provider_that_cannot_read_the_origin_loses_no_packet(make_app: MakeApp) -> None:
+    """The delivery is stored without the facts of the path and the query."""
+    app = make_app(providers=[BrokenProvider], IMCALLBACK_SECRETS=[SECRET])
+    path = f"/imcallback/mine/{SECRET}/callbackX?fail_origin=1"
+    assert app.test_client().post(path, json={"callbackCommand": "callbackX"}).status_code == 200
+    ((delivery,), _) = rows(app)
+    assert (delivery["status"], delivery["command"]) == ("ignored", "callbackX")
+
+
+@pytest.mark.parametrize("size", [10, 2_000_000])
+def test_every_refusal_of_an_authentic_callback_is_counted(make_app: MakeApp, size: int) -> None:
+    """A body that is too large and a callback that cannot be stored are counted by reason."""
+    app = make_app(migrate=False, IMCALLBACK_SPOOL=None, IMCALLBACK_SECRETS=[SECRET])
+    url = f"/imcallback/openim/{SECRET}/callbackX"
+    status = app.test_client().post(url, data=b" " * size).status_code
+    with app.app_context():
+        upgrade()
+    app.extensions["imcallback"].counters.count_accepted("openim", "callbackY")
+    save_counts(app)
+    with app.app_context():
+        counts = {count.name: count.outcome for count in get_runtime().counters.counts()}
+    reason = (
+        "it could not be stored" if size == 10 else "the body is larger than IMCALLBACK_MAX_BODY"
+    )
+    assert status == (503 if size == 10 else 413)
+    assert counts == {reason: "refused", "callbackY": "accepted"}
 
 
 TOKEN, OLD_TOKEN, WRONG_TOKEN = "the-token", "the-old-token", "a-wrong-token"

@@ -8,7 +8,7 @@ import pytest
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from flask_imcallback.runtime import get_runtime
-from support.apps import MakeApp, rows, wait_for_counters
+from support.apps import MakeApp, rows, save_counts
 from support.callbacks import BODY
 
 URL = "/imcallback/openim/callbackAfterRemoveBlackCommand"
@@ -58,7 +58,6 @@ def test_a_refusal_names_the_address_once_a_minute(
     refusals = [line for line in caplog.messages if line.startswith("Refused")]
     assert refusals == [f"Refused a callback of openim: {problem}."]
     with app.app_context():
-        wait_for_counters()
-        get_runtime().counters.save()
+        save_counts(app)
         (count,) = get_runtime().counters.counts()
     assert (count.count, count.name) == (3, problem.partition(" (")[0])

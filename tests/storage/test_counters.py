@@ -2,20 +2,30 @@
 
 from __future__ import annotations
 
+import atexit
 import json
 import logging
+import subprocess
+import sys
+import threading
+import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from pathlib import Path
 
 import pytest
 import time_machine
+from flask import Flask
 from sqlalchemy import URL
 
+from flask_imcallback import upgrade
 from flask_imcallback.runtime import get_runtime
-from flask_imcallback.storage.counters import MAX_UNSAVED_KEYS, CallbackCounters
+from flask_imcallback.storage.counters import EXIT_SECONDS, MAX_UNSAVED_KEYS, CallbackCounters
+from flask_imcallback.storage.sqlite import file_lock, sqlite_path
 from flask_imcallback.storage.tables import counters as counter_table
-from support.apps import MakeApp, rows, wait_for_counters
+from support.apps import MakeApp, rows, save_counts, wait_until
 from support.callbacks import BODY, SECRET
+from support.faults import in_child, locked
 
 COMMAND = "callbackAfterRemoveBlackCommand"
 CALLBACK_URL = f"/imcallback/openim/{SECRET}/{COMMAND}"
@@ -34,11 +44,11 @@ def test_python_http_and_command_line_show_the_counts(database_url: URL, make_ap
         with time_machine.travel(ACCEPTED_AT - seconds_before, tick=False):
             response = client.post(CALLBACK_URL, json=BODY, buffered=True)
             assert response.status_code == 200
-            wait_for_counters()
+            save_counts(app)
         with time_machine.travel(REFUSED_AT - seconds_before, tick=False):
             response = client.post(URL_WITHOUT_SECRET, json=BODY, buffered=True)
             assert response.status_code == 403
-            wait_for_counters()
+            save_counts(app)
     client = apps[0].test_client()
     assert "callbacks" not in client.get("/imcallback/health").get_json()
     wrong = client.get("/imcallback/health", headers={"Authorization": "Bearer wrong"})
@@ -74,12 +84,12 @@ def test_the_counts_of_many_processes_add_up(database_url: URL, make_app: MakeAp
     app = make_app(database_url)
 
     def count(_: int) -> None:
-        with app.app_context():
-            counters = CallbackCounters(get_runtime().engine, get_runtime().engine)
-            for _ in range(5):
-                counters.count_accepted("openim", "a")
-                counters.count_refused("openim", "b")
-            counters.save()
+        engine = app.extensions["imcallback"].engine
+        counters = CallbackCounters(engine, engine, app.app_context)
+        for _ in range(5):
+            counters.count_accepted("openim", "a")
+            counters.count_refused("openim", "b")
+        counters.flush(30)
 
     with ThreadPoolExecutor(8) as pool:
         list(pool.map(count, range(8)))
@@ -94,44 +104,166 @@ def test_many_names_need_little_memory(make_app: MakeApp) -> None:
         counters = get_runtime().counters
         for number in range(MAX_UNSAVED_KEYS + 50):
             counters.count_accepted("openim", f"command{number}\0")
-        counters.save()
+        save_counts(app)
         counts = {count.name: count.count for count in counters.counts()}
     assert len(counts) == MAX_UNSAVED_KEYS + 1
     assert counts["others"] == 50
     assert counts["command0\ufffd"] == 1
 
 
+def saved_counts(app: Flask) -> dict[str, int]:
+    """Return the saved counts by name."""
+    with app.app_context():
+        return {count.name: count.count for count in get_runtime().counters.counts()}
+
+
 def test_counts_that_cannot_be_saved_are_saved_later(
     database_url: URL, make_app: MakeApp, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """While the table is missing, a warning says why, and no count is forgotten."""
+    """While the table is missing, a warning a minute says why, and no count is forgotten."""
     app = make_app(database_url)
     with app.app_context():
         counters, engine = get_runtime().counters, get_runtime().engine()
-        counter_table.drop(engine)
-        for seconds in (1_700_000_000, 1_700_000_100):
-            with time_machine.travel(seconds, tick=False):
-                counters.count_accepted("openim", "a")
-                counters.save()
-        counter_table.create(engine)
-        counters.save()
-        (count,) = counters.counts()
-    assert (count.count, count.last_at.timestamp()) == (2, 1_700_000_100)
+    counter_table.drop(engine)
+    for seconds in (0, 1, 100):
+        with time_machine.travel(1_700_000_000 + seconds, tick=False):
+            counters.count_accepted("openim", "a")
+            save_counts(app)
+    counter_table.create(engine)
+    counters.count_accepted("openim", "b")
+    save_counts(app)
+    with app.app_context():
+        count, _ = counters.counts()
+    assert (count.count, count.last_at.timestamp()) == (3, 1_700_000_100)
     warnings = [m for m in caplog.messages if m.startswith("The counts of accepted and refused")]
     assert len(warnings) == 2
     assert "imcallback_counter" in warnings[0]
     assert "They are kept in memory and saved later. Check the database." in warnings[0]
 
 
+def test_counts_are_saved_without_further_callbacks(
+    database_url: URL, make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A burst is saved soon after its last callback, and nobody has to ask for it."""
+    monkeypatch.setattr("flask_imcallback.storage.counters.SAVE_INTERVAL_SECONDS", 0.5)
+    app = make_app(database_url)
+    counters = app.extensions["imcallback"].counters
+    for _ in range(3):
+        counters.count_accepted("openim", "a")
+        counters.count_refused("openim", "b")
+    wait_until(lambda: saved_counts(app) == {"a": 3, "b": 3}, seconds=10)
+    counters.count_accepted("openim", "a")
+    wait_until(lambda: saved_counts(app) == {"a": 4, "b": 3}, seconds=10)
+
+
+def test_the_thread_ends_when_everything_is_saved(make_app: MakeApp) -> None:
+    """An app that gets no callbacks has no thread for its counts."""
+    app = make_app()
+    app.extensions["imcallback"].counters.count_accepted("openim", "a")
+    save_counts(app)
+    wait_until(lambda: all(t.name != "imcallback-counters" for t in threading.enumerate()))
+
+
+def test_counts_during_an_outage_need_little_memory(make_app: MakeApp) -> None:
+    """Failed saves do not let the number of names in memory grow."""
+    app = make_app(migrate=False)
+    counters = app.extensions["imcallback"].counters
+    for outage in range(3):
+        for number in range(MAX_UNSAVED_KEYS):
+            counters.count_accepted("openim", f"{outage}-{number}")
+        save_counts(app)
+    with app.app_context():
+        upgrade()
+    counters.count_accepted("openim", "0-0")
+    save_counts(app)
+    counts = saved_counts(app)
+    assert len(counts) == MAX_UNSAVED_KEYS + 1
+    assert sum(counts.values()) == 3 * MAX_UNSAVED_KEYS + 1
+
+
+def test_a_locked_database_delays_neither_a_count_nor_the_end(
+    database_url: URL, make_app: MakeApp
+) -> None:
+    """While another transaction locks the table, counting takes no time, and a flush gives up."""
+    app = make_app(database_url)
+    counters = app.extensions["imcallback"].counters
+    with locked(database_url, "imcallback_counter"):
+        started_at = time.monotonic()
+        counters.count_accepted("openim", "a")
+        assert time.monotonic() - started_at < 0.5
+        counters.flush(0.5)
+        assert 0.4 < time.monotonic() - started_at < 1.5
+    counters.flush(30)
+    wait_until(lambda: saved_counts(app) == {"a": 1})
+
+
+def test_a_save_that_hangs_is_given_up(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another thread saves the next counts, and the counts of the first thread are not lost."""
+    monkeypatch.setattr("flask_imcallback.storage.counters.MAX_SAVE_SECONDS", 0.2)
+    app = make_app()
+    runtime = app.extensions["imcallback"]
+    with app.app_context():
+        path = sqlite_path(runtime.engine())
+    with file_lock(path):
+        runtime.counters.count_accepted("openim", "a")
+        time.sleep(0.4)
+        runtime.counters.count_accepted("openim", "b")
+        assert [thread.name for thread in threading.enumerate()].count("imcallback-counters") == 2
+    save_counts(app)
+    wait_until(lambda: saved_counts(app) == {"a": 1, "b": 1})
+
+
+def test_a_forked_child_leaves_the_counts_of_its_parent(make_app: MakeApp) -> None:
+    """Parent and child save their own counts, each once, also those of the time of the fork."""
+    app = make_app(IMCALLBACK_SECRETS=[SECRET])
+    counters = app.extensions["imcallback"].counters
+    counters.count_accepted("openim", "a")
+    save_counts(app)
+    counters.count_accepted("openim", "a")
+
+    def count_in_child() -> None:
+        app.extensions["imcallback"].counters.count_accepted("openim", "child")
+        started_at = time.monotonic()
+        atexit._run_exitfuncs()
+        assert time.monotonic() - started_at < EXIT_SECONDS
+
+    assert in_child(count_in_child) == 0
+    assert saved_counts(app) == {"a": 1, "child": 1}
+    save_counts(app)
+    assert saved_counts(app) == {"a": 2, "child": 1}
+
+
+PROGRAM = """
+import sys
+from flask import Flask
+from flask_imcallback import ImCallback, upgrade
+
+app = Flask("host", instance_path=sys.argv[1])
+app.config["IMCALLBACK_SECRETS"] = ["a-secret-of-16-characters"]
+ImCallback(app)
+with app.app_context():
+    upgrade()
+for _ in range(9):
+    app.test_client().post("/imcallback/openim/x", json={})
+"""
+
+
+def test_the_counts_are_complete_when_the_interpreter_ends(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    """A program that ends right after its last callback saves all counts."""
+    app = make_app()
+    program = [sys.executable, "-c", PROGRAM, app.instance_path]
+    subprocess.run(program, cwd=tmp_path, check=True, capture_output=True, timeout=30)
+    assert list(saved_counts(app).values()) == [9]
+
+
 def test_a_missing_counter_table_does_not_harm_callbacks(make_app: MakeApp) -> None:
-    """The callback is stored and answered. An unreadable callback is not counted as accepted."""
+    """The callback is stored and answered."""
     app = make_app(IMCALLBACK_SECRETS=[SECRET])
     client = app.test_client()
-    assert client.post(CALLBACK_URL, data=b"[]", buffered=True).status_code == 400
-    with app.app_context():
-        assert get_runtime().counters.counts() == []
-        with get_runtime().engine().begin() as connection:
-            connection.exec_driver_sql("DROP TABLE imcallback_counter")
+    with app.app_context(), get_runtime().engine().begin() as connection:
+        connection.exec_driver_sql("DROP TABLE imcallback_counter")
     assert client.post(CALLBACK_URL, data=json.dumps(BODY), buffered=True).status_code == 200
     assert len(rows(app)[1]) == 1
 

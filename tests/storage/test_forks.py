@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
-import threading
 from pathlib import Path
 
 import pytest
@@ -14,6 +12,7 @@ from flask_imcallback import ImCallback
 from flask_imcallback.runtime import get_runtime
 from support.apps import MakeApp, rows
 from support.deliveries import ANONYMOUS, DELIVERY, record
+from support.faults import in_child
 from support.load import HEADER, SETTINGS, Load, check
 from support.serving import serving
 from support.torture import create_tables
@@ -53,26 +52,6 @@ def test_workers_share_no_connection_over_a_fork(database_url: URL, tmp_path: Pa
     table = f"\n{HEADER}\n{report.row('fork')}"
     assert report.acknowledged >= 1000, table
     assert report.refused == report.unanswered == report.faults == 0, table
-
-
-def in_child(function: object) -> int:
-    """Run a function in a forked process. Returns its exit status, or 99 after 20 seconds."""
-    child = os.fork()
-    if child == 0:
-        status = 1
-        try:
-            function()  # type: ignore[operator]
-            status = 0
-        finally:
-            os._exit(status)
-    for _ in range(200):
-        ended, status = os.waitpid(child, os.WNOHANG)
-        if ended:
-            return os.waitstatus_to_exitcode(status)
-        threading.Event().wait(0.1)
-    os.kill(child, 9)
-    os.waitpid(child, 0)
-    return 99
 
 
 @pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")

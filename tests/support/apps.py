@@ -32,9 +32,9 @@ def stored_removals(connection: Connection) -> list[dict[str, Any]]:
     return [{**row, "received_at": moment_of(row["delivery_id"])} for row in rows]
 
 
-def wait_for_counters() -> None:
-    """Wait until the counters are saved, which happens after the answers."""
-    join("imcallback-counters")
+def save_counts(app: Flask) -> None:
+    """Save the counts of this process now, not after some seconds."""
+    app.extensions["imcallback"].counters.flush(30)
 
 
 def join(*names: str) -> None:
@@ -46,7 +46,8 @@ def join(*names: str) -> None:
 
 
 def close_connections(app: Flask) -> None:
-    """Close the idle connections of the app, and those of the host."""
+    """Save the counts, and close the idle connections of the app, and those of the host."""
+    save_counts(app)
     with app.app_context():
         runtime = get_runtime()
         engines = runtime.process.get().engines

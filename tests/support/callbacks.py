@@ -13,7 +13,7 @@ from flask import Flask
 from sqlalchemy import URL
 from werkzeug.serving import WSGIRequestHandler, make_server
 
-from flask_imcallback import ImCallback, OpenIMProvider, PacketError, Reply, upgrade
+from flask_imcallback import ImCallback, OpenIMProvider, Origin, PacketError, Reply, upgrade
 from flask_imcallback.providers import Callback, CallbackRequest
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.tables import delivery, removal
@@ -39,6 +39,11 @@ class BrokenProvider(OpenIMProvider):
         if request.query.get("fail"):
             raise KeyError("on purpose")
         return super().verify(request)
+
+    def origin(self, request: CallbackRequest) -> Origin:
+        if request.query.get("fail_origin"):
+            raise KeyError("on purpose")
+        return super().origin(request)
 
     def parse(self, request: CallbackRequest, body: bytes) -> Callback:
         if body == b'{"fail": 1}':
@@ -80,7 +85,7 @@ class SharedApps:
 
     def close(self) -> None:
         """Close all connections to the database."""
-        join("imcallback-drain", "imcallback-counters")
+        join("imcallback-drain")
         for app in self._apps.values():
             close_connections(app)
 

@@ -35,8 +35,8 @@ from support.servers import (
 COMMIT = re.compile(rb"(?<!AUTO)COMMIT(?!TED)")
 LOCKS = {
     "sqlite": ("BEGIN EXCLUSIVE", "ROLLBACK"),
-    "postgresql": ("BEGIN; LOCK TABLE imcallback_delivery IN ACCESS EXCLUSIVE MODE", "ROLLBACK"),
-    "mysql": ("LOCK TABLES imcallback_delivery WRITE", "UNLOCK TABLES"),
+    "postgresql": ("BEGIN; LOCK TABLE {table} IN ACCESS EXCLUSIVE MODE", "ROLLBACK"),
+    "mysql": ("LOCK TABLES {table} WRITE", "UNLOCK TABLES"),
 }
 READ_ONLY = {
     "postgresql": (
@@ -265,15 +265,15 @@ def on_small_disk(kind: str) -> Iterator[tuple[Node, URL, Path]]:
 
 
 @contextmanager
-def locked(url: URL) -> Iterator[None]:
-    """Lock the table of deliveries, or the SQLite file, from another connection."""
+def locked(url: URL, table: str = "imcallback_delivery") -> Iterator[None]:
+    """Lock a table, or the SQLite file, from another connection."""
     lock, unlock = LOCKS[url.get_backend_name()]
     engine = create_engine(url, poolclass=NullPool)
     with closing(engine.raw_connection()) as connection:
         if url.get_backend_name() == "sqlite":
             connection.driver_connection.isolation_level = None  # type: ignore[union-attr]
         cursor = connection.cursor()
-        cursor.execute(lock)
+        cursor.execute(lock.format(table=table))
         try:
             yield
         finally:
@@ -292,6 +292,26 @@ def read_only(administrator: URL) -> Iterator[None]:
     finally:
         ask(administrator, end)
         ask(administrator, apply)
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """Run a function in a forked process. Returns its exit status, or 99 after 20 seconds."""
+    child = os.fork()
+    if child == 0:
+        status = 1
+        try:
+            function()
+            status = 0
+        finally:
+            os._exit(status)
+    for _ in range(200):
+        ended, status = os.waitpid(child, os.WNOHANG)
+        if ended:
+            return os.waitstatus_to_exitcode(status)
+        time.sleep(0.1)
+    os.kill(child, 9)
+    os.waitpid(child, 0)
+    return 99
 
 
 class Clock:

@@ -48,11 +48,12 @@ class Running:
             with connection.getresponse() as response:
                 return response.status, json.loads(response.read() or "null")
 
-    def rows(self, table: Any) -> list[Any]:
-        """Return all rows of a table, in the order of their ids."""
+    def rows(self, table: Any, order: Any = None) -> list[Any]:
+        """Return all rows of a table, by default in the order of their ids."""
         engine = create_engine(self.url)
+        order = table.c.id if order is None else order
         with engine.connect() as connection:
-            rows = connection.execute(select(table).order_by(table.c.id)).mappings().all()
+            rows = connection.execute(select(table).order_by(order)).mappings().all()
         engine.dispose()
         return list(rows)
 

@@ -45,6 +45,8 @@ class WsgiServer:
     stops_group: bool = False
     """Whether the signal goes to the whole process group, as Ctrl-C does."""
     exit_status: int = 0
+    runs_exit_functions: bool = True
+    """Whether a process that ends calls the exit functions of Python, so that no count is lost."""
     databases: tuple[str, ...] = ("sqlite",)
     """The databases on which the server is tested. The most used servers have all of them."""
 
@@ -105,14 +107,17 @@ WSGI_SERVERS = [
         name="uwsgi-gevent",
         command=f"{UWSGI} --http-socket 127.0.0.1:8000 --gevent 100",
         has_concurrency=False,
+        runs_exit_functions=False,
     ),
     WsgiServer(
         name="uwsgi-gevent-patched",
         command=f"{UWSGI} --http-socket 127.0.0.1:8000 --gevent 100 --gevent-monkey-patch",
+        runs_exit_functions=False,
     ),
     WsgiServer(
         name="uwsgi-gevent-patched-early",
         command=f"{UWSGI} --http-socket 127.0.0.1:8000 --gevent 100 --gevent-early-monkey-patch",
+        runs_exit_functions=False,
     ),
     WsgiServer(
         name="uwsgi-router",
@@ -134,6 +139,7 @@ WSGI_SERVERS = [
         name="uvicorn-a2wsgi",
         command="uvicorn --port 8000 --workers 2 --timeout-keep-alive 75 --no-access-log"
         " app:asgi_app",
+        runs_exit_functions=False,
     ),
     WsgiServer(
         name="flask-run",

@@ -10,7 +10,7 @@ import time_machine
 
 from flask_imcallback.providers import PROVIDERS
 from flask_imcallback.runtime import get_runtime
-from support.apps import MakeApp, wait_for_counters
+from support.apps import MakeApp, save_counts
 from support.deliveries import MOMENT, make_delivery, store, store_all
 from support.pages import PAGE, SECRET, TOKEN, open_app, read_page
 
@@ -77,11 +77,11 @@ def test_recent_callbacks_are_counted(make_app: MakeApp) -> None:
     with time_machine.travel(MOMENT, tick=False):
         path = f"/imcallback/openim/{SECRET}/callbackX"
         assert app.test_client().post(path, json=packet, buffered=True).status_code == 200
-        wait_for_counters()
+        save_counts(app)
     with time_machine.travel(MOMENT + timedelta(minutes=2), tick=False):
         refused = app.test_client().post("/imcallback/openim/x", json=packet, buffered=True)
         assert refused.status_code == 403
-        wait_for_counters()
+        save_counts(app)
     with time_machine.travel(MOMENT + timedelta(minutes=5), tick=False):
         html = read_page(app)
     assert "Last callback 5 minutes ago · last refusal 3 minutes ago" in html.words

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.web.page.text import indent_json, show_invisible
-from support.apps import MakeApp
+from support.apps import MakeApp, save_counts
 from support.deliveries import MOMENT, store
 from support.pages import PAGE, Html, open_app, page_urls, read_page, request_page
 
@@ -49,7 +49,7 @@ def test_hostile_text_is_only_shown(make_app: MakeApp, text: str) -> None:
         runtime = get_runtime()
         runtime.counters.count_accepted(text[:32], text)
         runtime.counters.count_refused("openim", text)
-        runtime.counters.save()
+        save_counts(app)
     visible_text = show_invisible(text).striptags()
     for hostile_url, plain_url in zip(page_urls(record), page_urls(plain), strict=True):
         html = read_page(app, hostile_url)
