@@ -27,7 +27,7 @@ def test_bare_upgrade_and_back(bare: Site, group: str) -> None:
     assert bare.files() == {"bare.py", "instance/imcallback.db"}
     assert bare.tables("imcallback.db") == OUR_TABLES
     assert bare.flask(group, "upgrade") == Result(0, "", "")
-    assert bare.flask(group, "downgrade").err == f"flask-imcallback: {HEAD} -> <empty>\n"
+    assert bare.flask(group, "downgrade", "--yes").err == f"flask-imcallback: {HEAD} -> <empty>\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
     assert bare.flask(group, "stamp").err == f"flask-imcallback: <empty> -> {HEAD}\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
@@ -208,7 +208,7 @@ def test_other_commands_use_the_revisions_of_the_host(upgraded: Site) -> None:
     upgraded.flask("db", "downgrade", "base")
     assert upgraded.tables("host.db") == OUR_TABLES | {"alembic_version"}
     assert upgraded.query("host.db", "SELECT * FROM alembic_version_imcallback") == [HEAD]
-    upgraded.flask("imcallback", "downgrade", "base")
+    upgraded.flask("imcallback", "downgrade", "base", "--yes")
     upgraded.flask("db", "upgrade", id)
     assert upgraded.tables("host.db") == HOST_TABLES | {"alembic_version_imcallback"}
 
