@@ -117,8 +117,12 @@ def _file(key: str, value: object) -> str | None:
         value = os.fspath(value)
     if value is None:
         return None
-    is_path = isinstance(value, str) and value and "\0" not in value
-    if not is_path or value.casefold() in WORDS_FOR_NOTHING:
+    if (
+        not isinstance(value, str)
+        or not value
+        or "\0" in value
+        or value.casefold() in WORDS_FOR_NOTHING
+    ):
         _refuse(
             key,
             f"must be a file path or None (null in an environment variable), not {value!r}",

@@ -104,15 +104,10 @@ CAUSES = [
         ('" does not exist',),
     ),
     Cause(
-        "The driver refuses an option of the connection",
+        "The driver refuses an option of the database",
         "Correct the part after ? in SQLALCHEMY_DATABASE_URI, or connect_args in "
         "SQLALCHEMY_ENGINE_OPTIONS.",
-        texts=(
-            "invalid connection option",
-            "unexpected keyword argument",
-            "invalid keyword argument",
-            "object has no attribute 'encoding'",
-        ),
+        texts=("invalid connection option",),
     ),
     Cause(
         "A table or a column of the extension is missing",
@@ -173,26 +168,29 @@ def _explain_settings_error(cause: BaseException) -> Finding | None:
             "Create a database with the encoding UTF8 (CREATE DATABASE name ENCODING 'UTF8' "
             "TEMPLATE template0), and set its URL.",
         )
-    if isinstance(cause, ValueError) and "invalid literal for int()" in str(cause):
-        return failure(
-            "The port in SQLALCHEMY_DATABASE_URI is not a number",
-            WAITING,
-            "Correct the port. Special characters of the password need percent encoding, such as "
-            "%3A for a colon.",
-        )
-    if isinstance(cause, ArgumentError) or "create_engine()" in str(cause):
+    if isinstance(cause, ArgumentError | ValueError | TypeError | AttributeError):
         return _explain_engine_error(cause)
     return None
 
 
 def _explain_engine_error(cause: BaseException) -> Finding:
-    if "URL" in str(cause):  # some releases of SQLAlchemy show the URL with its password
+    if isinstance(cause, ArgumentError) and "URL" in str(cause):
+        # Some releases of SQLAlchemy show the URL with its password.
         return failure(
             "SQLALCHEMY_DATABASE_URI is not a database URL",
             WAITING,
             "Write it as dialect+driver://user:password@host/database, such as "
             "postgresql+psycopg://user:password@127.0.0.1/imcallback. The URL of a SQLite file is "
             "sqlite:////folder/file.db, or sqlite:///file.db for a file in the instance folder.",
+        )
+    if not isinstance(cause, ArgumentError) and "create_engine()" not in str(cause):
+        # The text of a ValueError may be a part of the password.
+        shown = "" if isinstance(cause, ValueError) else f" The error: {describe(cause)}"
+        return failure(
+            "SQLAlchemy or the driver refuses an option of the database",
+            f"{WAITING}{shown}",
+            "Check the port and the part after ? in SQLALCHEMY_DATABASE_URI, and check "
+            "SQLALCHEMY_ENGINE_OPTIONS. An environment variable needs JSON with double quotes.",
         )
     return failure(
         "SQLALCHEMY_ENGINE_OPTIONS are wrong",

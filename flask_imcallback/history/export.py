@@ -159,7 +159,7 @@ def _parquet(chunks: Chunks, keeps_formulas: bool) -> Iterator[bytes]:
         from pyarrow import Table, array, int32, int64, parquet, record_batch, string, timestamp
         from pyarrow import schema as make_schema
     except ImportError as error:
-        raise ConfigError("Parquet needs pyarrow: install flask-imcallback[parquet]") from error
+        raise ConfigError("Parquet needs PyArrow: run pip install pyarrow") from error
 
     types = {
         "id": int64(),

@@ -96,7 +96,7 @@ def serving(
     wrapper: Sequence[str] = (),
     **variables: str,
 ) -> Iterator[Running]:
-    """Run `gunicorn -c python:flask_imcallback.gunicorn example_app:app` on a free port, and stop it.
+    """Run gunicorn with our settings and `example_app:app` on a free port, and stop it.
 
     Without `url`, the database is a SQLite file in the folder. `wrapper` is a command that starts
     gunicorn, such as strace. `variables` are environment variables.
