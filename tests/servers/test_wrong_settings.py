@@ -51,26 +51,25 @@ def test_a_wrong_setting_is_one_line(command: str, sqlite_url: URL, tmp_path: Pa
 
 
 @pytest.mark.parametrize(
-    ("command", "lines"),
+    "command",
     [
-        ("gunicorn app:app", 50),
-        ("waitress-serve --listen 127.0.0.1:8000 app:app", 35),
-        (f"{UWSGI} --http-socket 127.0.0.1:8000 --threads 2", 60),
-        ("flask --help", 60),
+        "gunicorn app:app",
+        "waitress-serve --listen 127.0.0.1:8000 app:app",
+        f"{UWSGI} --http-socket 127.0.0.1:8000 --threads 2",
+        "flask --help",
     ],
-    ids=lambda value: str(value).partition(" ")[0],
+    ids=lambda command: command.partition(" ")[0],
 )
 def test_a_traceback_ends_with_the_whole_problem(
-    command: str, lines: int, sqlite_url: URL, tmp_path: Path
+    command: str, sqlite_url: URL, tmp_path: Path
 ) -> None:
     """Other servers print a traceback. It shows no line of the extension behind `init_app`."""
     _, output = run(command, tmp_path, sqlite_url)
-    assert re.search(
-        rf"^flask_imcallback\.errors\.ConfigError: {re.escape(PROBLEM)}$", output, re.M
-    )
+    line = rf"^flask_imcallback\.errors\.ConfigError: {re.escape(PROBLEM)}$"
+    assert re.search(line, output, re.MULTILINE), output
     assert output.count("Traceback") == 1
-    assert "in from_config" not in output
-    assert len(output.splitlines()) < lines
+    assert "in init_app" in output
+    assert "in build_runtime" not in output
 
 
 def test_the_example_app_names_a_wrong_setting(sqlite_url: URL, tmp_path: Path) -> None:
