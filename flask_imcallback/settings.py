@@ -49,8 +49,8 @@ def _refuse(key: str, problem: str) -> NoReturn:
 
 def _refuse_type(key: str, needed: str, value: object) -> NoReturn:
     """Refuse a value of the wrong type. It may be a secret, so the message does not show it."""
-    hint = f": {_json_hint(value)}" if isinstance(value, str) else ""
-    _refuse(key, f"{needed}, not {_describe_secret(value)}{hint}".rstrip(": "))
+    hint = _json_hint(value)
+    _refuse(key, f"{needed}, not {_describe_secret(value)}" + (f": {hint}" if hint else ""))
 
 
 def _describe_secret(value: object) -> str:
@@ -72,9 +72,9 @@ def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
 
 
-def _json_hint(text: str) -> str:
+def _json_hint(value: object) -> str:
     """Return what is wrong with a text that was meant as JSON, or an empty text."""
-    text = text.strip()
+    text = value.strip() if isinstance(value, str) else ""
     if text[:1] in ("'", '"'):
         return "remove the quotes around the whole text"
     if text[:1] not in ("[", "{"):
@@ -213,11 +213,15 @@ def _credentials(key: str, value: object) -> dict[str, str]:
 
 
 def _networks(key: str, value: object) -> tuple[Network, ...]:
+    needed = 'must be a list of CIDR blocks, such as ["203.0.113.0/24"]'
+    if not isinstance(value, list | tuple):
+        hint = _json_hint(value)
+        _refuse(key, f"{needed}, not {value!r}" + (f": {hint}" if hint else ""))
     blocks = _strings(key, value, "203.0.113.0/24")
     try:
         return tuple(ip_network(block) for block in blocks)
     except ValueError as error:
-        _refuse(key, f"must be a list of CIDR blocks, such as 203.0.113.0/24, but {error}")
+        _refuse(key, f"{needed}, but {error}")
 
 
 def _url_prefix(key: str, value: object) -> str:

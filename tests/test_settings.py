@@ -34,6 +34,7 @@ WRONG_TOKEN = (
     "has a token with the character {!r}, which HTTP cannot carry: use letters, digits and '-', "
     f"'.', '_', '~', '+', '/' only, {EXAMPLE}"
 )
+NETWORKS = 'must be a list of CIDR blocks, such as ["203.0.113.0/24"]'
 NOT_JSON = ": this is not JSON: use double quotes"
 FLAG = "must be True or False (true or false in an environment variable), not {!r}"
 SECONDS = "must be a number of seconds above 0 and at most 60, not {!r}"
@@ -98,15 +99,14 @@ WRONG_VALUES = [
     (
         "ALLOWED_NETWORKS",
         ["203.0.113.1/24"],
-        "must be a list of CIDR blocks, such as 203.0.113.0/24, but 203.0.113.1/24 has host bits "
-        "set",
+        f"{NETWORKS}, but 203.0.113.1/24 has host bits set",
     ),
     (
         "ALLOWED_NETWORKS",
         "203.0.113.0/24",
-        'must be a list of non-empty strings, such as ["203.0.113.0/24"], not a text of 14 '
-        "characters",
+        f"{NETWORKS}, not '203.0.113.0/24'",
     ),
+    ("ALLOWED_NETWORKS", "['::1']", f"{NETWORKS}, not \"['::1']\"{NOT_JSON}"),
     ("ALLOW_UNAUTHENTICATED", "yes", FLAG.format("yes")),
     ("ALLOW_UNAUTHENTICATED", 1, FLAG.format(1)),
     ("SIGN_WINDOW", -1, "must be a whole number of 0 or more, not -1"),
