@@ -14,7 +14,7 @@ from pathlib import Path
 
 from flask import Flask
 
-from flask_imcallback import ImCallback
+from flask_imcallback import ConfigError, ImCallback
 
 DEMO_APP_ID = "1400000000"
 
@@ -25,7 +25,8 @@ if is_demo:
     demo_file = Path(app.instance_path, "demo.json")
     if not demo_file.exists():
         demo_file.parent.mkdir(parents=True, exist_ok=True)
-        new_secrets = {"secret": secrets.token_urlsafe(16), "token": secrets.token_urlsafe(16)}
+        names = ("secret", "token", "secret_key")
+        new_secrets = {name: secrets.token_urlsafe(16) for name in names}
         demo_file.touch(0o600)  # other users of this machine must not read the secrets
         demo_file.write_text(json.dumps(new_secrets))
     demo = json.loads(demo_file.read_text())
@@ -33,7 +34,14 @@ if is_demo:
     app.config["IMCALLBACK_SECRETS"] = [demo["secret"]]
     app.config["IMCALLBACK_HISTORY_TOKENS"] = [demo["token"]]
 
-imcallback = ImCallback(app)
+    app.config["SECRET_KEY"] = app.config["SECRET_KEY"] or demo["secret_key"]
+
+try:
+    imcallback = ImCallback(app)
+except ConfigError as error:
+    if __name__ == "__main__":
+        sys.exit(f"Error: {error}")
+    raise
 
 
 def print_commands() -> None:
@@ -52,11 +60,19 @@ def print_commands() -> None:
             {"callbackCommand": command, "ownerUserID": "user123", target_key: "user456"}
         )
         print(f"curl '{url}/openim/{secret}/{command}' -d '{packet}'\n")
-    print(f"curl '{url}/history' -H 'Authorization: Bearer {demo['token']}'\n", flush=True)
+    print(f"curl '{url}/history' -H 'Authorization: Bearer {demo['token']}'\n")
+
+
+def print_environment() -> None:
+    """Print the line after which `flask imcallback doctor` and other commands work here."""
+    print("Paste this line before commands such as `flask imcallback doctor`:\n")
+    print(f"export FLASK_APP=example_app PATH='{Path(sys.executable).parent}':$PATH\n", flush=True)
 
 
 if __name__ == "__main__":
     if is_demo:
         print_commands()
-    server = [sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", "example_app:app"]
+    print_environment()
+    config = "python:flask_imcallback.gunicorn"
+    server = [sys.executable, "-m", "gunicorn", "-c", config, "example_app:app"]
     os.execv(sys.executable, server)  # noqa: S606

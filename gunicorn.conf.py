@@ -1,14 +1,3 @@
-"""Settings for gunicorn: gunicorn -c gunicorn.conf.py example_app:app."""
+"""Settings for gunicorn in this folder. gunicorn reads this file even if no option names it."""
 
-bind = "127.0.0.1:8000"
-workers = 2
-worker_class = "gthread"
-# Threads are cheap here, because most of them wait for the same commit.
-threads = 16
-# OpenIM loses an event that it sends while the server closes an idle connection. Connections must
-# stay open longer than the gaps between events. The default of 2 seconds lost events.
-keepalive = 75
-# The settings are read once, so that a wrong setting stops the start instead of every worker.
-preload_app = True
-# An access log would get a line for each callback. The extension hides the secrets in its paths.
-accesslog = None
+from flask_imcallback.gunicorn import *  # noqa: F403

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from click import ClickException
+
 
 class ImCallbackError(Exception):
     """Base class of all errors that flask-imcallback raises on purpose."""
@@ -13,11 +15,12 @@ class ImCallbackError(Exception):
         super().__init__(message or self.default_message)
 
 
-class ConfigError(ImCallbackError, RuntimeError):
+class ConfigError(ImCallbackError, ClickException, RuntimeError):
     """A wrong setting or a wrong use of the extension. The developer of the host app must act.
 
     Raised when the app starts, or when an object that needs the setting is used for the first time.
-    The message names the setting and the remedy.
+    The message names the setting and the remedy. `flask` prints a `ClickException` without a
+    traceback, and gunicorn does the same with a `RuntimeError` if it loads the app before it forks.
     """
 
     default_message = "the configuration of flask-imcallback is wrong"

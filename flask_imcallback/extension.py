@@ -70,13 +70,17 @@ class ImCallback:
             )
         if db is None and engine is None:
             db, engine = self._db, self._engine
-        runtime = build_runtime(
-            app,
-            db=db,
-            engine=engine,
-            providers=self._providers,
-            history_decorators=self._history_decorators,
-        )
+        try:
+            runtime = build_runtime(
+                app,
+                db=db,
+                engine=engine,
+                providers=self._providers,
+                history_decorators=self._history_decorators,
+            )
+        except ConfigError as error:
+            # The message is complete. A short traceback leads to the call in the app.
+            raise error.with_traceback(None) from None
         app.extensions[EXTENSION] = runtime
         web.install(app, runtime)
         cli.add_commands(app)

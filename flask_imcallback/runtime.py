@@ -21,7 +21,7 @@ from .history import History
 from .providers import Provider
 from .receiver import Receiver
 from .removals import announce
-from .settings import Settings
+from .settings import NEW_SECRET, Settings
 from .storage import (
     CallbackCounters,
     DatabaseState,
@@ -34,6 +34,7 @@ from .storage import (
     Spool,
     check_write,
     create_private_file,
+    describe,
     describe_url,
     inspect_database,
     new_lock,
@@ -134,7 +135,10 @@ class Database:
             # The first call has left an incomplete Flask-SQLAlchemy object in the app.
             raise self._error.with_traceback(None)
         try:
-            with _config_errors("cannot create an engine ({}): check SQLALCHEMY_DATABASE_URI"):
+            with _config_errors(
+                "cannot create an engine ({}): check SQLALCHEMY_DATABASE_URI, or run flask "
+                "imcallback doctor"
+            ):
                 return current_app.extensions.get("sqlalchemy") or _create_db()
         except Exception as error:
             self._error = error
@@ -154,7 +158,7 @@ def _config_errors(message: str) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        raise ConfigError(message.format(f"{type(error).__name__}: {error}")) from error
+        raise ConfigError(message.format(describe(error))) from error
 
 
 class ProcessState:
@@ -288,6 +292,14 @@ class Runtime:
         finally:
             if state.drain:
                 state.drain.start_if_due()
+        is_open = self.settings.history_tokens or self.history_decorators
+        if is_open and not _signing_keys(current_app):
+            logger.warning(
+                "The app has no SECRET_KEY, so a cursor of the history works only in the process "
+                "that made it. Set SECRET_KEY to the same random text on all machines, for example "
+                "from %s",
+                NEW_SECRET,
+            )
         state.is_prepared = True
 
 
@@ -362,9 +374,9 @@ def _signing_keys(app: Flask) -> list[Any]:
 def _create_db() -> SQLAlchemy:
     """Create a `SQLAlchemy` object. Its default is a SQLite file in the instance folder."""
     app = current_app._get_current_object()  # type: ignore[attr-defined]
-    is_own_file = not (
-        app.config.get("SQLALCHEMY_BINDS") or app.config.get("SQLALCHEMY_DATABASE_URI")
-    )
+    # An empty URL is a mistake, for example an unset variable in a Compose file.
+    url = app.config.get("SQLALCHEMY_DATABASE_URI")
+    is_own_file = url is None and not app.config.get("SQLALCHEMY_BINDS")
     if is_own_file:
         app.config["SQLALCHEMY_DATABASE_URI"] = "sqlite:///imcallback.db"
     db = SQLAlchemy(app)

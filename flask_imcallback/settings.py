@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, fields
@@ -33,8 +35,55 @@ Address = IPv4Address | IPv6Address
 Network = IPv4Network | IPv6Network
 
 
+NEW_SECRET = "python -c 'import secrets; print(secrets.token_urlsafe(24))'"  # noqa: S105
+"""A command that prints a good secret or token."""
+MIN_SECRET_LENGTH = 16
+"""Characters. A stranger can guess a shorter text by trying."""
+WORDS_FOR_NOTHING = ("none", "null", "false", "off", "no")
+"""Texts that are meant as no value. Only JSON's `null` in an environment variable is None."""
+
+
 def _refuse(key: str, problem: str) -> NoReturn:
     raise ConfigError(f"{PREFIX}{key} {problem}")
+
+
+def _refuse_type(key: str, needed: str, value: object) -> NoReturn:
+    """Refuse a value of the wrong type. It may be a secret, so the message does not show it."""
+    hint = _json_hint(value)
+    _refuse(key, f"{needed}, not {_describe_secret(value)}" + (f": {hint}" if hint else ""))
+
+
+def _describe_secret(value: object) -> str:
+    """Return the kind and the length of a value."""
+    if value is None or isinstance(value, bool):
+        return str(value)
+    if isinstance(value, str):
+        return f"a text of {_count(len(value), 'character')}"
+    if isinstance(value, int | float):
+        return f"a number of {_count(len(str(value)), 'character')}"
+    if isinstance(value, list | tuple):
+        return f"a list of {_count(len(value), 'value')}"
+    if isinstance(value, Mapping):
+        return f"a mapping of {_count(len(value), 'key')}"
+    return f"an object of the type {type(value).__name__}"
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+
+
+def _json_hint(value: object) -> str:
+    """Return what is wrong with a text that was meant as JSON, or an empty text."""
+    text = value.strip() if isinstance(value, str) else ""
+    if text[:1] in ("'", '"'):
+        return "remove the quotes around the whole text"
+    if text[:1] not in ("[", "{"):
+        return ""
+    try:
+        json.loads(text)
+    except ValueError:
+        return "this is not JSON: use double quotes"
+    return "read this JSON with app.config.from_prefixed_env() or json.loads()"
 
 
 def _flag(key: str, value: object) -> bool:
@@ -64,49 +113,78 @@ def _seconds(key: str, value: object) -> float:
 
 
 def _file(key: str, value: object) -> str | None:
-    if value is not None and (not isinstance(value, str) or not value or "\0" in value):
+    if isinstance(value, os.PathLike):
+        value = os.fspath(value)
+    if value is None:
+        return None
+    if (
+        not isinstance(value, str)
+        or not value
+        or "\0" in value
+        or value.casefold() in WORDS_FOR_NOTHING
+    ):
         _refuse(
             key,
             f"must be a file path or None (null in an environment variable), not {value!r}",
         )
+    if value[0] in "~'\"":
+        _refuse(key, f"must be a file path without quotes and without '~', not {value!r}")
     return value
 
 
 def _strings(key: str, value: object, example: str) -> tuple[str, ...]:
-    if not isinstance(value, list | tuple) or not all(isinstance(v, str) and v for v in value):
-        # The message does not show the value, because the value may be a secret.
-        _refuse(key, f'must be a list of non-empty strings, such as ["{example}"]')
+    needed = f'must be a list of non-empty strings, such as ["{example}"]'
+    if not isinstance(value, list | tuple):
+        _refuse_type(key, needed, value)
+    for number, item in enumerate(value, 1):
+        if not isinstance(item, str) or not item:
+            _refuse(key, f"{needed}, but value {number} is {_describe_secret(item)}")
     return tuple(value)
 
 
 def _tokens(key: str, value: object) -> tuple[str, ...]:
-    tokens = _strings(key, value, "a-long-random-token")
-    if not all(re.fullmatch(r"[\w.~+/-]+=*", token, re.ASCII) for token in tokens):
+    tokens = _strings(key, value, "16 or more letters and digits")
+    for token in tokens:
+        _check_length(key, "token", token)
         # RFC 6750, section 2.1: a bearer token has no other characters.
-        _refuse(
-            key,
-            "has a token that HTTP cannot carry: use letters, digits and "
-            "'-', '.', '_', '~', '+', '/' only",
-        )
+        if wrong := re.search(r"[^\w.~+/-]", token.rstrip("=") or "=", re.ASCII):
+            _refuse(
+                key,
+                f"has a token with the character {wrong[0]!r}, which HTTP cannot carry: use "
+                "letters, digits and '-', '.', '_', '~', '+', '/' only, for example from "
+                f"{NEW_SECRET}",
+            )
     return tokens
 
 
 def _secrets(key: str, value: object) -> tuple[str, ...]:
     secrets = _strings(key, value, "16 or more letters and digits")
-    if not all(re.fullmatch(r"[\w.~-]{16,}", secret, re.ASCII) for secret in secrets):
+    for secret in secrets:
+        _check_length(key, "secret", secret)
+        if wrong := re.search(r"[^\w.~-]", secret, re.ASCII):
+            _refuse(
+                key,
+                f"has a secret with the character {wrong[0]!r}, which cannot be a part of a path: "
+                f"use letters, digits and '-', '_', '.', '~' only, for example from {NEW_SECRET}",
+            )
+    return secrets
+
+
+def _check_length(key: str, noun: str, secret: str) -> None:
+    if len(secret) < MIN_SECRET_LENGTH:
         _refuse(
             key,
-            "has a secret that is too short or cannot be a part of a path: use 16 or more letters, "
-            "digits and '-', '_', '.', '~', for example from "
-            "python -c 'import secrets; print(secrets.token_urlsafe(24))'",
+            f"has a {noun} of {_count(len(secret), 'character')}: use {MIN_SECRET_LENGTH} or more "
+            f"random letters and digits, for example from {NEW_SECRET}",
         )
-    return secrets
 
 
 def _tencent_apps(key: str, value: object) -> dict[str, tuple[str, ...]]:
     if not isinstance(value, Mapping):
-        _refuse(
-            key, 'must map each SDKAppID to its callback tokens, such as {"1400000000": ["token"]}'
+        _refuse_type(
+            key,
+            'must map each SDKAppID to its callback tokens, such as {"1400000000": ["token"]}',
+            value,
         )
     apps: dict[str, tuple[str, ...]] = {}
     for app_id, tokens in value.items():
@@ -117,11 +195,14 @@ def _tencent_apps(key: str, value: object) -> dict[str, tuple[str, ...]]:
 
 
 def _credentials(key: str, value: object) -> dict[str, str]:
-    if not isinstance(value, Mapping) or not all(
-        isinstance(text, str) and text for pair in value.items() for text in pair
-    ):
-        _refuse(key, 'must map user names to passwords, such as {"openim": "a long password"}')
-    for user in value:
+    needed = 'must map user names to passwords, such as {"openim": "a long password"}'
+    if not isinstance(value, Mapping):
+        _refuse_type(key, needed, value)
+    for user, password in value.items():
+        if not isinstance(user, str) or not user:
+            _refuse(key, f"{needed}, but a user name is {user!r}")
+        if not isinstance(password, str) or not password:
+            _refuse(key, f"{needed}, but the password of {user!r} is {_describe_secret(password)}")
         if ":" in user:
             _refuse(
                 key,
@@ -132,11 +213,15 @@ def _credentials(key: str, value: object) -> dict[str, str]:
 
 
 def _networks(key: str, value: object) -> tuple[Network, ...]:
+    needed = 'must be a list of CIDR blocks, such as ["203.0.113.0/24"]'
+    if not isinstance(value, list | tuple):
+        hint = _json_hint(value)
+        _refuse(key, f"{needed}, not {value!r}" + (f": {hint}" if hint else ""))
     blocks = _strings(key, value, "203.0.113.0/24")
     try:
         return tuple(ip_network(block) for block in blocks)
     except ValueError as error:
-        _refuse(key, f"must be a list of CIDR blocks, such as 203.0.113.0/24, but {error}")
+        _refuse(key, f"{needed}, but {error}")
 
 
 def _url_prefix(key: str, value: object) -> str:
@@ -146,8 +231,14 @@ def _url_prefix(key: str, value: object) -> str:
 
 
 def _bind_key(key: str, value: object) -> str | None:
-    if value is not None and not isinstance(value, str):
-        _refuse(key, f"must be a key of SQLALCHEMY_BINDS or None, not {value!r}")
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value or value.casefold() in WORDS_FOR_NOTHING:
+        _refuse(
+            key,
+            "must be a key of SQLALCHEMY_BINDS or None (null in an environment variable), "
+            f"not {value!r}",
+        )
     return value
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,41 +17,79 @@ from flask_imcallback import (
     VerificationError,
 )
 from flask_imcallback.settings import Settings
+from support.apps import MakeApp
 
 SECRET = "a-secret-of-16-characters"
 TENCENT_APPS = 'must map each SDKAppID to its callback tokens, such as {"1400000000": ["token"]}'
 TENCENT_TOKENS = 'must be a list of non-empty strings, such as ["callback token"]'
 SECRET_LIST = 'must be a list of non-empty strings, such as ["16 or more letters and digits"]'
+EXAMPLE = "for example from python -c 'import secrets; print(secrets.token_urlsafe(24))'"
+SHORT = "has a {} of {} characters: use 16 or more random letters and digits, " + EXAMPLE
 WRONG_SECRET = (
-    "has a secret that is too short or cannot be a part of a path: use 16 or more letters, "
-    "digits and '-', '_', '.', '~', for example from "
-    "python -c 'import secrets; print(secrets.token_urlsafe(24))'"
+    "has a secret with the character {!r}, which cannot be a part of a path: use letters, digits "
+    f"and '-', '_', '.', '~' only, {EXAMPLE}"
 )
 CREDENTIALS = 'must map user names to passwords, such as {"openim": "a long password"}'
-TOKEN_LIST = 'must be a list of non-empty strings, such as ["a-long-random-token"]'
 WRONG_TOKEN = (
-    "has a token that HTTP cannot carry: use letters, digits and '-', '.', '_', '~', '+', '/' only"
+    "has a token with the character {!r}, which HTTP cannot carry: use letters, digits and '-', "
+    f"'.', '_', '~', '+', '/' only, {EXAMPLE}"
 )
+NETWORKS = 'must be a list of CIDR blocks, such as ["203.0.113.0/24"]'
+NOT_JSON = ": this is not JSON: use double quotes"
 FLAG = "must be True or False (true or false in an environment variable), not {!r}"
 SECONDS = "must be a number of seconds above 0 and at most 60, not {!r}"
 FILE = "must be a file path or None (null in an environment variable), not {!r}"
+PATH = "must be a file path without quotes and without '~', not {!r}"
+BIND = "must be a key of SQLALCHEMY_BINDS or None (null in an environment variable), not {!r}"
 
 WRONG_VALUES = [
-    ("TENCENT_APPS", ["1400000000"], TENCENT_APPS),
+    ("TENCENT_APPS", ["1400000000"], f"{TENCENT_APPS}, not a list of 1 value"),
+    ("TENCENT_APPS", "{'1': ['a']}", f"{TENCENT_APPS}, not a text of 12 characters{NOT_JSON}"),
     (
         "TENCENT_APPS",
         {"my app": ["token"]},
         "must have SDKAppIDs as keys, such as 1400000000, not 'my app'",
     ),
-    ("TENCENT_APPS[1400000000]", {"1400000000": "token"}, TENCENT_TOKENS),
-    ("TENCENT_APPS[1400000000]", {"1400000000": [""]}, TENCENT_TOKENS),
-    ("TENCENT_APPS[1400000000]", {"1400000000": None}, TENCENT_TOKENS),
-    ("SECRETS", SECRET, SECRET_LIST),
-    ("SECRETS", [1234567890123456], SECRET_LIST),
-    ("SECRETS", ["short"], WRONG_SECRET),
-    ("SECRETS", ["with/a/slash/and/long/enough"], WRONG_SECRET),
-    ("OPENIM_CREDENTIALS", ["openim"], CREDENTIALS),
-    ("OPENIM_CREDENTIALS", {"openim": ""}, CREDENTIALS),
+    (
+        "TENCENT_APPS[1400000000]",
+        {"1400000000": "token"},
+        f"{TENCENT_TOKENS}, not a text of 5 characters",
+    ),
+    (
+        "TENCENT_APPS[1400000000]",
+        {"1400000000": [""]},
+        f"{TENCENT_TOKENS}, but value 1 is a text of 0 characters",
+    ),
+    ("TENCENT_APPS[1400000000]", {"1400000000": None}, f"{TENCENT_TOKENS}, not None"),
+    ("SECRETS", SECRET, f"{SECRET_LIST}, not a text of 25 characters"),
+    ("SECRETS", f"['{SECRET}']", f"{SECRET_LIST}, not a text of 29 characters{NOT_JSON}"),
+    (
+        "SECRETS",
+        f'["{SECRET}"]',
+        f"{SECRET_LIST}, not a text of 29 characters: read this JSON with "
+        "app.config.from_prefixed_env() or json.loads()",
+    ),
+    (
+        "SECRETS",
+        f"'[\"{SECRET}\"]'",
+        f"{SECRET_LIST}, not a text of 31 characters: remove the quotes around the whole text",
+    ),
+    ("SECRETS", {SECRET: SECRET}, f"{SECRET_LIST}, not a mapping of 1 key"),
+    ("SECRETS", {SECRET}, f"{SECRET_LIST}, not an object of the type set"),
+    (
+        "SECRETS",
+        [SECRET, 1234567890123456],
+        f"{SECRET_LIST}, but value 2 is a number of 16 characters",
+    ),
+    ("SECRETS", ["short"], SHORT.format("secret", 5)),
+    ("SECRETS", ["with/a/slash/and/long/enough"], WRONG_SECRET.format("/")),
+    ("OPENIM_CREDENTIALS", ["openim"], f"{CREDENTIALS}, not a list of 1 value"),
+    (
+        "OPENIM_CREDENTIALS",
+        {"openim": ""},
+        f"{CREDENTIALS}, but the password of 'openim' is a text of 0 characters",
+    ),
+    ("OPENIM_CREDENTIALS", {"": SECRET}, f"{CREDENTIALS}, but a user name is ''"),
     (
         "OPENIM_CREDENTIALS",
         {"open:im": SECRET},
@@ -60,14 +99,14 @@ WRONG_VALUES = [
     (
         "ALLOWED_NETWORKS",
         ["203.0.113.1/24"],
-        "must be a list of CIDR blocks, such as 203.0.113.0/24, but 203.0.113.1/24 has host bits "
-        "set",
+        f"{NETWORKS}, but 203.0.113.1/24 has host bits set",
     ),
     (
         "ALLOWED_NETWORKS",
         "203.0.113.0/24",
-        'must be a list of non-empty strings, such as ["203.0.113.0/24"]',
+        f"{NETWORKS}, not '203.0.113.0/24'",
     ),
+    ("ALLOWED_NETWORKS", "['::1']", f"{NETWORKS}, not \"['::1']\"{NOT_JSON}"),
     ("ALLOW_UNAUTHENTICATED", "yes", FLAG.format("yes")),
     ("ALLOW_UNAUTHENTICATED", 1, FLAG.format(1)),
     ("SIGN_WINDOW", -1, "must be a whole number of 0 or more, not -1"),
@@ -80,12 +119,20 @@ WRONG_VALUES = [
     ("DEADLINE", "1", SECONDS.format("1")),
     ("SPOOL", "", FILE.format("")),
     ("SPOOL", 1, FILE.format(1)),
-    ("HISTORY_TOKENS", "token", TOKEN_LIST),
-    ("HISTORY_TOKENS", [123], TOKEN_LIST),
-    ("HISTORY_TOKENS", ["with a blank"], WRONG_TOKEN),
-    ("HISTORY_TOKENS", ["a=b"], WRONG_TOKEN),
+    *(("SPOOL", word, FILE.format(word)) for word in ("None", "none", "NULL", "False", "off")),
+    ("SPOOL", False, FILE.format(False)),
+    ("SPOOL", "~/spool.db", PATH.format("~/spool.db")),
+    ("SPOOL", "'spool.db'", PATH.format("'spool.db'")),
+    ("HISTORY_TOKENS", "token", f"{SECRET_LIST}, not a text of 5 characters"),
+    ("HISTORY_TOKENS", [123], f"{SECRET_LIST}, but value 1 is a number of 3 characters"),
+    ("HISTORY_TOKENS", [SECRET, "fifteen-letters"], SHORT.format("token", 15)),
+    ("HISTORY_TOKENS", ["with a blank and long"], WRONG_TOKEN.format(" ")),
+    ("HISTORY_TOKENS", [f"a={SECRET}"], WRONG_TOKEN.format("=")),
+    ("HISTORY_TOKENS", ["=" * 16], WRONG_TOKEN.format("=")),
     ("URL_PREFIX", "imcallback", "must be a URL path, such as /imcallback, not 'imcallback'"),
-    ("BIND_KEY", 1, "must be a key of SQLALCHEMY_BINDS or None, not 1"),
+    ("URL_PREFIX", None, "must be a URL path, such as /imcallback, not None"),
+    ("URL_PREFIX", "None", "must be a URL path, such as /imcallback, not 'None'"),
+    *(("BIND_KEY", value, BIND.format(value)) for value in (1, "", "None", "null")),
     ("UPGRADE_WITH_HOST", None, FLAG.format(None)),
 ]
 
@@ -99,6 +146,7 @@ def test_a_wrong_value_stops_the_start(key: str, value: Any, problem: str) -> No
         ImCallback(app)
     assert str(caught.value) == f"IMCALLBACK_{key} {problem}"
     assert SECRET not in str(caught.value)
+    assert "\n" not in str(caught.value)
     assert "imcallback" not in app.extensions
 
 
@@ -165,6 +213,27 @@ def test_environment_variables_set_settings(monkeypatch: pytest.MonkeyPatch) -> 
     assert settings.sign_window == 30
 
 
+def test_null_in_an_environment_variable_is_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It switches the spool off. A path object is a file path, too."""
+    monkeypatch.setenv("FLASK_IMCALLBACK_SPOOL", "null")
+    monkeypatch.setenv("FLASK_IMCALLBACK_BIND_KEY", "null")
+    app = Flask("host")
+    app.config.from_prefixed_env()
+    settings = Settings.from_config(app.config)
+    assert (settings.spool, settings.bind_key) == (None, None)
+    assert Settings.from_config({"IMCALLBACK_SPOOL": Path("a/b.db")}).spool == "a/b.db"
+
+
+def test_the_traceback_of_a_wrong_setting_is_short() -> None:
+    """It ends where the app calls the extension."""
+    app = Flask("host")
+    app.config["IMCALLBACK_SECRETS"] = SECRET
+    with pytest.raises(ConfigError) as caught:
+        ImCallback(app)
+    assert [entry.name for entry in caught.traceback][1:] == ["__init__", "init_app"]
+    assert caught.value.__suppress_context__
+
+
 def test_an_app_takes_one_extension_object() -> None:
     """The error says that one of the two calls is too many."""
     app = Flask("host")
@@ -190,6 +259,34 @@ def test_an_app_without_a_provider_starts_with_a_warning(
     response = app.test_client().post("/imcallback/openim/callbackX", json={})
     assert response.status_code == 404
     assert response.get_json()["nextCode"] == 0
+
+
+@pytest.mark.parametrize(
+    ("settings", "warnings"),
+    [
+        ({}, 1),
+        ({"SECRET_KEY": "a secret key"}, 0),
+        ({"SECRET_KEY_FALLBACKS": ["an old secret key"]}, 0),
+        ({"IMCALLBACK_HISTORY_TOKENS": []}, 0),
+    ],
+    ids=["no key", "a key", "an old key", "a closed history"],
+)
+def test_a_missing_secret_key_is_said_once(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture, settings: dict[str, Any], warnings: int
+) -> None:
+    """The first request of a process says it, because a host may set the key after `ImCallback`."""
+    app = make_app(
+        **{"IMCALLBACK_SECRETS": [SECRET], "IMCALLBACK_HISTORY_TOKENS": [SECRET]} | settings,
+        **{} if "SECRET_KEY" in settings else {"SECRET_KEY": None},
+    )
+    caplog.clear()
+    for _ in range(2):
+        app.test_client().get("/imcallback/health")
+    messages = [r.getMessage() for r in caplog.records if r.levelno == logging.WARNING]
+    assert messages == warnings * [
+        "The app has no SECRET_KEY, so a cursor of the history works only in the process that made "
+        f"it. Set SECRET_KEY to the same random text on all machines, {EXAMPLE}"
+    ]
 
 
 UNREADABLE = "the IP address of the sender cannot be read: check ProxyFix and the proxy"

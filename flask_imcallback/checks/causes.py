@@ -12,8 +12,19 @@ from .findings import Finding, failure
 
 WAITING = "Callbacks wait in the spool. Without a spool they are lost."
 CHECK_SERVER = (
-    "Check the database, and the host, port, user and database name in SQLALCHEMY_DATABASE_URI."
+    "Check the database, and the host, port, user and database name in SQLALCHEMY_DATABASE_URI. "
+    "Special characters of the password need percent encoding, such as %40 for @."
 )
+PACKAGES = {
+    "MySQLdb": "mysqlclient",
+    "mariadb": "mariadb",
+    "mysql": "mysql-connector-python",
+    "pg8000": "pg8000",
+    "psycopg": "'psycopg[binary]'",
+    "psycopg2": "psycopg2-binary",
+    "pymysql": "PyMySQL",
+}
+"""Module of a driver -> package to install. The extension cannot use an asynchronous driver."""
 
 
 @dataclass(frozen=True)
@@ -93,6 +104,12 @@ CAUSES = [
         ('" does not exist',),
     ),
     Cause(
+        "The driver refuses an option of the database",
+        "Correct the part after ? in SQLALCHEMY_DATABASE_URI, or connect_args in "
+        "SQLALCHEMY_ENGINE_OPTIONS.",
+        texts=("invalid connection option",),
+    ),
+    Cause(
         "A table or a column of the extension is missing",
         "Restore the tables from a backup. If there is none, run flask imcallback downgrade base "
         "and flask imcallback upgrade, which delete what is left of the history.",
@@ -128,11 +145,13 @@ def _explain_settings_error(cause: BaseException) -> Finding | None:
     if isinstance(cause, ConfigError):
         return failure("The database is configured wrongly", WAITING, f"The error: {cause}.")
     if isinstance(cause, ModuleNotFoundError):
+        package = PACKAGES.get(cause.name or "")
+        install = f"Install it with pip install {package}. Or name" if package else "Name"
         return failure(
             f"The database driver {cause.name} is not installed",
             WAITING,
-            f"Install it with pip install {_package_of(cause.name or '')}. Or name another driver "
-            "in SQLALCHEMY_DATABASE_URI, such as postgresql+psycopg:// or mysql+pymysql://.",
+            f"{install} another driver in SQLALCHEMY_DATABASE_URI, such as postgresql+psycopg:// "
+            "or mysql+pymysql://.",
         )
     if isinstance(cause, NoSuchModuleError):
         return failure(
@@ -149,18 +168,29 @@ def _explain_settings_error(cause: BaseException) -> Finding | None:
             "Create a database with the encoding UTF8 (CREATE DATABASE name ENCODING 'UTF8' "
             "TEMPLATE template0), and set its URL.",
         )
-    if isinstance(cause, ArgumentError) or "create_engine()" in str(cause):
+    if isinstance(cause, ArgumentError | ValueError | TypeError | AttributeError):
         return _explain_engine_error(cause)
     return None
 
 
 def _explain_engine_error(cause: BaseException) -> Finding:
-    if "URL" in str(cause):  # some releases of SQLAlchemy show the URL with its password
+    if isinstance(cause, ArgumentError) and "URL" in str(cause):
+        # Some releases of SQLAlchemy show the URL with its password.
         return failure(
             "SQLALCHEMY_DATABASE_URI is not a database URL",
             WAITING,
             "Write it as dialect+driver://user:password@host/database, such as "
-            "postgresql+psycopg://user:password@127.0.0.1/imcallback.",
+            "postgresql+psycopg://user:password@127.0.0.1/imcallback. The URL of a SQLite file is "
+            "sqlite:////folder/file.db, or sqlite:///file.db for a file in the instance folder.",
+        )
+    if not isinstance(cause, ArgumentError) and "create_engine()" not in str(cause):
+        # The text of a ValueError may be a part of the password.
+        shown = "" if isinstance(cause, ValueError) else f" The error: {describe(cause)}"
+        return failure(
+            "SQLAlchemy or the driver refuses an option of the database",
+            f"{WAITING}{shown}",
+            "Check the port and the part after ? in SQLALCHEMY_DATABASE_URI, and check "
+            "SQLALCHEMY_ENGINE_OPTIONS. An environment variable needs JSON with double quotes.",
         )
     return failure(
         "SQLALCHEMY_ENGINE_OPTIONS are wrong",
@@ -188,8 +218,3 @@ def _explain_database_error(cause: BaseException) -> Finding:
             "Read the error. Perhaps somebody has added a trigger or a constraint to the tables.",
         )
     return failure("The database does not answer", f"{WAITING} The error: {message}", CHECK_SERVER)
-
-
-def _package_of(module: str) -> str:
-    packages = {"MySQLdb": "mysqlclient", "pymysql": "PyMySQL", "psycopg": "psycopg[binary]"}
-    return packages.get(module, module)

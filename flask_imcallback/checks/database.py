@@ -86,6 +86,12 @@ def find_file_problem(engine: Engine) -> Finding | None:
             "Run flask db upgrade, which creates the file. If the file exists elsewhere, correct "
             "SQLALCHEMY_DATABASE_URI.",
         )
+    if os.path.isdir(path):
+        return failure(
+            "The database file is a folder",
+            f"{WAITING} The folder is {path}.",
+            "Name a file in SQLALCHEMY_DATABASE_URI.",
+        )
     if is_disk_full(path):
         return failure(
             "The disk of the database is full",

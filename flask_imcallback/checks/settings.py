@@ -7,12 +7,8 @@ from collections.abc import Iterator
 from flask import Flask
 
 from ..runtime import Runtime
+from ..settings import MIN_SECRET_LENGTH, NEW_SECRET
 from .findings import Finding, failure, ok, warning
-
-MIN_SECRET_LENGTH = 16
-"""Characters. A stranger can guess a shorter text by trying."""
-
-NEW_SECRET = "python -c 'import secrets; print(secrets.token_urlsafe(24))'"  # noqa: S105
 
 
 def check_settings(app: Flask, runtime: Runtime) -> Iterator[Finding]:
@@ -57,7 +53,6 @@ def _check_providers(runtime: Runtime) -> Iterator[Finding]:
 def _check_secrets(runtime: Runtime) -> Iterator[Finding]:
     settings = runtime.settings
     texts = {
-        "IMCALLBACK_HISTORY_TOKENS": settings.history_tokens,
         "IMCALLBACK_TENCENT_APPS": [
             token for tokens in settings.tencent_apps.values() for token in tokens
         ],

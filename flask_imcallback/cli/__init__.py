@@ -5,6 +5,7 @@ from __future__ import annotations
 from flask import Flask
 from flask.cli import AppGroup
 
+from ..runtime import EXTENSION
 from . import deliveries, history, migrations, operations, replay
 from .host_migrations import follow_host_migrations
 
@@ -23,7 +24,7 @@ def add_commands(app: Flask) -> None:
         operations.status,
         operations.spool,
         operations.doctor,
-        operations.send,
+        operations.make_send(app.extensions[EXTENSION].providers.values()),
     ):
         group.add_command(command)
     for command in migrations.MIGRATION_COMMANDS:

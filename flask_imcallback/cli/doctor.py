@@ -430,7 +430,7 @@ def _check_idle_connection(provider: Provider, url: str, seconds: float) -> Iter
             f"({type(error.__cause__).__name__})",
             "The IM server may send its next callback on this connection and lose it. This app "
             "never sees the lost callback.",
-            "Keep idle connections open longer (keepalive = 75 in gunicorn.conf.py, "
+            "Keep idle connections open longer (--keep-alive 75 in gunicorn, "
             "keepalive_timeout in nginx), or close each one with its answer.",
         )
     else:

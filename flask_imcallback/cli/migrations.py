@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from typing import Any
 
 import click
@@ -32,9 +33,16 @@ def upgrade(revision: str, sql: bool) -> None:
 @db.command()
 @click.argument("revision", default="-1")
 @SQL
+@click.option("--yes", is_flag=True, help="Delete without a question.")
 @report_errors
-def downgrade(revision: str, sql: bool) -> None:
-    """Downgrade the tables, by default to the previous revision."""
+def downgrade(revision: str, sql: bool, yes: bool) -> None:
+    """Downgrade the tables, by default to the previous revision. This deletes recorded data."""
+    runtime = get_runtime()
+    if not sql and not yes and current_revision(runtime.engine()):
+        _confirm_deletion(
+            f"A downgrade deletes tables or columns of {runtime.describe_database()} with their "
+            "rows, such as the whole history"
+        )
     _change_revision("downgrade", revision, sql)
 
 
@@ -88,6 +96,13 @@ def check() -> None:
 
 MIGRATION_COMMANDS: list[click.Command] = list(db.commands.values())
 """The commands that `flask imcallback` and `flask db` share."""
+
+
+def _confirm_deletion(question: str) -> None:
+    """Ask on a terminal, and refuse elsewhere. An input that is not a terminal confirms nothing."""
+    if not sys.stdin.isatty():
+        raise click.ClickException(f"{question}: add --yes if you want this")
+    click.confirm(f"{question}. Continue?", abort=True, err=True)
 
 
 def _change_revision(command: str, revision: str, sql: bool) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import click
 from flask import current_app
 
@@ -131,9 +133,10 @@ def _choose_provider(runtime: Runtime, command: str, name: str | None) -> Provid
         return enabled[name]
     providers = [p for p in enabled.values() if command in p.commands] or list(enabled.values())
     if len(providers) != 1:
+        recorded = ", ".join(known for p in enabled.values() for known in p.commands)
         raise click.ClickException(
             f"choose the provider of the command {command!r} with --provider. "
-            f"The enabled providers are: {names}"
+            f"The enabled providers are: {names}. They record: {recorded or 'no command'}"
         )
     return providers[0]
 
@@ -159,32 +162,48 @@ def _send(
     connection.close()
     for answer in answers:
         click.echo(answer.body.decode(errors="replace"))
-        click.echo(f"{answer.status} after {answer.seconds * 1000:.1f} ms", err=True)
+        result = "accepted" if answer.status == 200 else "refused"
+        click.echo(f"{result}: {answer.status} after {answer.seconds * 1000:.1f} ms", err=True)
     refused = sum(answer.status != 200 for answer in answers)
     if refused:
-        raise click.ClickException(f"the app refused {refused} of {len(answers)} callbacks")
+        raise click.ClickException(
+            f"the app refused {refused} of {len(answers)} callbacks: its log has the reason, and "
+            "flask imcallback status counts it"
+        )
 
 
-send = make_command(
-    "send",
-    "Send a callback as the IM server sends it, with this app's secrets. The removals are stored.",
-    _send,
-    click.Option(["--url"], default="http://127.0.0.1:8000/imcallback", show_default=True),
-    click.Argument(["command"]),
-    click.Option(
-        ["--owner"], default="alice", show_default=True, help="The account whose list changes."
-    ),
-    click.Option(
-        ["--target", "targets"],
-        multiple=True,
-        default=["bob"],
-        show_default=True,
-        help="The account that leaves the list. Can be repeated.",
-    ),
-    click.Option(
-        ["--app-id"],
-        default="",
-        help="The app at the IM server, for a provider with several. Default: the first one.",
-    ),
-    click.Option(["--provider"], help="The provider of a command that no provider records."),
-)
+def make_send(providers: Iterable[Provider]) -> click.Command:
+    """Return the command `send`. Its help lists the commands that the providers record."""
+    send = make_command(
+        "send",
+        "Send a callback as the IM server sends it, with this app's secrets. The removals are "
+        "stored. COMMAND is the name that the IM server gives to the kind of callback.",
+        _send,
+        click.Option(
+            ["--url"],
+            default="http://127.0.0.1:8000/imcallback",
+            show_default=True,
+            help="The URL of the running app.",
+        ),
+        click.Argument(["command"]),
+        click.Option(
+            ["--owner"], default="alice", show_default=True, help="The account whose list changes."
+        ),
+        click.Option(
+            ["--target", "targets"],
+            multiple=True,
+            default=["bob"],
+            show_default=True,
+            help="The account that leaves the list. Can be repeated.",
+        ),
+        click.Option(
+            ["--app-id"],
+            default="",
+            help="The app at the IM server, for a provider with several. Default: the first one.",
+        ),
+        click.Option(["--provider"], help="The provider of a command that no provider records."),
+    )
+    send.epilog = "\b\nThe commands that record removals:\n" + "\n".join(
+        f"  {provider.name}: {command}" for provider in providers for command in provider.commands
+    )
+    return send

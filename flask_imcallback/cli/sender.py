@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -30,12 +31,22 @@ class Sender:
     """A keep-alive connection to an app, for example to `https://host/imcallback`."""
 
     def __init__(self, url: str) -> None:
-        parts = urlsplit(url)
-        if parts.scheme not in ("http", "https") or not parts.hostname:
+        if not re.fullmatch("[!-~]+", url):
+            raise SendError(
+                f"the URL has a blank or a letter that is not ASCII: write it as %20 or %C3%A9: "
+                f"{url!r}"
+            )
+        try:
+            parts = urlsplit(url)
+            host, port = parts.hostname, parts.port
+        except ValueError as error:  # a wrong port, or half of an IPv6 address
+            raise SendError(f"{url!r} is not a URL: {error}") from error
+        if parts.scheme not in ("http", "https") or not host:
             raise SendError(f"the URL must begin with http:// or https:// and name a host: {url!r}")
         connection_class = HTTPSConnection if parts.scheme == "https" else HTTPConnection
-        self._connection = connection_class(parts.hostname, parts.port, timeout=TIMEOUT_SECONDS)
+        self._connection = connection_class(host, port, timeout=TIMEOUT_SECONDS)
         self._prefix = parts.path.rstrip("/")
+        self._address = f"{parts.scheme}://{host}:{self._connection.port}{self._prefix}"
 
     def send(self, callback: OutgoingCallback) -> Answer:
         """Send a POST request, and return the answer without following a redirect.
@@ -63,8 +74,8 @@ class Sender:
         except (OSError, HTTPException) as error:
             self._connection.close()
             raise SendError(
-                f"no answer from {self._connection.host} ({type(error).__name__}: {error}): check "
-                "that the app runs and that the URL is right"
+                f"no answer from {self._address} ({type(error).__name__}: {error}): start the app, "
+                "or name its URL with --url"
             ) from error
         return Answer(
             status=response.status,

@@ -248,7 +248,7 @@ def _parquet(chunks: Chunks, options: FileOptions) -> Iterator[bytes]:
         from pyarrow import Table, array, int32, int64, parquet, record_batch, string, timestamp
         from pyarrow import schema as make_schema
     except ImportError as error:
-        raise ConfigError("Parquet needs pyarrow: install flask-imcallback[parquet]") from error
+        raise ConfigError("Parquet needs PyArrow: run pip install pyarrow") from error
 
     types = {int: int64(), datetime: timestamp("us", tz="UTC")}
     columns = {name: types.get(type_, string()) for name, type_ in TYPES.items()}

@@ -102,9 +102,9 @@ def concerns_entry(error: BaseException | None) -> bool:
 
 
 def describe(error: BaseException | None) -> str:
-    """Return the message of the database, without the SQL statement and its parameters."""
+    """Return the message of the database in one line, without the statement and parameters."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
-    return f"{type(cause).__name__}: {cause}"
+    return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
 
 
 def _codes(error: BaseException | None) -> tuple[str | None, int]:

@@ -88,10 +88,11 @@ def _revisions() -> tuple[str, ...]:
 def _storage_errors() -> Iterator[None]:
     try:
         yield
-    except SQLAlchemyError as error:
+    except (SQLAlchemyError, TypeError, AttributeError) as error:
+        # Drivers raise the last two for wrong options in the URL.
         raise StorageError(
-            f"cannot access the database ({describe(error)}): check the server, "
-            "the URL of the database and the permissions of the database user"
+            f"cannot access the database ({describe(error)}): check the server, the URL of the "
+            "database and the permissions of the database user, or run flask imcallback doctor"
         ) from error
 
 

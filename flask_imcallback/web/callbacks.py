@@ -23,6 +23,8 @@ logger = logging.getLogger("flask_imcallback")
 
 UNANSWERED = "the callback could not be answered after an unexpected error"
 """The reason of a refusal after a mistake in a provider or in this extension."""
+RESULT_HEADER = "Imcallback-Result"
+"""The header that tells people whether a callback was accepted. IM servers ignore it."""
 METHODS = ["POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 """Every method gets the answer of the provider. After another body, OpenIM may stop its users."""
 CHUNK_BYTES = 64 * 1024
@@ -192,6 +194,8 @@ def _undelivered_body(remedy: str) -> Body:
 
 def _response(reply: Reply) -> Response:
     response = Response(json.dumps(reply.body), reply.status, mimetype="application/json")
+    # OpenIM expects the same body after a success and after a refusal.
+    response.headers[RESULT_HEADER] = "accepted" if reply.status == 200 else "refused"
     if reply.status == 405:
         response.headers["Allow"] = "POST"
     return response

@@ -29,7 +29,20 @@ GUARDS: dict[str, Any] = {
     "IMCALLBACK_HISTORY_TOKENS": ["a-token-of-20-characters"],
 }
 CHECK_SERVER = (
-    "Check the database, and the host, port, user and database name in SQLALCHEMY_DATABASE_URI."
+    "Check the database, and the host, port, user and database name in SQLALCHEMY_DATABASE_URI. "
+    "Special characters of the password need percent encoding, such as %40 for @."
+)
+NO_URL = (
+    "SQLALCHEMY_DATABASE_URI is not a database URL",
+    WAITING,
+    "Write it as dialect+driver://user:password@host/database, such as "
+    "postgresql+psycopg://user:password@127.0.0.1/imcallback. The URL of a SQLite file is "
+    "sqlite:////folder/file.db, or sqlite:///file.db for a file in the instance folder.",
+)
+OPTION = "SQLAlchemy or the driver refuses an option of the database"
+CHECK_OPTIONS = (
+    "Check the port and the part after ? in SQLALCHEMY_DATABASE_URI, and check "
+    "SQLALCHEMY_ENGINE_OPTIONS. An environment variable needs JSON with double quotes."
 )
 
 
@@ -92,13 +105,82 @@ WRONG_SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
             "SQLALCHEMY_DATABASE_URI, such as postgresql+psycopg:// or mysql+pymysql://.",
         ),
     ),
-    "no URL": (
-        {"url": "user:pass-word@127.0.0.1/database"},
+    "asynchronous driver": (
+        {"url": "postgresql+asyncpg://user:pass-word@127.0.0.1/database"},
         (
-            "SQLALCHEMY_DATABASE_URI is not a database URL",
+            "The database driver asyncpg is not installed",
             WAITING,
-            "Write it as dialect+driver://user:password@host/database, such as "
-            "postgresql+psycopg://user:password@127.0.0.1/imcallback.",
+            "Name another driver in SQLALCHEMY_DATABASE_URI, such as postgresql+psycopg:// or "
+            "mysql+pymysql://.",
+        ),
+    ),
+    "mysql without a driver": (
+        {"url": "mysql://user:pass-word@127.0.0.1/database"},
+        (
+            "The database driver MySQLdb is not installed",
+            WAITING,
+            "Install it with pip install mysqlclient. Or name another driver in "
+            "SQLALCHEMY_DATABASE_URI, such as postgresql+psycopg:// or mysql+pymysql://.",
+        ),
+    ),
+    "unknown kind of database": (
+        {"url": "mongodb://user:pass-word@127.0.0.1/database"},
+        (
+            "SQLAlchemy does not know the kind of database in SQLALCHEMY_DATABASE_URI",
+            f"{WAITING} The error: Can't load plugin: sqlalchemy.dialects:mongodb",
+            "Begin the URL with postgresql:// or mysql+pymysql:// or sqlite:///. SQLAlchemy does "
+            "not know postgres://.",
+        ),
+    ),
+    "no URL": ({"url": "user:pass-word@127.0.0.1/database"}, NO_URL),
+    "empty": ({"url": ""}, NO_URL),
+    "two slashes for a SQLite file": ({"url": "sqlite:/{folder}/test.db"}, NO_URL),
+    "one slash for a SQLite file": ({"url": "sqlite:{folder}/test.db"}, NO_URL),
+    "quotes": ({"url": "'sqlite:///{folder}/test.db'"}, NO_URL),
+    "wrong port": (
+        {"url": "postgresql+psycopg://user:half-of-pass@host:pass-word@127.0.0.1/database"},
+        (OPTION, WAITING, CHECK_OPTIONS),
+    ),
+    "wrong option for psycopg": (
+        {"url": "postgresql+psycopg://user:pass-word@127.0.0.1:1/database?sslmod=require"},
+        (
+            "The driver refuses an option of the database",
+            f'{WAITING} The error: ProgrammingError: invalid connection option "sslmod"',
+            "Correct the part after ? in SQLALCHEMY_DATABASE_URI, or connect_args in "
+            "SQLALCHEMY_ENGINE_OPTIONS.",
+        ),
+    ),
+    "wrong option for PyMySQL": (
+        {"url": "mysql+pymysql://user:pass-word@127.0.0.1:1/database?sslmod=require"},
+        (
+            OPTION,
+            f"{WAITING} The error: TypeError: Connection.__init__() got an unexpected keyword "
+            "argument 'sslmod'",
+            CHECK_OPTIONS,
+        ),
+    ),
+    "wrong charset for PyMySQL": (
+        {"url": "mysql+pymysql://user:pass-word@127.0.0.1:1/database?charset=utf9"},
+        (
+            OPTION,
+            f"{WAITING} The error: AttributeError: 'NoneType' object has no attribute 'encoding'",
+            CHECK_OPTIONS,
+        ),
+    ),
+    "wrong value of an engine option": (
+        {"SQLALCHEMY_ENGINE_OPTIONS": {"pool_size": "many"}},
+        (OPTION, WAITING, CHECK_OPTIONS),
+    ),
+    "engine options that are no JSON": (
+        {"SQLALCHEMY_ENGINE_OPTIONS": "{'pool_size': 3}"},
+        (OPTION, WAITING, CHECK_OPTIONS),
+    ),
+    "a folder": (
+        {"url": "sqlite:///{folder}"},
+        (
+            "The database file is a folder",
+            f"{WAITING} The folder is {{folder}}.",
+            "Name a file in SQLALCHEMY_DATABASE_URI.",
         ),
     ),
     "unknown engine option": (

@@ -80,15 +80,6 @@ SETTINGS: dict[str, tuple[dict[str, Any], str, tuple[str, ...]]] = {
             f"{NEW_SECRET}.",
         ),
     ),
-    "short history token": (
-        {**GUARDS, "IMCALLBACK_HISTORY_TOKENS": [TOKEN, "token"]},
-        "WARNING",
-        (
-            "IMCALLBACK_HISTORY_TOKENS has a token or password of 5 characters",
-            "Somebody can guess it.",
-            LONGER,
-        ),
-    ),
     "short Tencent token": (
         {"IMCALLBACK_TENCENT_APPS": {"1400000000": ["a-token-of-tencent", "short-one"]}},
         "WARNING",

@@ -469,7 +469,11 @@ def test_send_shows_a_refusal(make_app: MakeApp) -> None:
     with served(app) as url:
         result = run_command(app, "send", "Sns.CallbackFriendDelete", "--app-id", "1", "--url", url)
     assert "not authentic" in result.output
-    assert "the app refused 1 of 1 callbacks" in result.output
+    assert "\nrefused: 403 after " in result.output
+    assert result.output.endswith(
+        "Error: the app refused 1 of 1 callbacks: its log has the reason, and flask imcallback "
+        "status counts it\n"
+    )
     assert result.exit_code == 1
 
 
@@ -482,7 +486,9 @@ def test_send_takes_a_command_that_no_provider_records(make_app: MakeApp) -> Non
         assert result.exit_code == 1
         assert (
             "choose the provider of the command 'Sns.CallbackSomethingNew' with --provider. "
-            "The enabled providers are: tencent, openim"
+            "The enabled providers are: tencent, openim. They record: Sns.CallbackBlackListDelete, "
+            "Sns.CallbackFriendDelete, callbackAfterRemoveBlackCommand, "
+            "callbackAfterDeleteFriendCommand\n"
         ) in result.output
         assert run_command(app, *command, "--url", url, "--provider", "tencent").exit_code == 0
     assert [(row["provider"], row["command"]) for row in rows(app)[0]] == [
@@ -507,6 +513,49 @@ def test_send_needs_an_enabled_provider(
     """The message lists the enabled providers."""
     result = run_command(make_app(**settings), "send", "Sns.CallbackFriendDelete", *arguments)
     assert text in result.output
+    assert result.exit_code == 1
+
+
+def test_the_help_of_send_lists_the_commands(make_app: MakeApp) -> None:
+    """Nobody has to look them up."""
+    result = run_command(make_app(**SETTINGS), "send", "--help")
+    assert (
+        "  The commands that record removals:\n"
+        "    tencent: Sns.CallbackBlackListDelete\n"
+        "    tencent: Sns.CallbackFriendDelete\n"
+        "    openim: callbackAfterRemoveBlackCommand\n"
+        "    openim: callbackAfterDeleteFriendCommand\n"
+    ) in result.output
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        (
+            "http://127.0.0.1:1/imcallback",
+            "no answer from http://127.0.0.1:1/imcallback (ConnectionRefusedError: [Errno 111] "
+            "Connection refused): start the app, or name its URL with --url",
+        ),
+        (
+            "127.0.0.1:8000",
+            "the URL must begin with http:// or https:// and name a host: '127.0.0.1:8000'",
+        ),
+        ("http://h:99999", "'http://h:99999' is not a URL: Port out of range 0-65535"),
+        ("http://[::1", "'http://[::1' is not a URL: Invalid IPv6 URL"),
+        (
+            "http://h/a b",
+            "the URL has a blank or a letter that is not ASCII: write it as %20 or %C3%A9: "
+            "'http://h/a b'",
+        ),
+    ],
+)
+def test_send_names_the_address_that_does_not_answer(
+    make_app: MakeApp, url: str, problem: str
+) -> None:
+    """The error is one line with the remedy."""
+    app = make_app(**SETTINGS)
+    result = run_command(app, "send", "Sns.CallbackFriendDelete", "--url", url)
+    assert result.output == f"Error: {problem}\n"
     assert result.exit_code == 1
 
 

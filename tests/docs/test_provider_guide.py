@@ -22,7 +22,7 @@ from support.apps import close_connections
 from support.callbacks import run_command, served
 
 PAGE = ROOT / "docs" / "providers.md"
-TOKEN = "a-reader"
+TOKEN = "a-token-of-a-reader"
 SAMPLES = {sample.name: sample for sample in samples.samples("parlour")}
 
 

@@ -170,7 +170,7 @@ def test_more_sources_than_parameters(make_app: MakeApp, database_url: URL) -> N
     export = get(app, f"{HISTORY}/export?provider=openim", buffered=True)
     assert export.text.count('"target_id": "bob"') == 70_000
     page = app.test_client().get(
-        "/imcallback/?provider=openim", headers={"Authorization": "Bearer old-token"}
+        "/imcallback/?provider=openim", headers={"Authorization": "Bearer old-token-of-readers"}
     )
     assert page.status_code == 200
 

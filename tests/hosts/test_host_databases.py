@@ -525,7 +525,10 @@ def test_an_engine_function_that_returns_no_engine(
 def test_an_unusable_url(url: str, problem: str, make_host: MakeHost) -> None:
     """The first use names the setting, if the extension creates the `SQLAlchemy` object."""
     app = make_host(ImCallback, SQLALCHEMY_DATABASE_URI=url)
-    message = rf"^cannot create an engine \({problem}.*\): check SQLALCHEMY_DATABASE_URI$"
+    message = (
+        rf"^cannot create an engine \({problem}.*\): check SQLALCHEMY_DATABASE_URI, or run flask "
+        "imcallback doctor$"
+    )
     with pytest.raises(ConfigError, match=message):
         migrate(app)
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import pty
 import shutil
 from dataclasses import replace
 from itertools import permutations, product
@@ -27,13 +29,46 @@ def test_bare_upgrade_and_back(bare: Site, group: str) -> None:
     assert bare.files() == {"bare.py", "instance/imcallback.db"}
     assert bare.tables("imcallback.db") == OUR_TABLES
     assert bare.flask(group, "upgrade") == Result(0, "", "")
-    assert bare.flask(group, "downgrade").err == f"flask-imcallback: {HEAD} -> <empty>\n"
+    assert bare.flask(group, "downgrade", "--yes").err == f"flask-imcallback: {HEAD} -> <empty>\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
     assert bare.flask(group, "stamp").err == f"flask-imcallback: <empty> -> {HEAD}\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
     result = bare.flask(group, "check", status=1)
     assert "imcallback_removal" in result.err
     assert "Traceback" not in result.err
+
+
+@pytest.mark.parametrize("group", ["db", "imcallback"])
+def test_a_downgrade_needs_a_confirmation(bare: Site, group: str) -> None:
+    """Without a terminal, the command deletes nothing and names the option."""
+    bare.flask(group, "upgrade")
+    url = f"sqlite:///{(bare.folder / 'instance/imcallback.db').resolve()}"
+    assert bare.flask(group, "downgrade", "base", status=1).err == (
+        f"Error: A downgrade deletes tables or columns of {url} with their rows, such as the whole "
+        "history: add --yes if you want this\n"
+    )
+    assert bare.tables("imcallback.db") == OUR_TABLES
+    assert "DROP TABLE" in bare.flask(group, "downgrade", f"{HEAD}:base", "--sql").out
+    assert bare.tables("imcallback.db") == OUR_TABLES
+
+
+@pytest.mark.parametrize("answer", ["n", "y"])
+def test_a_downgrade_asks_on_a_terminal(bare: Site, answer: str) -> None:
+    """Only y deletes the tables."""
+    bare.flask("imcallback", "upgrade")
+    terminal, stdin = pty.openpty()
+    os.write(terminal, f"{answer}\n".encode())
+    code = (
+        "import os, sys; from flask.cli import main; "
+        f"os.dup2(os.open({os.ttyname(stdin)!r}, os.O_RDWR), 0); "
+        "sys.argv = ['flask', '--app', 'bare', 'imcallback', 'downgrade']; main()"
+    )
+    err = bare.python("-c", code, status=0 if answer == "y" else 1).err
+    os.close(terminal)
+    os.close(stdin)
+    assert "such as the whole history. Continue? [y/N]: " in err
+    tables = {"alembic_version_imcallback"} if answer == "y" else OUR_TABLES
+    assert bare.tables("imcallback.db") == tables
 
 
 def test_bare_app_shows_our_revisions(bare: Site) -> None:
@@ -208,7 +243,7 @@ def test_other_commands_use_the_revisions_of_the_host(upgraded: Site) -> None:
     upgraded.flask("db", "downgrade", "base")
     assert upgraded.tables("host.db") == OUR_TABLES | {"alembic_version"}
     assert upgraded.query("host.db", "SELECT * FROM alembic_version_imcallback") == [HEAD]
-    upgraded.flask("imcallback", "downgrade", "base")
+    upgraded.flask("imcallback", "downgrade", "base", "--yes")
     upgraded.flask("db", "upgrade", id)
     assert upgraded.tables("host.db") == HOST_TABLES | {"alembic_version_imcallback"}
 

@@ -25,4 +25,4 @@ def test_the_demo_keeps_its_secrets_private(tmp_path: Path) -> None:
         assert stat.S_IMODE(file.stat().st_mode) == 0o600
         contents.append(json.loads(file.read_text()))
     assert contents[0] == contents[1]
-    assert contents[0].keys() == {"secret", "token"}
+    assert contents[0].keys() == {"secret", "token", "secret_key"}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -93,11 +94,12 @@ def test_sdist_is_the_checkout(packages: Packages) -> None:
 
 
 def test_app_on_the_wheel(packages: Packages, tmp_path: Path) -> None:
-    """In an empty folder: install, `flask db upgrade`, receive a callback, list its removal."""
+    """In an empty folder: install, upgrade, read the gunicorn settings, receive, list a removal."""
     environment = tmp_path / "100% venv"  # which is no place for paths that are templates
     python = environment / "bin/python"
     run(sys.executable, "-m", "venv", environment, cwd=tmp_path)
-    run(python, "-m", "pip", "install", "--quiet", packages.wheel_path, cwd=tmp_path)
+    wheel = f"{packages.wheel_path}[serve]"
+    run(python, "-m", "pip", "install", "--quiet", wheel, cwd=tmp_path)
     site = tmp_path / "site"
     site.mkdir()
     shutil.copy(ROOT / "tests/hosts/bare.py", site)
@@ -109,6 +111,9 @@ def test_app_on_the_wheel(packages: Packages, tmp_path: Path) -> None:
     }
     flask = (python, "-m", "flask")
     assert run(*flask, "db", "upgrade", cwd=site, **settings) == ""
+    gunicorn = (python, "-m", "gunicorn", "-c", "python:flask_imcallback.gunicorn")
+    configuration = run(*gunicorn, "--print-config", "bare:app", cwd=site, **settings)
+    assert re.search("^preload_app += True$", configuration, re.MULTILINE)
     received = run(python, "-c", RECEIVE, cwd=site, **settings)
     assert received == "200 OK OK\n"
     lines = run(*flask, "imcallback", "history", "--format", "ndjson", cwd=site, **settings)

@@ -14,7 +14,7 @@ from support.api import get
 from support.apps import MakeApp, rows
 from support.callbacks import run_command, served
 
-TOKEN = "a-token"
+TOKEN = "a-token-of-readers"
 
 
 class MinimalProvider(Provider):

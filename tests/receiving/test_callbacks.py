@@ -94,6 +94,25 @@ def test_another_method_is_405(make_app: MakeApp, method: str, path: str) -> Non
     assert method == "HEAD" or member in response.get_json()
 
 
+@pytest.mark.parametrize(
+    ("path", "method", "status", "result"),
+    [
+        (f"openim/{SECRET}/callbackX", "POST", 200, "accepted"),
+        ("openim/callbackX", "POST", 403, "refused"),
+        (f"openim/{SECRET}/callbackX", "GET", 405, "refused"),
+        ("tencent", "POST", 404, "refused"),
+    ],
+)
+def test_a_header_tells_a_refusal_from_a_success(
+    make_app: MakeApp, path: str, method: str, status: int, result: str
+) -> None:
+    """The body of OpenIM is the same for both, because another body can stop its users."""
+    client = make_app(IMCALLBACK_SECRETS=[SECRET]).test_client()
+    response = client.open(f"/imcallback/{path}", method=method, data="{}")
+    assert response.status_code == status
+    assert response.headers["Imcallback-Result"] == result
+
+
 OTHER = "another-secret-of-enough-length"
 CONTINUE = {"actionCode": 0, "errCode": 0, "errMsg": "", "errDlt": "", "nextCode": 0}
 

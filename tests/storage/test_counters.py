@@ -36,7 +36,11 @@ ACCEPTED_AT, REFUSED_AT = 1_700_000_100, 1_700_000_111
 def test_python_http_and_command_line_show_the_counts(database_url: URL, make_app: MakeApp) -> None:
     """The counts of all processes are shown by command and reason, to readers only."""
     apps = [
-        make_app(database_url, IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_HISTORY_TOKENS=["token"])
+        make_app(
+            database_url,
+            IMCALLBACK_SECRETS=[SECRET],
+            IMCALLBACK_HISTORY_TOKENS=["a-token-of-readers"],
+        )
         for _ in range(2)
     ]
     for app, seconds_before in zip(apps, (100, 0), strict=True):
@@ -53,7 +57,9 @@ def test_python_http_and_command_line_show_the_counts(database_url: URL, make_ap
     assert "callbacks" not in client.get("/imcallback/health").get_json()
     wrong = client.get("/imcallback/health", headers={"Authorization": "Bearer wrong"})
     assert "callbacks" not in wrong.get_json()
-    health = client.get("/imcallback/health", headers={"Authorization": "Bearer token"}).get_json()
+    health = client.get(
+        "/imcallback/health", headers={"Authorization": "Bearer a-token-of-readers"}
+    ).get_json()
     assert health["callbacks"] == [
         {
             "provider": "openim",

@@ -33,7 +33,7 @@ def send_all(running: Running, callbacks: list[Callback]) -> None:
 def test_gevent_keeps_the_deadline_while_the_database_is_locked(
     database_url: URL, tmp_path: Path
 ) -> None:
-    """The shipped gunicorn.conf.py loads the app first, and gevent patches Python in the worker.
+    """The shipped settings of gunicorn load the app first, and gevent patches Python in the worker.
 
     While another process locks the database, callbacks are answered by the deadline, other pages
     at once, and nothing is lost.

@@ -228,8 +228,9 @@ def test_a_database_that_does_not_answer_is_an_error_with_a_remedy(make_app: Mak
     url = URL.create("postgresql+psycopg", "user", "pass-word", "127.0.0.1", 1, "database")
     app = make_app(url, migrate=False)
     message = (
-        r"(?s)^cannot access the database \(OperationalError: connection failed: .*\): check the "
-        r"server, the URL of the database and the permissions of the database user$"
+        r"^cannot access the database \(OperationalError: connection failed: .*\): check the "
+        r"server, the URL of the database and the permissions of the database user, or run flask "
+        r"imcallback doctor$"
     )
     with app.app_context(), pytest.raises(StorageError, match=message) as caught:
         current_revision(get_runtime().engine())

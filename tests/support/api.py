@@ -23,7 +23,7 @@ MEMBERS = [
 
 def open_history(make_app: MakeApp, url: URL | None = None, **arguments: Any) -> Flask:
     """Return an app whose history is open to readers with a token."""
-    tokens = ["old-token", TOKEN]
+    tokens = ["old-token-of-readers", TOKEN]
     return make_app(url, IMCALLBACK_HISTORY_TOKENS=tokens, **arguments)
 
 

@@ -53,6 +53,7 @@ class Site:
             [sys.executable, *arguments],
             cwd=cwd or self.folder,
             env={**inherited, **provider, "PYTHONDONTWRITEBYTECODE": "1", **self.settings},
+            stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,

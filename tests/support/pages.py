@@ -15,7 +15,7 @@ from flask_imcallback.removals import Record
 from support.apps import MakeApp
 
 PAGE = "/imcallback/"
-TOKEN = "a-token"
+TOKEN = "a-token-of-readers"
 SECRET = "a-secret-path-segment"
 GUARDS: dict[str, Any] = {
     "IMCALLBACK_SECRETS": [SECRET],

@@ -97,7 +97,7 @@ def serving(
     wrapper: Sequence[str] = (),
     **variables: str,
 ) -> Iterator[Running]:
-    """Run `gunicorn -c gunicorn.conf.py example_app:app` on a free port, and stop it.
+    """Run gunicorn with our settings and `example_app:app` on a free port, and stop it.
 
     Without `url`, the database is a SQLite file in the folder. `wrapper` is a command that starts
     gunicorn, such as strace. `variables` are environment variables.
@@ -106,7 +106,15 @@ def serving(
     env = environment(folder, url) | variables
     if upgrade:
         upgrade_tables(env)
-    command = [*wrapper, sys.executable, "-m", "gunicorn", "-c", "gunicorn.conf.py", app]
+    command = [
+        *wrapper,
+        sys.executable,
+        "-m",
+        "gunicorn",
+        "-c",
+        "python:flask_imcallback.gunicorn",
+        app,
+    ]
     with socket.create_server(("127.0.0.1", 0)) as listening:
         port, fd = listening.getsockname()[1], listening.fileno()
         process = start(folder, [*command, "--bind", f"fd://{fd}", *options], env, pass_fds=[fd])

@@ -22,7 +22,7 @@ from support.serving import Running, environment, start
 
 START_SECONDS = 30
 STOP_SECONDS = 30
-GUNICORN = "gunicorn -c gunicorn.conf.py"
+GUNICORN = "gunicorn -c python:flask_imcallback.gunicorn"
 UWSGI = (
     "uwsgi --master --need-app --processes 2 --disable-logging --module app:app"
     " --hook-master-start 'unix_signal:15 gracefully_kill_them_all'"
@@ -58,7 +58,6 @@ class WsgiServer:
         command = self.command.replace("8000", str(port))
         command = command.replace(" app:asgi_app", " support.host_asgi:asgi_app")
         command = command.replace(" app:app", " support.host_app:app")
-        command = command.replace("gunicorn.conf.py", str(ROOT / "gunicorn.conf.py"))
         program, *options = shlex.split(command)
         if program == "gunicorn":
             options += ["--bind", f"127.0.0.1:{port}"]

@@ -12,7 +12,7 @@ from flask import abort, request
 
 from support.apps import MakeApp
 
-TOKEN = "a-token"
+TOKEN = "a-token-of-readers"
 HOST_TOKEN = "Bearer a-token-of-the-host"
 URLS = pytest.mark.parametrize("url", ["/imcallback/history", "/imcallback/"])
 

@@ -323,7 +323,13 @@ def test_the_history_is_closed(make_app: MakeApp, path: str, token: str | None) 
             "Bearer OLD-TOKEN",
             "Bearer é",
         ),
-        *("Bearer old-token old-token", "old-token", f"Token {TOKEN}", "Bearer a=b, c=d", "Digest"),
+        *(
+            "Bearer old-token-of-readers old-token-of-readers",
+            "old-token-of-readers",
+            f"Token {TOKEN}",
+            "Bearer a=b, c=d",
+            "Digest",
+        ),
         "Basic " + b64encode(f"{TOKEN}:wrong".encode()).decode(),
     ],
 )
@@ -341,7 +347,7 @@ def test_a_reader_without_the_token(make_app: MakeApp, path: str, header: str) -
 @pytest.mark.parametrize(
     "header",
     [
-        *("Bearer old-token", f"Bearer {TOKEN}", f"bearer  {TOKEN}"),
+        *("Bearer old-token-of-readers", f"Bearer {TOKEN}", f"bearer  {TOKEN}"),
         "Basic " + b64encode(f"anybody:{TOKEN}".encode()).decode(),
     ],
 )
@@ -453,8 +459,8 @@ def test_the_prefix_is_a_setting(make_app: MakeApp) -> None:
 
 def test_one_removal_takes_no_parameters(make_app: MakeApp) -> None:
     """A parameter of the list is refused here, and not ignored."""
-    app = make_app(IMCALLBACK_HISTORY_TOKENS=["token"])
-    headers = {"Authorization": "Bearer token"}
+    app = make_app(IMCALLBACK_HISTORY_TOKENS=["a-token-of-readers"])
+    headers = {"Authorization": "Bearer a-token-of-readers"}
     response = app.test_client().get("/imcallback/history/1?owner_id=a", headers=headers)
     assert response.status_code == 400
     assert response.get_json()["parameter"] == "owner_id"

@@ -37,7 +37,7 @@ from support.callbacks import BrokenProvider
 from support.deliveries import store
 
 DOCUMENT = "/imcallback/openapi.json"
-TOKEN = "a-token"
+TOKEN = "a-token-of-readers"
 SECRET = "a-secret-of-16-characters"
 APP_ID = "1400000000"
 GUARDS: dict[str, Any] = {
@@ -333,11 +333,16 @@ def basic(user: str, password: str) -> str:
 @PATHS
 @pytest.mark.parametrize(
     "header",
-    [f"Bearer {TOKEN}", "bearer old/token==", basic("", TOKEN), basic("é", "old/token==")],
+    [
+        f"Bearer {TOKEN}",
+        "bearer old/token/of/readers==",
+        basic("", TOKEN),
+        basic("é", "old/token/of/readers=="),
+    ],
 )
 def test_a_token_opens_the_document(make_app: MakeApp, path: str, header: str) -> None:
     """The token is a bearer token, or the password of any user."""
-    app = make_app(migrate=False, IMCALLBACK_HISTORY_TOKENS=["old/token==", TOKEN])
+    app = make_app(migrate=False, IMCALLBACK_HISTORY_TOKENS=["old/token/of/readers==", TOKEN])
     response = app.test_client().get(path, headers={"Authorization": header})
     assert response.status_code == 200
 

@@ -1,0 +1,25 @@
+"""Settings for gunicorn: `gunicorn -c python:flask_imcallback.gunicorn app:app`."""
+
+import logging
+from typing import Any
+
+bind = "127.0.0.1:8000"
+workers = 2
+worker_class = "gthread"
+# Threads are cheap here, because most of them wait for the same commit.
+threads = 16
+# OpenIM loses an event that it sends while the server closes an idle connection. Connections must
+# stay open longer than the gaps between events. The default of 2 seconds lost events.
+keepalive = 75
+# The settings are read once, so that a wrong setting stops the start instead of every worker.
+preload_app = True
+# An access log would get a line for each callback. The extension hides the secrets in its paths.
+accesslog = None
+
+
+def post_worker_init(worker: Any) -> None:
+    """Write the log of the extension like gunicorn's own log, unless the app configures logging."""
+    logger = logging.getLogger("flask_imcallback")
+    if not logger.hasHandlers():
+        logger.handlers.extend(worker.log.error_log.handlers)
+        logger.setLevel(logger.level or logging.INFO)
