@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -30,6 +31,20 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         }
         if needs_server:
             item.add_marker("servers")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove all temporary files of this run, also after failures and Ctrl-C.
+
+    `-o tmp_path_retention_policy=all` and `--basetemp` keep them.
+    """
+    is_kept = config.option.basetemp or config.getini("tmp_path_retention_policy") == "all"
+    if not is_kept:  # a worker of pytest-xdist has the option --basetemp
+        folder: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another run may use the parent folder
+            (folder.parent / "pytest-current").unlink()
+            folder.parent.rmdir()
 
 
 @pytest.fixture(scope="session")

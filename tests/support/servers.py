@@ -39,6 +39,8 @@ from typing import Any, Protocol
 from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from support import ROOT
+
 START_SECONDS = 30
 LOG_LENGTH = 10_000
 GALERA = "lib/galera/libgalera_smm.so"
@@ -298,14 +300,20 @@ def _mariadbd(folder: Path, galera: bool) -> tuple[str, Path]:
         program = Path(found).resolve()
         # mariadb-install-db needs my_print_defaults, which Debian has in a client package.
         needed = ["bin/mariadb-install-db", "bin/my_print_defaults"]
-        needed += [GALERA, "bin/wsrep_sst_rsync", "bin/rsync", "bin/lsof"] if galera else []
+        needed += (
+            [GALERA, "bin/wsrep_sst_rsync", "bin/rsync", "bin/lsof", "bin/ps"] if galera else []
+        )
         if all((program.parents[1] / name).exists() for name in needed):
             return str(program), program
-    programs = ("sbin/mariadbd --no-defaults --version", "bin/rsync --version", "bin/lsof -v")
+    programs = ("sbin/mariadbd --no-defaults --version", "bin/rsync --version")
+    programs += ("bin/lsof -v", "bin/ps --version")  # Galera waits for ever without ps
     cache = unpacked(
         "mariadb",
-        lambda usr: all(_runs(*_env(usr), *f"{usr}/{program}".split()) for program in programs),
-        packages=["mariadb-server-core", "mariadb-client-core", "galera-4", "rsync", "lsof"],
+        lambda usr: all(_runs_in(usr, *program.split()) for program in programs),
+        packages=[
+            *("mariadb-server-core", "mariadb-client-core", "galera-4"),
+            *("rsync", "lsof", "procps"),
+        ],
         alone=["mariadb-server"],  # has the Galera scripts, and needs many unrelated packages
         remedy="install the MariaDB server (on Debian: apt-get install mariadb-server), or set "
         "IMCALLBACK_TEST_MARIADB to a URL",
@@ -321,9 +329,11 @@ def _env(base: Path) -> Command:
 
 
 def cache_folder() -> Path:
-    """Return the folder that keeps downloads for the next tests. It may not exist yet."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "flask-imcallback-tests"
+    """Return the folder that keeps downloads for the next tests. It may not exist yet.
+
+    `IMCALLBACK_TEST_CACHE` names a folder that several checkouts share.
+    """
+    return Path(os.environ.get("IMCALLBACK_TEST_CACHE") or ROOT / ".cache").absolute()
 
 
 def unpacked(
@@ -379,14 +389,22 @@ def _unpack(work: Path, packages: Sequence[str], alone: Sequence[str]) -> Path:
     _check(*install, *packages)
     if alone:
         _check(*apt, "download", *alone, cwd=archives)
+    root = work / "root"
     for package in archives.glob("*.deb"):
-        _check("dpkg-deb", "-x", package, work / "root")
-    return work / "root"
+        _check("dpkg-deb", "-x", package, root)
+    for name in ("bin", "lib"):  # Debian 12 packs ps into /bin, which is a link to /usr/bin
+        if (root / name).exists():
+            shutil.copytree(root / name, root / "usr" / name, symlinks=True, dirs_exist_ok=True)
+    return root
 
 
 def _runs(*command: str | Path) -> bool:
     """Return True if the program exists and finds all its libraries."""
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _runs_in(usr: Path, program: str, *options: str) -> bool:
+    return _runs(*_env(usr), usr / program, *options)
 
 
 def _check(*command: str | Path, cwd: Path | None = None) -> None:
@@ -418,8 +436,11 @@ def _hand_over(folder: Path) -> None:
 
 
 def _executable(root: Path, program: str, parts: tuple[str, ...], folder: Path) -> Path:
-    """Return the program, or a copy if `nobody` cannot reach it, for example below /root."""
-    if spawn(folder, ["test", "-x", root / program]).wait() == 0:
+    """Return the program, or a copy if `nobody` cannot reach it, for example below /root.
+
+    The scripts of MariaDB do not work in a folder whose name has blanks.
+    """
+    if " " not in str(root) and spawn(folder, ["test", "-x", root / program]).wait() == 0:
         return root / program
     for part in parts:
         shutil.copytree(root / part, folder / part, symlinks=True)
