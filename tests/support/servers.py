@@ -71,9 +71,8 @@ class Node:
 
     def start(self, *options: str | Path) -> str:
         """Start the server with these options, and return its version when it answers."""
-        setpriv = shutil.which("setpriv")
-        watched = [setpriv, "--pdeathsig", self.stop.name, "--"] if setpriv else []
-        command = [*self.wrapper, *watched, *self.command, f"--port={self.url.port}", *options]
+        command: Command = [*self.wrapper, *ending_with_us(self.stop), *self.command]
+        command += [f"--port={self.url.port}", *options]
         self.process = spawn(self.folder, command)
         if version := self._version_when_ready():
             return version
@@ -216,6 +215,7 @@ def postgresql_node(folder: Path, *options: str, copy_of: URL | None = None) -> 
         # Only the C locale exists on every system.
         run(folder, [*initdb, "--encoding=UTF8", "--no-locale", "--no-sync"])
     command: Command = [program, "-D", data, "-k", folder, "--listen_addresses=127.0.0.1", *options]
+    command.append("--dynamic_shared_memory_type=mmap")  # a killed server leaves no file elsewhere
     url = URL.create("postgresql+psycopg", "postgres", host="127.0.0.1", database="postgres")
     data_folder_sql = "current_setting('data_directory')"
     # For the data, SIGQUIT is as abrupt as SIGKILL, but it leaves no shared memory behind.
@@ -305,8 +305,10 @@ def _mariadbd(folder: Path, galera: bool) -> tuple[str, Path]:
         )
         if all((program.parents[1] / name).exists() for name in needed):
             return str(program), program
-    programs = ("sbin/mariadbd --no-defaults --version", "bin/rsync --version")
-    programs += ("bin/lsof -v", "bin/ps --version")  # Galera waits for ever without ps
+    programs = [
+        *("sbin/mariadbd --no-defaults --version", "bin/rsync --version", "bin/lsof -v"),
+        "bin/ps --version",  # Galera waits for ever without ps
+    ]
     cache = unpacked(
         "mariadb",
         lambda usr: all(_runs_in(usr, *program.split()) for program in programs),
@@ -446,6 +448,12 @@ def _executable(root: Path, program: str, parts: tuple[str, ...], folder: Path) 
         shutil.copytree(root / part, folder / part, symlinks=True)
     _hand_over(folder)
     return folder / program
+
+
+def ending_with_us(number: signal.Signals) -> list[str]:
+    """Return the start of a command that gets the signal when the thread that started it ends."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", number.name, "--"] if setpriv else []
 
 
 def run(folder: Path, command: Command) -> None:
