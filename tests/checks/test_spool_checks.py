@@ -343,10 +343,9 @@ def test_callbacks_of_another_database_are_named_and_adopted(
     assert diagnose(app).exit_code == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create files of root")
 def test_the_files_of_root_do_not_lock_the_app_out(make_app: MakeApp, folder: Path) -> None:
     """The health check of another user is 200, not 500, beside a spool of root."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can create files of root")
     database = URL.create("sqlite", database=str(folder / "test.db"))
     app = make_app(database, IMCALLBACK_SPOOL=str(folder / "spool.db"), **GUARDS)
     (folder / "test.db").chmod(0o666)
