@@ -26,10 +26,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             else ()
         )
         fixtures = getattr(item, "fixturenames", ())
-        needs_server = "database_servers" in fixtures or {"postgresql", "mariadb"} & {
-            value for value in parameters if isinstance(value, str)
-        }
-        if needs_server:
+        texts = {value for value in parameters if isinstance(value, str)}
+        if (
+            "database_servers" in fixtures
+            or texts & {"postgresql", "mariadb"}
+            or ("url_of" in fixtures and "sqlite" not in texts)
+        ):
             item.add_marker("servers")
 
 

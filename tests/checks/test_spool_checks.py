@@ -181,6 +181,7 @@ def test_doctor_creates_no_spool(make_app: MakeApp, tmp_path: Path) -> None:
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_commands_of_root_leave_no_file_of_root(tmp_path: Path) -> None:
     """The app runs as another user, and could not write such a file."""
     env = os.environ | {

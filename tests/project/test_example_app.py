@@ -25,6 +25,8 @@ from support import ROOT
 from support.apps import wait_until
 from support.servers import free_port
 
+pytestmark = pytest.mark.slow
+
 REMOVALS = [
     ("openim", "friend", "dave", "erin"),
     ("openim", "blacklist", "dave", "erin"),
@@ -119,7 +121,6 @@ def test_the_demo_keeps_its_secrets_private(folder: Path) -> None:
     assert contents[0].keys() == {"secret", "token"}
 
 
-@pytest.mark.slow
 def test_the_demo_shows_what_to_try(folder: Path) -> None:
     """Each printed command works, a restart keeps the data, and nothing is written elsewhere."""
     port = free_port()
@@ -160,13 +161,13 @@ def test_the_demo_shows_what_to_try(folder: Path) -> None:
     [
         ("abc", "PORT is 'abc': use a number from 1 to 65535, for example PORT=8123\n"),
         ("65536", "PORT is '65536': use a number from 1 to 65535, for example PORT=8123\n"),
-        ("", "PORT is '': use a number from 1 to 65535, for example PORT=8123\n"),
         (
             "taken",
             "Port {port} cannot be used (Address already in use). Stop the program that uses the "
             "port, or choose another port: PORT=8123 make run\n",
         ),
     ],
+    ids=["no number", "too large", "taken"],
 )
 def test_a_port_that_cannot_be_used(folder: Path, port: str, message: str) -> None:
     """The demo says so in one sentence, before it prints a command for another program's port."""
