@@ -37,7 +37,7 @@ has opened, or None for a database in memory."""
 UNSAFE_JOURNAL_MODES = ("off", "memory")
 """Modes in which a crash during a transaction destroys the database file."""
 
-CHECKPOINT_SECONDS, CHECKPOINT_PAUSE_SECONDS = 1.0, 0.05
+CHECKPOINT_SECONDS, CHECKPOINT_PAUSE_SECONDS = 1.0, 0.2
 """Maximum time, and the pause between two attempts, for the checkpoint of a process that ends."""
 
 # A writer thread keeps its engine alive, so no engine that writes disappears from this set.

@@ -21,7 +21,7 @@ from support.wsgi_servers import WSGI_SERVERS, WsgiServer, running, stop
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("gunicorn-gthread-preload", "gunicorn-gthread", "uwsgi-processes", "flask-run")
+NAMES = ("gunicorn-gthread-preload", "uwsgi-processes", "flask-run")
 SERVERS = [server for server in WSGI_SERVERS if server.name in NAMES] + [
     # Ctrl-C. Waitress has no handler for SIGTERM.
     replace(server, stop=signal.SIGINT, exit_status=0)
