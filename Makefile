@@ -4,27 +4,41 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: run check test lint docs translations screenshots vendor fuzz torture test-oldest test-between benchmark benchmark-history
-.PHONY: clean
+.PHONY: clean needed
+
+# pip keeps no cache in the home of the user, here and in the tests.
+export PIP_NO_CACHE_DIR := 1
+export PIP_DISABLE_PIP_VERSION_CHECK := 1
+
+# A virtual environment does not work after its folder has moved, or without its Python.
+$(shell test ! -e $(VENV)/installed || { test -x $(BIN)/python && pwd | cmp -s - $(VENV)/installed; } \
+	|| rm -rf $(VENV))
+
+NO_PYTHON := Python 3.11 or newer is missing. Debian and Ubuntu: apt install python3-venv
+CHECK := { command -v $(PYTHON) >/dev/null || { echo "$(NO_PYTHON)" >&2; exit 1; }; } \
+	&& $(PYTHON) -I tests/support/prerequisites.py
 
 # Install the package. Runs again when setup.cfg or pyproject.toml changes.
 $(VENV)/installed: setup.cfg pyproject.toml
-	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "Python 3.11 or newer is needed")'
-	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[serve]'
-	touch $@
+	@$(CHECK)
+	@echo "Installing flask-imcallback into $(VENV). This needs the network."
+	@$(PYTHON) -m venv $(VENV)
+	@$(BIN)/python -m pip install --quiet --editable '.[serve]'
+	@pwd > $@
 
 $(VENV)/tested: $(VENV)/installed
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[test]'
-	touch $@
+	@echo "Installing what the checks and tests need. This takes a minute."
+	@$(BIN)/python -m pip install --quiet --editable '.[test]'
+	@touch $@
 
 # Install the programs that read exports in the tests.
 $(VENV)/readers: $(VENV)/tested
-	$(BIN)/pip install --quiet --disable-pip-version-check --editable '.[readers]'
-	touch $@
+	@echo "Installing the programs that read exports. They take 350 MB."
+	@$(BIN)/python -m pip install --quiet --editable '.[readers]'
+	@touch $@
 
 run: $(VENV)/installed
-	$(BIN)/flask --app example_app db upgrade
-	$(BIN)/python example_app.py
+	@$(BIN)/python example_app.py
 
 lint: $(VENV)/tested
 	$(BIN)/ruff format --check .
@@ -36,8 +50,12 @@ lint: $(VENV)/tested
 check: lint
 	$(BIN)/python -m pytest -n 2 -q -m "not servers and not slow"
 
+# Name what the tests need from the system before anything is installed.
+needed:
+	@$(CHECK) test
+
 # Run all checks and all tests. Obtains PostgreSQL, MariaDB and Chromium first.
-test: lint $(VENV)/readers
+test: needed lint $(VENV)/readers
 	PYTHONPATH=tests $(BIN)/python -m support.servers
 	PYTHONPATH=tests $(BIN)/python -m support.browsers
 	$(BIN)/python -m pytest -n 2
@@ -75,14 +93,14 @@ torture: $(VENV)/tested
 # Run all tests with the oldest dependencies that setup.cfg allows.
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
-	.venv-oldest/bin/pip install --quiet --disable-pip-version-check --editable '.[test,readers]' \
+	.venv-oldest/bin/pip install --quiet --editable '.[test,readers]' \
 		--constraint tests/oldest.txt
 	.venv-oldest/bin/python -m pytest -n 2
 
 # Run the tests that depend on dependencies between the oldest and the newest versions.
 test-between:
 	$(PYTHON) -m venv .venv-between
-	.venv-between/bin/pip install --quiet --disable-pip-version-check --editable '.[test]' \
+	.venv-between/bin/pip install --quiet --editable '.[test]' \
 		--constraint tests/between.txt
 	.venv-between/bin/python -m pytest -n 2 tests/storage tests/providers tests/hosts tests/history
 
@@ -90,16 +108,19 @@ test-between:
 # `.venv-benchmark/bin/python benchmarks/run.py --help` lists more measurements.
 benchmark:
 	$(PYTHON) -m venv .venv-benchmark
-	.venv-benchmark/bin/pip install --quiet --disable-pip-version-check \
+	.venv-benchmark/bin/pip install --quiet \
 		--editable '.[postgresql,mysql,serve]' --requirement benchmarks/requirements.txt
 	.venv-benchmark/bin/python benchmarks/run.py --output build/benchmark.md
 
 # Measure the history on ten million removals, on SQLite and PostgreSQL. Takes half an hour.
 benchmark-history:
 	$(PYTHON) -m venv .venv-benchmark
-	.venv-benchmark/bin/pip install --quiet --disable-pip-version-check \
+	.venv-benchmark/bin/pip install --quiet \
 		--editable '.[postgresql,mysql,serve]' --requirement benchmarks/requirements.txt
 	.venv-benchmark/bin/python benchmarks/history.py --output build/history.md
 
+# Remove everything that the other commands make, except the data of the demo in `instance`.
 clean:
 	rm -rf $(VENV) .venv-oldest .venv-between .venv-benchmark build dist *.egg-info
+	rm -rf .cache .hypothesis .mypy_cache .pytest_cache .ruff_cache .import_linter_cache
+	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -3,12 +3,15 @@
 Environment variables set its configuration, for example
 FLASK_IMCALLBACK_TENCENT_APPS='{"1400000000": ["token"]}'. Without any IMCALLBACK_ setting, the app
 runs as a demo: it creates its secrets once, keeps them in the instance folder, and prints a curl
-command for each callback.
+command for each callback. PORT=8123 selects another port.
 """
 
 import json
 import os
 import secrets
+import shlex
+import socket
+import subprocess
 import sys
 from pathlib import Path
 
@@ -33,7 +36,6 @@ if is_demo:
     app.config["IMCALLBACK_TENCENT_APPS"] = {DEMO_APP_ID: []}
     app.config["IMCALLBACK_SECRETS"] = [demo["secret"]]
     app.config["IMCALLBACK_HISTORY_TOKENS"] = [demo["token"]]
-
     app.config["SECRET_KEY"] = app.config["SECRET_KEY"] or demo["secret_key"]
 
 try:
@@ -44,35 +46,112 @@ except ConfigError as error:
     raise
 
 
-def print_commands() -> None:
-    """Print a curl command for each callback and one for the history."""
-    url, secret = "http://127.0.0.1:8000/imcallback", demo["secret"]
-    pairs = [{"From_Account": "id", "To_Account": target} for target in ("id1", "id2", "id3")]
-    for command in ("Sns.CallbackBlackListDelete", "Sns.CallbackFriendDelete"):
-        query = f"SdkAppid={DEMO_APP_ID}&CallbackCommand={command}&contenttype=json&OptPlatform=iOS"
-        packet = json.dumps({"CallbackCommand": command, "PairList": pairs})
-        print(f"curl '{url}/tencent/{secret}?{query}' -d '{packet}'\n")
-    for command, target_key in (
-        ("callbackAfterRemoveBlackCommand", "blackUserID"),
-        ("callbackAfterDeleteFriendCommand", "friendUserID"),
+def print_demo(address: str) -> None:
+    """Print what the demo has created, and what to try."""
+    token = demo["token"]
+    print(f"""
+The demo keeps these files in {app.root_path}
+  instance/imcallback.db        the database (SQLite)
+  instance/imcallback_spool.db  callbacks that wait while the database is unavailable
+  instance/demo.json            the secrets of the demo
+The installed packages are in {sys.prefix}
+Ctrl-C stops the demo. The next start keeps the data. To begin again, delete the folder instance.
+
+Open the history in a browser. If the browser asks, the user is demo and the password is {token}
+
+http://demo:{token}@{address}/imcallback/
+
+Send callbacks from a second terminal, as an IM server does.
+HTTP 200 means that the removal is stored. Any other status means that the callback is refused.
+""")
+    for title, command in demo_callbacks(f"http://{address}/imcallback"):
+        print(f"{title}:\n{command}\n")
+    print(f"""List the history as JSON:
+{curl(f"http://{address}/imcallback/history")} -H 'Authorization: Bearer {token}'
+""")
+
+
+def demo_callbacks(url: str) -> list[tuple[str, str]]:
+    """Return what happens, and the curl command that reports it, for each callback."""
+    tencent = f"{url}/tencent/{demo['secret']}?SdkAppid={DEMO_APP_ID}&contenttype=json"
+    tencent += "&OptPlatform=iOS&CallbackCommand="
+    openim = f"{url}/openim/{demo['secret']}/"
+    pairs = [{"From_Account": "alice", "To_Account": target} for target in ("bob", "carol")]
+    callbacks = []
+    for title, start, command, fields in (
+        (
+            "Alice removes Bob and Carol from her blocklist (Tencent)",
+            tencent,
+            {"CallbackCommand": "Sns.CallbackBlackListDelete"},
+            {"PairList": pairs},
+        ),
+        (
+            "Alice deletes Bob from her friend list (Tencent)",
+            tencent,
+            {"CallbackCommand": "Sns.CallbackFriendDelete"},
+            {"PairList": pairs[:1]},
+        ),
+        (
+            "Dave removes Erin from his blocklist (OpenIM)",
+            openim,
+            {"callbackCommand": "callbackAfterRemoveBlackCommand"},
+            {"ownerUserID": "dave", "blackUserID": "erin"},
+        ),
+        (
+            "Dave deletes Erin from his friend list (OpenIM)",
+            openim,
+            {"callbackCommand": "callbackAfterDeleteFriendCommand"},
+            {"ownerUserID": "dave", "friendUserID": "erin"},
+        ),
     ):
-        packet = json.dumps(
-            {"callbackCommand": command, "ownerUserID": "user123", target_key: "user456"}
+        request = curl(start + "".join(command.values()))
+        callbacks.append((title, f"{request} -d '{json.dumps(command | fields)}'"))
+    return callbacks
+
+
+def curl(url: str) -> str:
+    """Return the start of a curl command that prints the answer and its HTTP status."""
+    # OpenIM gets the same answer for a refused callback. Only the status differs.
+    return rf"curl -w '\n%{{stderr}}HTTP %{{http_code}}\n' '{url}'"
+
+
+def print_commands() -> None:
+    """Print how to use the command line of the app in another terminal."""
+    path = f"{shlex.quote(str(Path(sys.executable).parent))}:$PATH"
+    print(f"""Use the command line in a second terminal. The first line is needed once:
+export FLASK_APP={shlex.quote(__file__)} PATH={path}
+flask imcallback doctor
+flask imcallback history
+
+Press Ctrl-C in this terminal to stop the server. Its log follows.
+""")
+
+
+def main() -> None:
+    """Create the tables, say what to try, and serve the app."""
+    port = os.environ.get("PORT", "8000")
+    try:
+        socket.create_server(("127.0.0.1", int(port))).close()
+    except (ValueError, OverflowError):
+        sys.exit(f"PORT is {port!r}: use a number from 1 to 65535, for example PORT=8123")
+    except OSError as error:
+        sys.exit(
+            f"Port {port} cannot be used ({os.strerror(error.errno or 0)}). Stop the program that "
+            "uses the port, or choose another port: PORT=8123 make run"
         )
-        print(f"curl '{url}/openim/{secret}/{command}' -d '{packet}'\n")
-    print(f"curl '{url}/history' -H 'Authorization: Bearer {demo['token']}'\n")
-
-
-def print_environment() -> None:
-    """Print the line after which `flask imcallback doctor` and other commands work here."""
-    print("Paste this line before commands such as `flask imcallback doctor`:\n")
-    print(f"export FLASK_APP=example_app PATH='{Path(sys.executable).parent}':$PATH\n", flush=True)
+    # A process of its own closes the database file before the server forks its workers.
+    command = [sys.executable, "-m", "flask", "--app", "example_app", "db", "upgrade"]
+    upgrade = subprocess.run(command, capture_output=True, text=True, check=False)  # noqa: S603
+    if upgrade.returncode:
+        sys.exit(upgrade.stderr)
+    address = f"127.0.0.1:{port}"
+    if is_demo:
+        print_demo(address)
+    print_commands()
+    sys.stdout.flush()
+    server = [sys.executable, "-m", "gunicorn", "-c", "python:flask_imcallback.gunicorn"]
+    os.execv(sys.executable, [*server, "--bind", address, "example_app:app"])  # noqa: S606
 
 
 if __name__ == "__main__":
-    if is_demo:
-        print_commands()
-    print_environment()
-    config = "python:flask_imcallback.gunicorn"
-    server = [sys.executable, "-m", "gunicorn", "-c", config, "example_app:app"]
-    os.execv(sys.executable, server)  # noqa: S606
+    main()

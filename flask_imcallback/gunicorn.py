@@ -15,6 +15,8 @@ keepalive = 75
 preload_app = True
 # An access log would get a line for each callback. The extension hides the secrets in its paths.
 accesslog = None
+# The control socket of gunicorn 25 and later would create a folder in the home of the user.
+control_socket_disable = True
 
 
 def post_worker_init(worker: Any) -> None:

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import shutil
 from collections.abc import Iterator
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +26,27 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
             else ()
         )
         fixtures = getattr(item, "fixturenames", ())
-        needs_server = "database_servers" in fixtures or {"postgresql", "mariadb"} & {
-            value for value in parameters if isinstance(value, str)
-        }
-        if needs_server:
+        texts = {value for value in parameters if isinstance(value, str)}
+        if (
+            "database_servers" in fixtures
+            or texts & {"postgresql", "mariadb"}
+            or ("url_of" in fixtures and "sqlite" not in texts)
+        ):
             item.add_marker("servers")
+
+
+def pytest_unconfigure(config: pytest.Config) -> None:
+    """Remove all temporary files of this run, also after failures and Ctrl-C.
+
+    `-o tmp_path_retention_policy=all` and `--basetemp` keep them.
+    """
+    is_kept = config.option.basetemp or config.getini("tmp_path_retention_policy") == "all"
+    if not is_kept:  # a worker of pytest-xdist has the option --basetemp
+        folder: Path = config._tmp_path_factory.getbasetemp()  # type: ignore[attr-defined]
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # another run may use the parent folder
+            (folder.parent / "pytest-current").unlink()
+            folder.parent.rmdir()
 
 
 @pytest.fixture(scope="session")

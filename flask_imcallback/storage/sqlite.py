@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import sqlite3
+import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
+from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, event
-from sqlalchemy.exc import DisconnectionError
+from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+
+from .threads import PerProcess
 
 try:
     import fcntl
@@ -31,6 +36,13 @@ has opened, or None for a database in memory."""
 
 UNSAFE_JOURNAL_MODES = ("off", "memory")
 """Modes in which a crash during a transaction destroys the database file."""
+
+CHECKPOINT_SECONDS, CHECKPOINT_PAUSE_SECONDS = 1.0, 0.2
+"""Maximum time, and the pause between two attempts, for the checkpoint of a process that ends."""
+
+# A writer thread keeps its engine alive, so no engine that writes disappears from this set.
+_engines: PerProcess[WeakSet[Engine]] = PerProcess(WeakSet)
+"""Our engines of SQLite files in this process."""
 
 
 def use_wal(driver: Any, _: object = None) -> None:
@@ -96,8 +108,10 @@ def file_identity(path: str) -> tuple[int, int] | None:
 def watch_file(engine: Engine) -> None:
     """Replace pooled connections to a SQLite file that was deleted or replaced meanwhile.
 
-    Such a connection still reads and writes the old file, which is lost with the process.
+    Such a connection still reads and writes the old file, which is lost with the process. A
+    process that ends leaves a complete file.
     """
+    _engines.get().add(engine)
 
     def note_file(driver: Any, record: Any) -> None:
         # A `creator` may open another file than the URL names.
@@ -125,6 +139,40 @@ def _is_current(file: tuple[str, tuple[int, int] | None] | None) -> bool:
         return True
     path, identity = file
     return identity is not None and identity == file_identity(path)
+
+
+@atexit.register
+def _empty_logs() -> None:
+    """Leave complete SQLite files at the end of the process, for backups that copy only the file.
+
+    No connection is closed: a process that forked after it opened a file could delete the log that
+    its children still use.
+    """
+    for engine in list(_engines.get()):
+        with suppress(SQLAlchemyError, sqlite3.Error, OSError):  # SQLite reads the log next time
+            _empty_log(engine)
+
+
+def _empty_log(engine: Engine) -> None:
+    """Copy the log of the file into the file, unless other processes use it for too long."""
+    path, deadline = sqlite_path(engine), time.monotonic() + CHECKPOINT_SECONDS
+    if path is None or not _has_log(path):
+        return
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        # SQLite would wait with a lock that keeps other processes from writing.
+        connection.exec_driver_sql("PRAGMA busy_timeout=0")
+        while time.monotonic() < deadline:
+            is_busy, _, _ = connection.exec_driver_sql("PRAGMA wal_checkpoint(TRUNCATE)").one()
+            if not is_busy:
+                return
+            time.sleep(CHECKPOINT_PAUSE_SECONDS)
+
+
+def _has_log(path: str) -> bool:
+    """Return True if the file exists and has a log that is not empty."""
+    with suppress(OSError):
+        return os.path.lexists(path) and os.path.getsize(f"{path}-wal") > 0
+    return False
 
 
 @contextmanager

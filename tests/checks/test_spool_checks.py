@@ -183,6 +183,7 @@ def test_doctor_creates_no_spool(make_app: MakeApp, tmp_path: Path) -> None:
     assert files_in(tmp_path) == before
 
 
+@pytest.mark.slow
 def test_commands_of_root_leave_no_file_of_root(tmp_path: Path) -> None:
     """The app runs as another user, and could not write such a file."""
     env = os.environ | {
@@ -345,10 +346,9 @@ def test_callbacks_of_another_database_are_named_and_adopted(
     assert diagnose(app).exit_code == 0
 
 
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can create files of root")
 def test_the_files_of_root_do_not_lock_the_app_out(make_app: MakeApp, folder: Path) -> None:
     """The health check of another user is 200, not 500, beside a spool of root."""
-    if os.geteuid() != 0:
-        pytest.skip("only root can create files of root")
     database = URL.create("sqlite", database=str(folder / "test.db"))
     app = make_app(database, IMCALLBACK_SPOOL=str(folder / "spool.db"), **GUARDS)
     (folder / "test.db").chmod(0o666)

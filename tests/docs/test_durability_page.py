@@ -9,7 +9,7 @@ import pytest
 from support import ROOT
 
 PAGE = (ROOT / "docs/durability.md").read_text()
-TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").glob("*/test_*.py"))
+TESTS = "\n".join(path.read_text() for path in (ROOT / "tests").rglob("test_*.py"))
 
 
 @pytest.mark.parametrize("name", sorted(set(re.findall(r"`(test_\w+)`", PAGE))))

@@ -74,13 +74,8 @@ def create_revision(site: Site) -> None:
     [
         ("plain", ""),
         ("plain", NO_PLUGIN),
-        pytest.param(
-            "plain_models",
-            "",
-            marks=pytest.mark.skipif(
-                not ALEMBIC_HAS_PLUGINS, reason="Alembic before 1.18 has no plugins"
-            ),
-        ),
+        # Alembic before 1.18 has no plugins, and needs the filter of the docs.
+        ("plain_models", "" if ALEMBIC_HAS_PLUGINS else FILTER),
         ("plain_models", f"{FILTER}, {NO_PLUGIN}"),
     ],
     ids=[

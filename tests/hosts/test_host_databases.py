@@ -147,26 +147,28 @@ def schema_and_naming_convention(app: Flask, url: URL) -> None:
     ImCallback(app)
 
 
-def lite() -> Any:
-    """Import Flask-SQLAlchemy-Lite, or skip the test."""
-    return pytest.importorskip("flask_sqlalchemy_lite", exc_type=ImportError)  # needs Flask 3.0
+def new_lite(app: Flask) -> Any:
+    """Return the object of Flask-SQLAlchemy-Lite, which old releases of Flask cannot import."""
+    from flask_sqlalchemy_lite import SQLAlchemy as Lite
+
+    return Lite(app)
 
 
 def lite_object_of_the_app(app: Flask, url: URL) -> None:
     app.config["SQLALCHEMY_ENGINES"] = {"default": url}
-    lite().SQLAlchemy(app)
+    new_lite(app)
     ImCallback(app)
 
 
 def lite_object_that_is_passed(app: Flask, url: URL) -> None:
     app.config["SQLALCHEMY_ENGINES"] = {"default": url}
-    ImCallback(app, db=lite().SQLAlchemy(app))
+    ImCallback(app, db=new_lite(app))
 
 
 def lite_bind(app: Flask, url: URL) -> None:
     app.config["SQLALCHEMY_ENGINES"] = {"default": "sqlite:///host.db", "callbacks": url}
     app.config["IMCALLBACK_BIND_KEY"] = "callbacks"
-    lite().SQLAlchemy(app)
+    new_lite(app)
     ImCallback(app)
 
 
@@ -203,6 +205,9 @@ def engine_of_a_session(app: Flask, url: URL) -> None:
     ImCallback(app, engine=lambda: session().connection().engine)
 
 
+LITE_WIRINGS: list[Wiring] = (
+    [lite_object_of_the_app, lite_object_that_is_passed, lite_bind] if engines.HAS_LITE else []
+)
 WIRINGS: list[Wiring] = [
     object_of_the_app,
     object_that_is_passed,
@@ -211,9 +216,7 @@ WIRINGS: list[Wiring] = [
     bind,
     binds_without_a_bind_key,
     schema_and_naming_convention,
-    lite_object_of_the_app,
-    lite_object_that_is_passed,
-    lite_bind,
+    *LITE_WIRINGS,
     plain_engine,
     plain_engine_beside_flask_sqlalchemy,
     plain_engine_of_one_app,
@@ -289,27 +292,29 @@ def test_engine_options_of_flask_sqlalchemy(
     ("database", "driver"),
     [(database, driver) for database, drivers in engines.DRIVERS.items() for driver in drivers],
 )
-@pytest.mark.parametrize("wire", [object_of_the_app, lite_object_of_the_app, plain_engine])
+@pytest.mark.parametrize("wire", [object_of_the_app, *LITE_WIRINGS[:1], plain_engine])
 def test_each_driver(
     wire: Wiring, database: str, driver: str, url_of: Callable[[str], URL], make_host: MakeHost
 ) -> None:
     """The host chooses the driver."""
-    if module := engines.OPTIONAL_DRIVERS.get(driver):
-        pytest.importorskip(module)
     url = url_of(database)
     check(make_host(lambda app: wire(app, url.set(drivername=driver))), url)
 
 
-@pytest.mark.parametrize("query", [{"charset": "utf8"}, {"charset": "latin1"}, {}], ids=str)
-@pytest.mark.parametrize("driver", engines.DRIVERS["mariadb"])
+@pytest.mark.parametrize(
+    ("driver", "query"),
+    [
+        (driver, query)
+        for driver in engines.DRIVERS["mariadb"]
+        for query in ({"charset": "utf8"}, {"charset": "latin1"}, {})
+        if not query or driver != "mariadb+mariadbconnector"  # has no option charset
+    ],
+    ids=str,
+)
 def test_a_character_set_in_the_url(
     driver: str, query: dict[str, str], url_of: Callable[[str], URL], make_host: MakeHost
 ) -> None:
     """Many tutorials have `?charset=utf8`, which has no emoji and no rare Han characters."""
-    if module := engines.OPTIONAL_DRIVERS.get(driver):
-        pytest.importorskip(module)
-    if query and driver == "mariadb+mariadbconnector":
-        pytest.skip("the connector has no option charset")
     url = url_of("mariadb").set(drivername=driver).update_query_dict(query)
     app = make_host(lambda app: object_of_the_app(app, url))
     migrate(app)
@@ -467,7 +472,10 @@ def test_an_engine_with_a_bind_key_stops_the_start(make_host: MakeHost) -> None:
 
 @pytest.mark.parametrize(
     ("wire", "binds"),
-    [(object_of_the_app, "'there', None"), (lite_object_of_the_app, "'default'")],
+    [
+        (object_of_the_app, "'there', None"),
+        *((wire, "'default'") for wire in LITE_WIRINGS[:1]),
+    ],
     ids=lambda value: getattr(value, "__name__", ""),
 )
 def test_an_unknown_bind_stops_the_start(wire: Wiring, binds: str, make_host: MakeHost) -> None:

@@ -108,8 +108,6 @@ def test_each_driver_stores_all_of_unicode(
     database: str, driver: str, url_of: Callable[[str], URL], make_host: MakeHost
 ) -> None:
     """Account ids with rare Han characters and emoji are stored and found by each driver."""
-    if module := engines.OPTIONAL_DRIVERS.get(driver):
-        pytest.importorskip(module)
     app = make_host(create_engine(url_of(database).set(drivername=driver)))
     check_unicode(app)
     many = tuple(Removal(Relation.FRIEND, HAN_AND_EMOJI, f"b{n}") for n in range(100))

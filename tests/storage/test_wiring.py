@@ -17,6 +17,7 @@ from flask_imcallback import ConfigError, StorageError, upgrade
 from flask_imcallback.runtime import Runtime, build_runtime, get_runtime
 from support.apps import close_connections
 from support.deliveries import DELIVERY
+from support.engines import HAS_LITE
 
 
 def build(app: Flask, **arguments: Any) -> Runtime:
@@ -77,9 +78,9 @@ def with_function(app: Flask, engine: Engine) -> dict[str, Any]:
 
 def with_lite(app: Flask, engine: Engine) -> dict[str, Any]:
     app.config["SQLALCHEMY_ENGINES"] = {"default": engine.url}
-    # Flask-SQLAlchemy-Lite needs Flask 3.0.
-    lite = pytest.importorskip("flask_sqlalchemy_lite", exc_type=ImportError)
-    return {"db": lite.SQLAlchemy(app)}
+    from flask_sqlalchemy_lite import SQLAlchemy
+
+    return {"db": SQLAlchemy(app)}
 
 
 def with_lite_of_the_app(app: Flask, engine: Engine) -> dict[str, Any]:
@@ -87,7 +88,10 @@ def with_lite_of_the_app(app: Flask, engine: Engine) -> dict[str, Any]:
     return {}
 
 
-@pytest.mark.parametrize("wire", [with_engine, with_function, with_lite, with_lite_of_the_app])
+@pytest.mark.parametrize(
+    "wire",
+    [with_engine, with_function, *((with_lite, with_lite_of_the_app) if HAS_LITE else ())],
+)
 def test_a_host_without_flask_sqlalchemy_is_served(
     wire: Callable[[Flask, Engine], dict[str, Any]],
     tmp_path: Path,

@@ -98,7 +98,7 @@ def _unpacked_in(cache: Path) -> Program:
 @contextmanager
 def chromium(program: Program) -> Iterator[Browser]:
     """Start a browser without a window and with an empty home folder, and stop it."""
-    cache = os.environ.get("XDG_CACHE_HOME") or str(Path.home() / ".cache")
+    cache = str(servers.cache_folder())
     with ExitStack() as stack:
         home = stack.enter_context(tempfile.TemporaryDirectory())
         with patch.dict(os.environ, program.variables):  # for the Node.js of Playwright

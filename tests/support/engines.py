@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from importlib.metadata import version
+from importlib.util import find_spec
 from typing import Any
 
 from flask import g
@@ -126,9 +128,23 @@ HOSTS: dict[str, tuple[Callable[[URL], Engine], tuple[str, ...]]] = {
 
 CASES = [(name, database) for name, (_, databases) in HOSTS.items() for database in databases]
 
-DRIVERS = {
-    "postgresql": ("postgresql+psycopg", "postgresql+psycopg2"),
-    "mariadb": ("mysql+pymysql", "mariadb+pymysql", "mysql+mysqldb", "mariadb+mariadbconnector"),
+MODULES = {
+    "postgresql+psycopg": "psycopg",
+    "postgresql+psycopg2": "psycopg2",
+    "mysql+pymysql": "pymysql",
+    "mariadb+pymysql": "pymysql",
+    "mysql+mysqldb": "MySQLdb",
+    "mariadb+mariadbconnector": "mariadb",
 }
-OPTIONAL_DRIVERS = {"mysql+mysqldb": "MySQLdb", "mariadb+mariadbconnector": "mariadb"}
-"""Drivers that need a C compiler, and their modules."""
+"""The drivers and their modules. The last two need a C compiler, so the extra `test` does not
+install them. If you install them, they are tested too."""
+
+DRIVERS = {
+    "postgresql": [name for name in MODULES if "postgresql" in name],
+    "mariadb": [
+        name for name, module in MODULES.items() if "postgresql" not in name and find_spec(module)
+    ],
+}
+
+HAS_LITE = int(version("flask").partition(".")[0]) >= 3
+"""Whether Flask-SQLAlchemy-Lite works. It needs Flask 3.0."""

@@ -21,6 +21,7 @@ from typing import Any
 from sqlalchemy import URL, NullPool, create_engine
 
 from support.clusters import ask
+from support.prerequisites import PRIVATE_MOUNTS, mount_problem
 from support.servers import (
     Node,
     ServerError,
@@ -212,16 +213,10 @@ def small_disk(folder: Path, megabytes: int) -> list[str]:
     Only the command and its children see the disk, and the disk disappears with them. Other
     processes reach the disk by `seen_by`. No root is needed.
     """
-    unshare = ["unshare", "--user", "--map-current-user", "--keep-caps", "--mount"]
+    if problem := mount_problem():
+        raise ServerError(problem)
     mount = f'mount -t tmpfs -o size={megabytes}m tmpfs "$0" && exec "$@"'
-    command = [*unshare, "sh", "-c", mount, str(folder)]
-    trial = subprocess.run([*unshare, "true"], capture_output=True, text=True, check=False)
-    if trial.returncode:
-        raise ServerError(
-            f"a small disk needs user namespaces, but unshare failed ({trial.stderr.strip()}): "
-            "allow unprivileged user namespaces in the kernel"
-        )
-    return command
+    return [*PRIVATE_MOUNTS, "sh", "-c", mount, str(folder)]
 
 
 def seen_by(pid: int, path: Path) -> Path:

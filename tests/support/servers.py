@@ -39,6 +39,8 @@ from typing import Any, Protocol
 from sqlalchemy import URL, NullPool, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError, SQLAlchemyError
 
+from support import ROOT
+
 START_SECONDS = 30
 LOG_LENGTH = 10_000
 GALERA = "lib/galera/libgalera_smm.so"
@@ -69,9 +71,8 @@ class Node:
 
     def start(self, *options: str | Path) -> str:
         """Start the server with these options, and return its version when it answers."""
-        setpriv = shutil.which("setpriv")
-        watched = [setpriv, "--pdeathsig", self.stop.name, "--"] if setpriv else []
-        command = [*self.wrapper, *watched, *self.command, f"--port={self.url.port}", *options]
+        command: Command = [*self.wrapper, *ending_with_us(self.stop), *self.command]
+        command += [f"--port={self.url.port}", *options]
         self.process = spawn(self.folder, command)
         if version := self._version_when_ready():
             return version
@@ -214,6 +215,7 @@ def postgresql_node(folder: Path, *options: str, copy_of: URL | None = None) -> 
         # Only the C locale exists on every system.
         run(folder, [*initdb, "--encoding=UTF8", "--no-locale", "--no-sync"])
     command: Command = [program, "-D", data, "-k", folder, "--listen_addresses=127.0.0.1", *options]
+    command.append("--dynamic_shared_memory_type=mmap")  # a killed server leaves no file elsewhere
     url = URL.create("postgresql+psycopg", "postgres", host="127.0.0.1", database="postgres")
     data_folder_sql = "current_setting('data_directory')"
     # For the data, SIGQUIT is as abrupt as SIGKILL, but it leaves no shared memory behind.
@@ -298,14 +300,22 @@ def _mariadbd(folder: Path, galera: bool) -> tuple[str, Path]:
         program = Path(found).resolve()
         # mariadb-install-db needs my_print_defaults, which Debian has in a client package.
         needed = ["bin/mariadb-install-db", "bin/my_print_defaults"]
-        needed += [GALERA, "bin/wsrep_sst_rsync", "bin/rsync", "bin/lsof"] if galera else []
+        needed += (
+            [GALERA, "bin/wsrep_sst_rsync", "bin/rsync", "bin/lsof", "bin/ps"] if galera else []
+        )
         if all((program.parents[1] / name).exists() for name in needed):
             return str(program), program
-    programs = ("sbin/mariadbd --no-defaults --version", "bin/rsync --version", "bin/lsof -v")
+    programs = [
+        *("sbin/mariadbd --no-defaults --version", "bin/rsync --version", "bin/lsof -v"),
+        "bin/ps --version",  # Galera waits for ever without ps
+    ]
     cache = unpacked(
         "mariadb",
-        lambda usr: all(_runs(*_env(usr), *f"{usr}/{program}".split()) for program in programs),
-        packages=["mariadb-server-core", "mariadb-client-core", "galera-4", "rsync", "lsof"],
+        lambda usr: all(_runs_in(usr, *program.split()) for program in programs),
+        packages=[
+            *("mariadb-server-core", "mariadb-client-core", "galera-4"),
+            *("rsync", "lsof", "procps"),
+        ],
         alone=["mariadb-server"],  # has the Galera scripts, and needs many unrelated packages
         remedy="install the MariaDB server (on Debian: apt-get install mariadb-server), or set "
         "IMCALLBACK_TEST_MARIADB to a URL",
@@ -321,9 +331,11 @@ def _env(base: Path) -> Command:
 
 
 def cache_folder() -> Path:
-    """Return the folder that keeps downloads for the next tests. It may not exist yet."""
-    home = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return home / "flask-imcallback-tests"
+    """Return the folder that keeps downloads for the next tests. It may not exist yet.
+
+    `IMCALLBACK_TEST_CACHE` names a folder that several checkouts share.
+    """
+    return Path(os.environ.get("IMCALLBACK_TEST_CACHE") or ROOT / ".cache").absolute()
 
 
 def unpacked(
@@ -379,14 +391,22 @@ def _unpack(work: Path, packages: Sequence[str], alone: Sequence[str]) -> Path:
     _check(*install, *packages)
     if alone:
         _check(*apt, "download", *alone, cwd=archives)
+    root = work / "root"
     for package in archives.glob("*.deb"):
-        _check("dpkg-deb", "-x", package, work / "root")
-    return work / "root"
+        _check("dpkg-deb", "-x", package, root)
+    for name in ("bin", "lib"):  # Debian 12 packs ps into /bin, which is a link to /usr/bin
+        if (root / name).exists():
+            shutil.copytree(root / name, root / "usr" / name, symlinks=True, dirs_exist_ok=True)
+    return root
 
 
 def _runs(*command: str | Path) -> bool:
     """Return True if the program exists and finds all its libraries."""
     return subprocess.run(command, capture_output=True, check=False).returncode == 0
+
+
+def _runs_in(usr: Path, program: str, *options: str) -> bool:
+    return _runs(*_env(usr), usr / program, *options)
 
 
 def _check(*command: str | Path, cwd: Path | None = None) -> None:
@@ -418,13 +438,22 @@ def _hand_over(folder: Path) -> None:
 
 
 def _executable(root: Path, program: str, parts: tuple[str, ...], folder: Path) -> Path:
-    """Return the program, or a copy if `nobody` cannot reach it, for example below /root."""
-    if spawn(folder, ["test", "-x", root / program]).wait() == 0:
+    """Return the program, or a copy if `nobody` cannot reach it, for example below /root.
+
+    The scripts of MariaDB do not work in a folder whose name has blanks.
+    """
+    if " " not in str(root) and spawn(folder, ["test", "-x", root / program]).wait() == 0:
         return root / program
     for part in parts:
         shutil.copytree(root / part, folder / part, symlinks=True)
     _hand_over(folder)
     return folder / program
+
+
+def ending_with_us(number: signal.Signals) -> list[str]:
+    """Return the start of a command that gets the signal when the thread that started it ends."""
+    setpriv = shutil.which("setpriv")
+    return [setpriv, "--pdeathsig", number.name, "--"] if setpriv else []
 
 
 def run(folder: Path, command: Command) -> None:

@@ -19,7 +19,7 @@ from typing import Any
 from sqlalchemy import URL, create_engine, select
 
 from support import ROOT
-from support.servers import family
+from support.servers import ending_with_us, family
 
 SECRET = "a-secret-of-16-characters"
 PATH = f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand"
@@ -152,10 +152,13 @@ def start(
     cwd: Path = ROOT,
     pass_fds: Sequence[int] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a server as the leader of a process group. It writes to the file `log`."""
+    """Start a server as the leader of a process group. It writes to the file `log`.
+
+    The server stops if the tests are killed.
+    """
     with (folder / "log").open("ab") as log:
         return subprocess.Popen(
-            command,
+            [*ending_with_us(signal.SIGTERM), *command],
             cwd=cwd,
             env=env,
             pass_fds=pass_fds,
