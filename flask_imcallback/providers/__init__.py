@@ -16,7 +16,8 @@ from .json_schemas import answer_schema, packet_schema
 from .openim import OpenIMProvider
 from .packets import (
     AccountId,
-    AccountPairs,
+    AccountIds,
+    AccountObjects,
     PacketSchema,
     agree_on_command,
     compact_json,
@@ -33,7 +34,8 @@ __all__ = [
     "PROVIDERS",
     "SECRET_STEP",
     "AccountId",
-    "AccountPairs",
+    "AccountIds",
+    "AccountObjects",
     "Callback",
     "CallbackRequest",
     "Description",

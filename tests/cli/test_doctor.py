@@ -190,7 +190,7 @@ PROXIES: dict[str, tuple[Callable[[Wsgi], Wsgi], tuple[str, ...]]] = {
         (
             "tencent: the probe is answered 413",
             "The limit of the proxy or of the app is too small even for a probe.",
-            "Allow bodies of 1 MiB: client_max_body_size in nginx, MAX_CONTENT_LENGTH in Flask.",
+            "Allow bodies of 8 MiB: client_max_body_size in nginx, MAX_CONTENT_LENGTH in Flask.",
         ),
     ),
     "418": (
