@@ -514,5 +514,5 @@ def test_send_needs_no_choice_if_one_provider_is_enabled(make_app: MakeApp) -> N
     """The only enabled provider sends any command."""
     app = make_app(IMCALLBACK_SECRETS=[SECRET])
     with served(app) as url:
-        assert run_command(app, "send", "callbackSomethingNew", "--url", url).exit_code == 0
-    assert [row["command"] for row in rows(app)[0]] == ["callbackSomethingNew"]
+        assert run_command(app, "send", "callbackNewGroupEventCommand", "--url", url).exit_code == 0
+    assert [row["command"] for row in rows(app)[0]] == ["callbackNewGroupEventCommand"]
