@@ -4,7 +4,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 
 .PHONY: run check test lint docs translations screenshots vendor fuzz torture test-oldest test-between benchmark benchmark-history
-.PHONY: reference clean
+.PHONY: clean
 
 # Install the package. Runs again when setup.cfg or pyproject.toml changes.
 $(VENV)/installed: setup.cfg pyproject.toml
@@ -42,6 +42,7 @@ docs: $(VENV)/tested
 	$(BIN)/sphinx-build --quiet --fail-on-warning docs build/docs
 
 # Write the lists of settings and commands into docs/settings.md and docs/command-line.md.
+.PHONY: reference
 reference: $(VENV)/tested
 	$(BIN)/python docs/generated.py
 

@@ -173,6 +173,7 @@ def test_postgresql_is_restored(
         def in_shell(script: str) -> None:
             script = script.replace("postgresql://user@db.example/", address.rstrip("/") + "/")
             script = re.sub(r"/app(?=[_\s])", f"/{name}", script)
+            script = script.replace("--owner=user", f"--owner={url.username}")
             shell(script.replace("app_restored", f"{name}_restored"), tmp_path, os.environ)
 
         def with_names(sql: str) -> str:

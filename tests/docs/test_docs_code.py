@@ -1,7 +1,6 @@
 """The code of README and docs runs: Python, `flask imcallback …`, curl and settings.
 
-`providers.md` and `galera.md` have tests of their own. Chinese pages have the code of the English
-pages, see `test_docs_chinese.py`.
+`providers.md` and `galera.md` have tests of their own.
 """
 
 from __future__ import annotations
@@ -31,7 +30,7 @@ from support.translations import SUFFIX
 PAGES = {
     page.name: page.read_text("utf-8")
     for page in [ROOT / "README.md", *ROOT.glob("docs/*.md")]
-    if not page.name.endswith(SUFFIX)
+    if not page.name.endswith(SUFFIX)  # test_docs_chinese.py compares their code
 }
 PAGES_WITH_OWN_TESTS = {"providers.md", "galera.md"}
 SETTINGS = {
