@@ -12,9 +12,10 @@ from typing import Any, NoReturn
 from .errors import ConfigError, VerificationError
 
 PREFIX = "IMCALLBACK_"
-DEFAULT_MAX_BODY_BYTES = 8 * 1024 * 1024
+DEFAULT_MAX_BODY_BYTES = 8_000_000
 """Enough for a dismissed group of 100,000 members. For each member, Tencent sends its id and 22
-bytes, OpenIM its id and 3 bytes. Twice as much is the default `max_allowed_packet` of MariaDB."""
+bytes, OpenIM its id and 3 bytes. PyMySQL sends a body as hexadecimal digits, and MariaDB accepts
+16 MiB by default."""
 
 MAX_BODY_LIMIT_BYTES = 32 * 1024 * 1024
 """A process holds several copies of a packet while it stores it."""
@@ -182,7 +183,7 @@ class Settings:
     server."""
     max_body: int = _setting(DEFAULT_MAX_BODY_BYTES, _integer(1, MAX_BODY_LIMIT_BYTES))
     """The largest body of a callback, in bytes. A larger callback is lost.
-    The default of 8 MiB is enough for a dismissed group of 100,000 members."""
+    The default is enough for a dismissed group of 100,000 members."""
     deadline: float = _setting(1.5, _seconds)
     """The time, in seconds, that the database has to store a callback.
     After this time the callback goes to the spool."""

@@ -128,7 +128,7 @@ class DisMissGroupSchema(RemovalSchema):
         return [
             {
                 "groupID": owner_id,
-                "ownerID": target_ids[0],
+                "ownerID": "".join(target_ids[:1]),
                 # The server turns the number of the type into the character with this number.
                 "groupType": "\u0002",
                 "membersID": [*target_ids],

@@ -171,7 +171,7 @@ class GroupDestroyedSchema(RemovalSchema):
             {
                 "GroupId": owner_id,
                 "Type": "Public",
-                "Owner_Account": target_ids[0],
+                "Owner_Account": "".join(target_ids[:1]),
                 "Name": "A sample of flask-imcallback",
                 "MemberList": _members(target_ids),
                 "EventTime": str(_milliseconds()),

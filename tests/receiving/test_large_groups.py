@@ -39,7 +39,7 @@ def count(app: Flask, table: Any) -> int:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("command", "id_length"), [(TENCENT, 60), (OPENIM, 80)])
+@pytest.mark.parametrize(("command", "id_length"), [(TENCENT, 57), (OPENIM, 76)])
 def test_all_members_are_recorded(
     database_url: URL,
     make_app: MakeApp,
