@@ -22,6 +22,21 @@ class Relation(StrEnum):
 
     FRIEND = "friend"
     BLACKLIST = "blacklist"
+    FOLLOW = "follow"
+    """The accounts that the owner follows."""
+    GROUP = "group"
+    """The members of a group. The owner is the group."""
+
+
+class Cause(StrEnum):
+    """The reason why a member left a group."""
+
+    NONE = ""
+    """The removal is not from a group."""
+    KICKED = "kicked"
+    QUIT = "quit"
+    DISMISSED = "dismissed"
+    """The group was dismissed, so all members left it."""
 
 
 class Status(StrEnum):
@@ -43,9 +58,12 @@ class Removal:
 
     relation: Relation
     owner_id: str
-    """The account whose list changed."""
+    """The account whose list changed, or the group that lost a member."""
     target_id: str
     """The account that left the list."""
+    actor_id: str = ""
+    """The account that removed the target. Empty if the provider does not send it."""
+    cause: Cause = Cause.NONE
 
 
 class Record(NamedTuple):

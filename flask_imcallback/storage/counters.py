@@ -47,8 +47,9 @@ MAX_SAVE_SECONDS = 60
 EXIT_SECONDS = 2
 """Time that a process gives to its last save when it stops."""
 
-MAX_UNSAVED_KEYS = 200
-"""Maximum number of unsaved counts. Further names are counted together as `OTHER_NAMES`."""
+MAX_KEYS = 200
+"""Maximum number of different counts in one process. Further names are counted together as
+`OTHER_NAMES`, because an IM server chooses the names of its commands."""
 
 OTHER_NAMES = "others"
 
@@ -116,6 +117,7 @@ class CallbackCounters:
         self._context = context
         self._lock = new_lock()
         self._unsaved: dict[Key, tuple[int, datetime]] = {}
+        self._keys: set[Key] = set()
         self._unlogged: dict[Key, int] = {}
         self._logged_at: dict[Key, float] = {}
         self._failure_logged_at = 0.0
@@ -152,17 +154,19 @@ class CallbackCounters:
         logger.warning("Refused a callback of %s: %s%s.%s", provider, reason, detail, more)
 
     def _count(self, key: Key) -> Key:
-        key = self._add_unsaved(key, 1, datetime.now(UTC))
+        if key not in self._keys:
+            if len(self._keys) >= MAX_KEYS:
+                key = (key[0], key[1], OTHER_NAMES)
+            else:
+                self._keys.add(key)
+        self._add_unsaved(key, 1, datetime.now(UTC))
         if self._saver is None or self._saver.hangs:
             self._start_saver()
         return key
 
-    def _add_unsaved(self, key: Key, count: int, last_at: datetime) -> Key:
-        if key not in self._unsaved and len(self._unsaved) >= MAX_UNSAVED_KEYS:
-            key = (key[0], key[1], OTHER_NAMES)
+    def _add_unsaved(self, key: Key, count: int, last_at: datetime) -> None:
         known_count, known_last_at = self._unsaved.get(key, (0, last_at))
         self._unsaved[key] = known_count + count, max(last_at, known_last_at)
-        return key
 
     def _start_saver(self) -> None:
         """Start a thread that saves the counts. Gives up the thread before it, which hangs."""

@@ -20,7 +20,7 @@ from sqlalchemy import URL
 
 from flask_imcallback import upgrade
 from flask_imcallback.runtime import get_runtime
-from flask_imcallback.storage.counters import EXIT_SECONDS, MAX_UNSAVED_KEYS, CallbackCounters
+from flask_imcallback.storage.counters import EXIT_SECONDS, MAX_KEYS, CallbackCounters
 from flask_imcallback.storage.sqlite import file_lock, sqlite_path
 from flask_imcallback.storage.tables import counters as counter_table
 from support.apps import MakeApp, rows, save_counts, wait_until
@@ -103,16 +103,16 @@ def test_the_counts_of_many_processes_add_up(database_url: URL, make_app: MakeAp
         assert [count.count for count in get_runtime().counters.counts()] == [40, 40]
 
 
-def test_many_names_need_little_memory(make_app: MakeApp) -> None:
+def test_many_names_need_few_rows(make_app: MakeApp) -> None:
     """A caller may send any command name, so names above a limit are counted together."""
     app = make_app()
     with app.app_context():
         counters = get_runtime().counters
-        for number in range(MAX_UNSAVED_KEYS + 50):
+        for number in range(MAX_KEYS + 50):
             counters.count_accepted("openim", f"command{number}\0")
         save_counts(app)
         counts = {count.name: count.count for count in counters.counts()}
-    assert len(counts) == MAX_UNSAVED_KEYS + 1
+    assert len(counts) == MAX_KEYS + 1
     assert counts["others"] == 50
     assert counts["command0\ufffd"] == 1
 
@@ -175,7 +175,7 @@ def test_counts_during_an_outage_need_little_memory(make_app: MakeApp) -> None:
     app = make_app(migrate=False)
     counters = app.extensions["imcallback"].counters
     for outage in range(3):
-        for number in range(MAX_UNSAVED_KEYS):
+        for number in range(MAX_KEYS):
             counters.count_accepted("openim", f"{outage}-{number}")
         save_counts(app)
     with app.app_context():
@@ -183,8 +183,8 @@ def test_counts_during_an_outage_need_little_memory(make_app: MakeApp) -> None:
     counters.count_accepted("openim", "0-0")
     save_counts(app)
     counts = saved_counts(app)
-    assert len(counts) == MAX_UNSAVED_KEYS + 1
-    assert sum(counts.values()) == 3 * MAX_UNSAVED_KEYS + 1
+    assert len(counts) == MAX_KEYS + 1
+    assert sum(counts.values()) == 3 * MAX_KEYS + 1
 
 
 def test_a_locked_database_delays_neither_a_count_nor_the_end(
