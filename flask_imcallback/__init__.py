@@ -50,7 +50,7 @@ from .providers import (
     packet_schema,
     read_packet,
 )
-from .removals import Record, Relation, Removal, Status, removals_recorded
+from .removals import Cause, Record, Relation, Removal, Status, removals_recorded
 from .runtime import upgrade
 from .settings import Settings
 from .storage import CallbackCount, protect_tables
@@ -66,6 +66,7 @@ __all__ = [
     "Callback",
     "CallbackCount",
     "CallbackRequest",
+    "Cause",
     "ConfigError",
     "DeliveryDetail",
     "DeliveryFilters",

@@ -68,6 +68,7 @@ def json_lines(records: Sequence[Record]) -> list[str]:
         f'{{"id": {id}, "provider": {_quote(provider)}, "app_id": {_quote(app_id)}, '
         f'"command": {_quote(command)}, "relation": {_quote(relation)}, '
         f'"owner_id": {_quote(owner_id)}, "target_id": {_quote(target_id)}, '
+        f'"actor_id": {_quote(actor_id)}, "cause": {_quote(cause)}, '
         f'"position": {position}, "delivery_id": {delivery_id}, '
         f'"client_ip": {_quote(client_ip)}, "platform": {_quote(platform)}, '
         f'"request_id": {_quote(request_id)}, "received_at": "{received_at}"}}'
@@ -79,6 +80,8 @@ def json_lines(records: Sequence[Record]) -> list[str]:
             relation,
             owner_id,
             target_id,
+            actor_id,
+            cause,
             position,
             delivery_id,
             client_ip,

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Row, Select, false, func, select, uni
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
-from ..removals import Record, Relation, Status
+from ..removals import Cause, Record, Relation, Status
 from ..storage import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, SourceKey, id_at
 from ..storage import delivery as delivery_table
 from .counts import count_removals
@@ -88,8 +88,8 @@ class History:
         """Return the number of removals in each time bucket, in the order of time and group.
 
         `bucket` is `"hour"`, `"day"`, `"week"` (from Monday) or `"month"`. `group_by` is
-        `"provider"`, `"app_id"`, `"command"`, `"relation"`, `"platform"` or None. `tz` is the IANA
-        name of the time zone in which buckets begin.
+        `"provider"`, `"app_id"`, `"command"`, `"relation"`, `"cause"`, `"platform"` or None. `tz`
+        is the IANA name of the time zone in which buckets begin.
 
         The buckets cover the time from `since` to `until`. Without `since` they begin with the
         first matching removal, and without `until` they end now. A bucket without removals has
@@ -293,12 +293,13 @@ def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
         return []
     ids = ", ".join({str(row.source_id) for row in rows})
     sql = f"SELECT {SOURCE_COLUMNS} FROM imcallback_source WHERE id IN ({ids})"  # noqa: S608
-    shared, platforms = {}, {}
-    for source_id, provider, app_id, command, relation, platform in connection.exec_driver_sql(sql):
+    shared, causes, platforms = {}, {}, {}
+    for source_id, *key in connection.exec_driver_sql(sql):
+        provider, app_id, command, relation, cause, platform = key
         shared[source_id] = provider, app_id, command, Relation(relation)
-        platforms[source_id] = platform
+        causes[source_id], platforms[source_id] = Cause(cause), platform
     try:
-        # A comprehension over plain tuples takes half the time of calls with thirteen arguments.
+        # A comprehension over plain tuples takes half the time of calls with fifteen arguments.
         return [
             make_record(
                 (
@@ -306,6 +307,8 @@ def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
                     *shared[source_id],
                     owner_id,
                     target_id,
+                    actor_id,
+                    causes[source_id],
                     id - delivery_id,
                     delivery_id,
                     client_ip,
@@ -314,7 +317,16 @@ def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
                     EPOCH + delivery_id * MICROSECOND,
                 )
             )
-            for id, delivery_id, source_id, owner_id, target_id, client_ip, request_id in rows
+            for (
+                id,
+                delivery_id,
+                source_id,
+                owner_id,
+                target_id,
+                actor_id,
+                client_ip,
+                request_id,
+            ) in rows
         ]
     except KeyError as error:
         raise StorageError(f"imcallback_source has no row {error}, but a removal has") from error

@@ -185,7 +185,7 @@ def shorten(text: str) -> str:
 
 def join_choices(choices: Iterable[str]) -> str:
     """Return the choices as a phrase: "a, b or c"."""
-    *others, last = choices
+    *others, last = (choice or "empty" for choice in choices)
     return f"{', '.join(others)} or {last}" if others else last
 
 

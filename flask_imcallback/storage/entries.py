@@ -32,6 +32,11 @@ COLUMN_LENGTHS = {
 """Maximum length of each text column of a delivery, in code points."""
 
 
+VALUE_COLUMNS = ("source_id", "owner_id", "target_id", "actor_id")
+"""Columns of a removal in which each removal of a delivery has its own value."""
+RemovalValues = tuple[int, str, str, str]
+
+
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
     """A single arrival of a callback, ready to be stored."""
@@ -129,20 +134,30 @@ class Entry:
         self.row = self.row | {"id": delivery_id, "received_at": moment_of(delivery_id)}
 
     def source_keys(self) -> set[SourceKey]:
-        """Return the sources of the removals, one for each relation."""
+        """Return the sources of the removals, one for each relation and cause."""
         row = self.row
         return {
             SourceKey(
-                row["provider"], row["app_id"], row["command"], relation.value, row["platform"]
+                row["provider"],
+                row["app_id"],
+                row["command"],
+                relation.value,
+                cause.value,
+                row["platform"],
             )
-            for relation in {removal.relation for removal in self.removals}
+            for relation, cause in {(removal.relation, removal.cause) for removal in self.removals}
         }
 
-    def removal_values(self, source_ids: Mapping[SourceKey, int]) -> list[tuple[int, str, str]]:
-        """Return the source id, owner and target of each removal."""
-        id_by_relation = {key.relation: source_ids[key] for key in self.source_keys()}
+    def removal_values(self, source_ids: Mapping[SourceKey, int]) -> list[RemovalValues]:
+        """Return the values of each removal in the `VALUE_COLUMNS`."""
+        ids = {(key.relation, key.cause): source_ids[key] for key in self.source_keys()}
         return [
-            (id_by_relation[removal.relation.value], removal.owner_id, removal.target_id)
+            (
+                ids[removal.relation, removal.cause],
+                removal.owner_id,
+                removal.target_id,
+                removal.actor_id,
+            )
             for removal in self.removals
         ]
 
@@ -159,6 +174,8 @@ class Entry:
                 relation=removal.relation,
                 owner_id=removal.owner_id,
                 target_id=removal.target_id,
+                actor_id=removal.actor_id,
+                cause=removal.cause,
                 **shared,
             )
             for position, removal in enumerate(self.removals)

@@ -10,12 +10,10 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Dialect, Table, select
 
-from .entries import Entry
+from .entries import VALUE_COLUMNS, Entry, RemovalValues
 from .tables import delivery as delivery_table
 from .tables import removal as removal_table
 from .tables import source as source_table
-
-REMOVAL_COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id")
 
 SHARED_COLUMNS = ("client_ip", "request_id")
 """Columns of a removal that have one value for all removals of a delivery."""
@@ -32,12 +30,12 @@ MAX_ROWS_PER_INSERT = 40
 
 
 class JsonRows(NamedTuple):
-    """SQL that turns a JSON array of `[source_id, owner_id, target_id]` into rows."""
+    """SQL that turns a JSON array into rows. Its items are arrays of the `VALUE_COLUMNS`."""
 
     position: str
     source_id: str
-    owner_id: str
-    target_id: str
+    text: str
+    """A text of an item. `{}` stands for its index."""
     table: str
     """The array as a table. `{}` stands for the parameter that holds the array."""
 
@@ -46,15 +44,13 @@ JSON_ROWS = {
     "sqlite": JsonRows(
         position="key",
         source_id="json_extract(value, '$[0]')",
-        owner_id="json_extract(value, '$[1]')",
-        target_id="json_extract(value, '$[2]')",
+        text="json_extract(value, '$[{}]')",
         table="json_each({})",
     ),
     "postgresql": JsonRows(
         position="number - 1",
         source_id="(item->>0)::int",
-        owner_id="item->>1",
-        target_id="item->>2",
+        text="item->>{}",
         table="json_array_elements({}::json) WITH ORDINALITY AS removals(item, number)",
     ),
 }
@@ -143,7 +139,8 @@ class _Statements:
 
     def __init__(self, dialect: Dialect) -> None:
         self.delivery = _Insert(delivery_table, delivery_table.columns.keys(), dialect)
-        self.removal = _Insert(removal_table, REMOVAL_COLUMNS + SHARED_COLUMNS, dialect)
+        names = ("id", "delivery_id", *VALUE_COLUMNS, *SHARED_COLUMNS)
+        self.removal = _Insert(removal_table, names, dialect)
         self._shared = _Insert(removal_table, SHARED_COLUMNS, dialect)
         self.json_sql = ""
         """Inserts the removals of one delivery. Empty if the dialect is not in `JSON_ROWS`."""
@@ -153,16 +150,13 @@ class _Statements:
                 f"{mark} + {json_rows.position}",
                 mark,
                 json_rows.source_id,
-                json_rows.owner_id,
-                json_rows.target_id,
+                *(json_rows.text.format(index) for index in range(1, len(VALUE_COLUMNS))),
                 *[mark] * len(SHARED_COLUMNS),
             )
             table = json_rows.table.format(mark)
             self.json_sql = f"{self.removal.into} SELECT {', '.join(columns)} FROM {table}"  # noqa: S608
 
-    def removal_rows(
-        self, entry: Entry, values: list[tuple[int, str, str]]
-    ) -> list[tuple[Any, ...]]:
+    def removal_rows(self, entry: Entry, values: list[RemovalValues]) -> list[tuple[Any, ...]]:
         """Return one row for each removal."""
         delivery_id, shared = entry.row["id"], self._shared.bind(entry.row)
         return [
@@ -170,7 +164,7 @@ class _Statements:
             for position, value in enumerate(values)
         ]
 
-    def json_parameters(self, entry: Entry, values: list[tuple[int, str, str]]) -> tuple[Any, ...]:
+    def json_parameters(self, entry: Entry, values: list[RemovalValues]) -> tuple[Any, ...]:
         """Return the parameters of `json_sql`."""
         delivery_id, shared = entry.row["id"], self._shared.bind(entry.row)
         return delivery_id, delivery_id, *shared, json.dumps(values)

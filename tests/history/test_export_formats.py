@@ -19,7 +19,7 @@ from pyarrow import parquet
 
 from flask_imcallback.errors import ConfigError
 from flask_imcallback.history.export import FORMATS, encode
-from flask_imcallback.removals import Record, Relation
+from flask_imcallback.removals import Cause, Record, Relation
 from support.api import MEMBERS
 
 FIRST = 1_795_197_900_123_456
@@ -36,8 +36,8 @@ def made(count: int, part: int = PART) -> Iterator[list[Record]]:
 
 def removal(id_: int, *texts: str, position: int = 0) -> Record:
     """Return a removal. `texts` replace the values that a stranger can choose."""
-    command, owner_id, target_id, client_ip, platform, request_id = texts or (
-        *("Sns.CallbackFriendDelete", f"owner{id_ * 7919 % 1_000_003}", f"target{id_}"),
+    command, owner_id, target_id, actor_id, client_ip, platform, request_id = texts or (
+        *("Sns.CallbackFriendDelete", f"owner{id_ * 7919 % 1_000_003}", f"target{id_}", ""),
         *(f"203.0.113.{id_ % 250}", "iOS", f"2ea4e023-{id_}"),
     )
     return Record(
@@ -48,6 +48,8 @@ def removal(id_: int, *texts: str, position: int = 0) -> Record:
         relation=Relation.FRIEND,
         owner_id=owner_id,
         target_id=target_id,
+        actor_id=actor_id,
+        cause=list(Cause)[id_ % 4],
         position=position,
         delivery_id=id_,
         client_ip=client_ip,
@@ -68,11 +70,11 @@ TEXTS = st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\0"
 REMOVALS = st.builds(
     removal,
     st.integers(0, 2**52),
-    *[TEXTS | st.sampled_from(FORMULAS)] * 6,
+    *[TEXTS | st.sampled_from(FORMULAS)] * 7,
     position=st.integers(0, 2**20),
 )
 PARTS = st.lists(st.lists(REMOVALS, max_size=4), max_size=3)
-HARD = removal(FIRST, '"\\\b\f\n\r\t\x01\x1f\x7f', "\u2028\x85", "\u202e😀", "a,b;", "'", "á\ufeff")
+HARD = removal(FIRST, '"\\\b\f\n\r\t\x01\x1f\x7f', "\u2028\x85", "\u202e😀", "a,b;", "'", "á\ufeff", "\u200d")
 lasting = settings(max_examples=200, deadline=None, database=None)
 
 
@@ -118,12 +120,12 @@ def test_csv_is_read_back(parts: list[list[Record]]) -> None:
     names, *rows, manifest = records(file)
     assert names == MEMBERS
     assert rows == [[str(cell) for cell in as_json(record).values()] for record in flat(parts)]
-    assert manifest == ["manifest", str(len(rows)), *[""] * 11]
+    assert manifest == ["manifest", str(len(rows)), *[""] * 13]
 
 
 @lasting
 @given(PARTS)
-@example([[removal(FIRST, *FORMULAS[:6]), removal(FIRST, *FORMULAS[6:], "1=")]])
+@example([[removal(FIRST, *FORMULAS[:7]), removal(FIRST, *FORMULAS[7:], "1=", "x", "")]])
 def test_csv_holds_no_formulas(parts: list[list[Record]]) -> None:
     """Only a text that a spreadsheet would run is changed: an apostrophe is put before it."""
     expected = [
@@ -138,12 +140,12 @@ def test_csv_holds_no_formulas(parts: list[list[Record]]) -> None:
 
 def test_csv_as_bytes() -> None:
     """CSV follows RFC 4180: CRLF, quotes where needed, and no byte order mark."""
-    row = removal(FIRST, "a,b", 'say "á"', "two\nlines", "=1+1", " ", "😀")
+    row = removal(FIRST, "a,b", 'say "á"', "two\nlines", "@m", "=1+1", " ", "😀")
     assert whole("csv", [[row]]).decode() == (
         ",".join(MEMBERS) + "\r\n"
-        f'{FIRST},tencent,1400000000,"a,b",friend,"say ""á""","two\nlines",0,{FIRST},'
+        f'{FIRST},tencent,1400000000,"a,b",friend,"say ""á""","two\nlines",\'@m,,0,{FIRST},'
         "'=1+1, ,😀,2026-11-20T18:05:00.123456Z\r\n"
-        "manifest,1,,,,,,,,,,,\r\n"
+        "manifest,1,,,,,,,,,,,,,\r\n"
     )
     assert ",=1+1," in whole("csv", [[row]], keeps_formulas=True).decode()
 
