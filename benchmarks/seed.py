@@ -37,7 +37,7 @@ from sqlalchemy.schema import AddConstraint, DropConstraint
 from flask_imcallback.providers import OpenIMProvider, TencentProvider
 from flask_imcallback.providers.openim import account_members
 from flask_imcallback.storage.ids import id_at, moment_of
-from flask_imcallback.storage.tables import delivery, removal, source
+from flask_imcallback.storage.tables import SourceKey, delivery, removal, source
 
 ACCOUNTS, MIN_ACCOUNTS = 1_000_000, 1000
 DAYS = 365.0
@@ -83,37 +83,6 @@ WEEKDAY_WEIGHTS = [1.0, 0.95, 0.95, 1.0, 1.1, 1.35, 1.3]
 """Activity in each hour of a day, and on each day from Monday on."""
 HOUR = timedelta(hours=1)
 
-DELIVERY_COLUMNS = (
-    "id",
-    "received_at",
-    "provider",
-    "app_id",
-    "command",
-    "status",
-    "duplicate_of",
-    "error",
-    "removal_count",
-    "remote_addr",
-    "authenticated_by",
-    "client_ip",
-    "platform",
-    "request_id",
-    "query",
-    "headers",
-    "body",
-    "fingerprint",
-    "nonce",
-)
-REMOVAL_COLUMNS = (
-    "id",
-    "delivery_id",
-    "source_id",
-    "owner_id",
-    "target_id",
-    "client_ip",
-    "request_id",
-)
-
 Row = tuple[Any, ...]
 
 
@@ -154,8 +123,8 @@ def fill(
         with database.filling():
             with click.progressbar(length=removals, label="Removals", file=sys.stderr) as bar:
                 for rows in callbacks.chunks(removals, start, until):
-                    database.insert(delivery, DELIVERY_COLUMNS, rows.deliveries)
-                    database.insert(removal, REMOVAL_COLUMNS, rows.removals)
+                    database.insert(delivery, rows.deliveries)
+                    database.insert(removal, rows.removals)
                     bar.update(len(rows.removals))
             print("Indexes", file=sys.stderr)
         database.analyze()
@@ -178,31 +147,23 @@ def _free_id(connection: Connection) -> int:
     return 0 if row is None else int(row.id + max(row.removal_count, 1))
 
 
-class Source(NamedTuple):
-    """The values that many removals share: the columns of the table without the id."""
-
-    provider: str
-    app_id: str
-    command: str
-    relation: str
-    platform: str
-
-
-def _kinds() -> dict[tuple[Source, int], float]:
+def _kinds() -> dict[tuple[SourceKey, int], float]:
     """Return the frequency of each source with each number of removals in a delivery."""
     kinds = {}
     for app_id, app_share in APPS.items():
         for command, command_share in TENCENT_COMMANDS.items():
             for platform, platform_share in PLATFORMS.items():
                 relation = TencentProvider.commands[command].value
-                source_key = Source("tencent", app_id, command, relation, platform)
+                source_key = SourceKey("tencent", app_id, command, relation, "", platform)
                 for size, size_share in PACKET_SIZES.items():
                     kinds[source_key, size] = (
                         app_share * command_share * platform_share * size_share
                     )
     removals = sum(size * share for (_, size), share in kinds.items())
     for command, command_share in OPENIM_COMMANDS.items():
-        source_key = Source("openim", "", command, OpenIMProvider.commands[command].value, "")
+        source_key = SourceKey(
+            "openim", "", command, OpenIMProvider.commands[command].value, "", ""
+        )
         kinds[source_key, 1] = command_share * removals * (1 - TENCENT_SHARE) / TENCENT_SHARE
     return kinds
 
@@ -210,13 +171,13 @@ def _kinds() -> dict[tuple[Source, int], float]:
 KINDS = _kinds()
 
 
-def _source_ids(connection: Connection) -> dict[Source, int]:
+def _source_ids(connection: Connection) -> dict[SourceKey, int]:
     """Return the id of each source. Missing sources are added."""
 
-    def read() -> dict[Source, int]:
-        columns = (source.c[name] for name in Source._fields)
+    def read() -> dict[SourceKey, int]:
+        columns = (source.c[name] for name in SourceKey._fields)
         rows = connection.execute(select(source.c.id, *columns).order_by(source.c.id.desc()))
-        return {Source(*key): int(source_id) for source_id, *key in rows}
+        return {SourceKey(*key): int(source_id) for source_id, *key in rows}
 
     missing = dict.fromkeys(source_key for source_key, _ in KINDS).keys() - read().keys()
     if missing:
@@ -257,7 +218,7 @@ class Callbacks:
     """A generator of deliveries and their removals."""
 
     def __init__(
-        self, source_ids: dict[Source, int], accounts: int, seed: int, start: datetime
+        self, source_ids: dict[SourceKey, int], accounts: int, seed: int, start: datetime
     ) -> None:
         self._source_ids = source_ids
         ranking = random.Random(seed)  # the busy accounts are the same in every run
@@ -291,7 +252,7 @@ class Callbacks:
                     rows = Rows([], [])
         yield rows
 
-    def _tencent(self, rows: Rows, delivery_id: int, source_key: Source, size: int) -> None:
+    def _tencent(self, rows: Rows, delivery_id: int, source_key: SourceKey, size: int) -> None:
         owner = self._owners.draw()
         pairs = [(f"user{owner}", f"user{target}") for target in self._others(owner, size)]
         if size == 2 and source_key.relation == "friend":
@@ -333,7 +294,7 @@ class Callbacks:
             fingerprint=fingerprint,
         )
 
-    def _openim(self, rows: Rows, delivery_id: int, source_key: Source, size: int) -> None:
+    def _openim(self, rows: Rows, delivery_id: int, source_key: SourceKey, size: int) -> None:
         owner = self._owners.draw()
         (target,) = self._others(owner, size)
         pair = (_openim_name(owner), _openim_name(target))
@@ -367,7 +328,7 @@ class Callbacks:
         self,
         rows: Rows,
         delivery_id: int,
-        source_key: Source,
+        source_key: SourceKey,
         pairs: list[tuple[str, str]],
         *,
         authenticated_by: str,
@@ -381,7 +342,7 @@ class Callbacks:
         source_id = self._source_ids[source_key]
         rows.removals.extend(
             [
-                (delivery_id + position, delivery_id, source_id, *pair, client_ip, request_id)
+                (delivery_id + position, delivery_id, source_id, *pair, "", client_ip, request_id)
                 for position, pair in enumerate(pairs)
             ]
         )
@@ -451,6 +412,10 @@ def _hours(removals: int, start: datetime, until: datetime) -> Iterator[tuple[in
         yield id_at(begin), id_at(end), round(removals * total / totals[-1])
 
 
+def _names(table: Table) -> str:
+    return ", ".join(table.columns.keys())
+
+
 INDEXES = sorted(delivery.indexes | removal.indexes, key=lambda index: str(index.name))
 CONSTRAINTS = [
     # A copy, because SQLAlchemy takes a constraint out of its table to drop or add it.
@@ -492,9 +457,10 @@ class Database:
         """Make the connection fast."""
         raise NotImplementedError
 
-    def insert(self, table: Table, names: Sequence[str], rows: list[Row]) -> None:
-        placeholders = ", ".join([self.placeholder] * len(names))
-        sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({placeholders})"
+    def insert(self, table: Table, rows: list[Row]) -> None:
+        """Insert rows, whose values are in the order of the columns."""
+        placeholders = ", ".join([self.placeholder] * len(table.columns))
+        sql = f"INSERT INTO {table.name} ({_names(table)}) VALUES ({placeholders})"
         if rows:
             self._connection.exec_driver_sql(sql, rows)
 
@@ -530,9 +496,9 @@ class PostgreSQL(Database):
         self._connection.exec_driver_sql("SET maintenance_work_mem = '256MB'")
         self._connection.exec_driver_sql("SET timezone = 'UTC'")
 
-    def insert(self, table: Table, names: Sequence[str], rows: list[Row]) -> None:
+    def insert(self, table: Table, rows: list[Row]) -> None:
         cursor = self._connection.connection.cursor()
-        with cursor.copy(f"COPY {table.name} ({', '.join(names)}) FROM STDIN") as copy:
+        with cursor.copy(f"COPY {table.name} ({_names(table)}) FROM STDIN") as copy:
             for row in rows:
                 copy.write_row(row)
 
@@ -551,8 +517,8 @@ class MariaDB(Database):
     def _prepare(self) -> None:
         self._connection.exec_driver_sql("SET unique_checks = 0")
 
-    def insert(self, table: Table, names: Sequence[str], rows: list[Row]) -> None:
-        super().insert(table, names, rows)
+    def insert(self, table: Table, rows: list[Row]) -> None:
+        super().insert(table, rows)
         self._connection.exec_driver_sql("COMMIT")
 
     def analyze(self) -> None:

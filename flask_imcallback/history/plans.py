@@ -31,7 +31,9 @@ INDEX_COLUMNS = {
 }
 INDEXED_COLUMNS = tuple(columns[0] for columns in INDEX_COLUMNS.values() if columns[1] == "id")
 """The columns whose values each have a range of an index, in the order of ids."""
-INDEXES_WITH_SOURCE = {name for name, columns in INDEX_COLUMNS.items() if "source_id" in columns[1:]}
+INDEXES_WITH_SOURCE = {
+    name for name, columns in INDEX_COLUMNS.items() if "source_id" in columns[1:]
+}
 
 
 @dataclass(frozen=True)

@@ -32,11 +32,6 @@ COLUMN_LENGTHS = {
 """Maximum length of each text column of a delivery, in code points."""
 
 
-VALUE_COLUMNS = ("source_id", "owner_id", "target_id", "actor_id")
-"""Columns of a removal in which each removal of a delivery has its own value."""
-RemovalValues = tuple[int, str, str, str]
-
-
 @dataclass(frozen=True, kw_only=True)
 class Delivery:
     """A single arrival of a callback, ready to be stored."""
@@ -133,6 +128,11 @@ class Entry:
         """Give the entry another id. The ids of its removals follow it."""
         self.row = self.row | {"id": delivery_id, "received_at": moment_of(delivery_id)}
 
+    @property
+    def has_one_actor(self) -> bool:
+        """Whether all removals have the same actor. An unknown actor counts as an actor."""
+        return len({removal.actor_id for removal in self.removals}) == 1
+
     def source_keys(self) -> set[SourceKey]:
         """Return the sources of the removals, one for each relation and cause."""
         row = self.row
@@ -148,16 +148,11 @@ class Entry:
             for relation, cause in {(removal.relation, removal.cause) for removal in self.removals}
         }
 
-    def removal_values(self, source_ids: Mapping[SourceKey, int]) -> list[RemovalValues]:
-        """Return the values of each removal in the `VALUE_COLUMNS`."""
+    def removal_values(self, source_ids: Mapping[SourceKey, int]) -> list[tuple[int, str, str]]:
+        """Return the source id, owner and target of each removal."""
         ids = {(key.relation, key.cause): source_ids[key] for key in self.source_keys()}
         return [
-            (
-                ids[removal.relation, removal.cause],
-                removal.owner_id,
-                removal.target_id,
-                removal.actor_id,
-            )
+            (ids[removal.relation, removal.cause], removal.owner_id, removal.target_id)
             for removal in self.removals
         ]
 

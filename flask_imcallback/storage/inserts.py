@@ -10,10 +10,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Dialect, Table, select
 
-from .entries import VALUE_COLUMNS, Entry, RemovalValues
+from .entries import Entry
 from .tables import delivery as delivery_table
 from .tables import removal as removal_table
 from .tables import source as source_table
+
+REMOVAL_COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id", "actor_id")
 
 SHARED_COLUMNS = ("client_ip", "request_id")
 """Columns of a removal that have one value for all removals of a delivery."""
@@ -23,19 +25,19 @@ SOURCE_IDS_KEY = "imcallback_source_ids"
 
 JSON_INSERT_THRESHOLD = 20
 """A delivery with this number of removals or more is inserted from one JSON array, on the databases
-in `JSON_ROWS`."""
+in `JSON_ROWS`. All its removals must have the same actor, as each known callback has."""
 
 MAX_ROWS_PER_INSERT = 40
 """Rows in one statement. Older releases of SQLite allow 999 parameters."""
 
 
 class JsonRows(NamedTuple):
-    """SQL that turns a JSON array into rows. Its items are arrays of the `VALUE_COLUMNS`."""
+    """SQL that turns a JSON array of `[source_id, owner_id, target_id]` into rows."""
 
     position: str
     source_id: str
-    text: str
-    """A text of an item. `{}` stands for its index."""
+    owner_id: str
+    target_id: str
     table: str
     """The array as a table. `{}` stands for the parameter that holds the array."""
 
@@ -44,13 +46,15 @@ JSON_ROWS = {
     "sqlite": JsonRows(
         position="key",
         source_id="json_extract(value, '$[0]')",
-        text="json_extract(value, '$[{}]')",
+        owner_id="json_extract(value, '$[1]')",
+        target_id="json_extract(value, '$[2]')",
         table="json_each({})",
     ),
     "postgresql": JsonRows(
         position="number - 1",
         source_id="(item->>0)::int",
-        text="item->>{}",
+        owner_id="item->>1",
+        target_id="item->>2",
         table="json_array_elements({}::json) WITH ORDINALITY AS removals(item, number)",
     ),
 }
@@ -94,7 +98,8 @@ def insert_entries(connection: Connection, entries: Sequence[Entry]) -> None:
     rows: list[tuple[Any, ...]] = []
     for entry in entries:
         values = entry.removal_values(source_ids)
-        if statements.json_sql and len(values) >= JSON_INSERT_THRESHOLD:
+        is_large = len(values) >= JSON_INSERT_THRESHOLD
+        if statements.json_sql and is_large and entry.has_one_actor:
             parameters = statements.json_parameters(entry, values)
             connection.exec_driver_sql(statements.json_sql, parameters)
         else:
@@ -139,8 +144,7 @@ class _Statements:
 
     def __init__(self, dialect: Dialect) -> None:
         self.delivery = _Insert(delivery_table, delivery_table.columns.keys(), dialect)
-        names = ("id", "delivery_id", *VALUE_COLUMNS, *SHARED_COLUMNS)
-        self.removal = _Insert(removal_table, names, dialect)
+        self.removal = _Insert(removal_table, REMOVAL_COLUMNS + SHARED_COLUMNS, dialect)
         self._shared = _Insert(removal_table, SHARED_COLUMNS, dialect)
         self.json_sql = ""
         """Inserts the removals of one delivery. Empty if the dialect is not in `JSON_ROWS`."""
@@ -150,24 +154,29 @@ class _Statements:
                 f"{mark} + {json_rows.position}",
                 mark,
                 json_rows.source_id,
-                *(json_rows.text.format(index) for index in range(1, len(VALUE_COLUMNS))),
+                json_rows.owner_id,
+                json_rows.target_id,
+                mark,
                 *[mark] * len(SHARED_COLUMNS),
             )
             table = json_rows.table.format(mark)
             self.json_sql = f"{self.removal.into} SELECT {', '.join(columns)} FROM {table}"  # noqa: S608
 
-    def removal_rows(self, entry: Entry, values: list[RemovalValues]) -> list[tuple[Any, ...]]:
+    def removal_rows(
+        self, entry: Entry, values: list[tuple[int, str, str]]
+    ) -> list[tuple[Any, ...]]:
         """Return one row for each removal."""
         delivery_id, shared = entry.row["id"], self._shared.bind(entry.row)
         return [
-            (delivery_id + position, delivery_id, *value, *shared)
-            for position, value in enumerate(values)
+            (delivery_id + position, delivery_id, *value, removal.actor_id, *shared)
+            for position, (value, removal) in enumerate(zip(values, entry.removals, strict=True))
         ]
 
-    def json_parameters(self, entry: Entry, values: list[RemovalValues]) -> tuple[Any, ...]:
+    def json_parameters(self, entry: Entry, values: list[tuple[int, str, str]]) -> tuple[Any, ...]:
         """Return the parameters of `json_sql`."""
         delivery_id, shared = entry.row["id"], self._shared.bind(entry.row)
-        return delivery_id, delivery_id, *shared, json.dumps(values)
+        actor_id = entry.removals[0].actor_id
+        return delivery_id, delivery_id, actor_id, *shared, json.dumps(values)
 
 
 @lru_cache

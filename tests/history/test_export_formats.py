@@ -74,7 +74,9 @@ REMOVALS = st.builds(
     position=st.integers(0, 2**20),
 )
 PARTS = st.lists(st.lists(REMOVALS, max_size=4), max_size=3)
-HARD = removal(FIRST, '"\\\b\f\n\r\t\x01\x1f\x7f', "\u2028\x85", "\u202e😀", "a,b;", "'", "á\ufeff", "\u200d")
+HARD = removal(
+    FIRST, '"\\\b\f\n\r\t\x01\x1f\x7f', "\u2028\x85", "\u202e😀", "a,b;", "'", "á\ufeff", "\u200d"
+)
 lasting = settings(max_examples=200, deadline=None, database=None)
 
 

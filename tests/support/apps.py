@@ -25,8 +25,8 @@ def stored_removals(connection: Connection) -> list[dict[str, Any]]:
     r, s = removal.c, source.c
     removals = select(
         *(r.id, s.provider, s.app_id, s.command, s.relation, r.owner_id, r.target_id),
-        *((r.id - r.delivery_id).label("position"), r.delivery_id, r.client_ip),
-        *(s.platform, r.request_id),
+        *(r.actor_id, s.cause, (r.id - r.delivery_id).label("position"), r.delivery_id),
+        *(r.client_ip, s.platform, r.request_id),
     ).join(source, s.id == r.source_id, isouter=True)
     rows = connection.execute(removals.order_by(r.id)).mappings()
     return [{**row, "received_at": moment_of(row["delivery_id"])} for row in rows]
