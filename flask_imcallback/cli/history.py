@@ -126,7 +126,10 @@ def _first_and_last_id(query: HistoryQuery) -> tuple[int, int]:
     return min(ids, default=0), max(ids, default=0)
 
 
-TABLE = ("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform")
+TABLE = (
+    *("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform"),
+    *("cause", "actor_id"),
+)
 
 history = make_command(
     "history",

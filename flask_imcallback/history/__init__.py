@@ -1,7 +1,7 @@
 """The only room that reads the database for users: queries, plans, pages, counts and exports."""
 
 from .export import COLUMNS, FORMATS, csv_records, encode, json_lines, removal_csv, removal_json
-from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
+from .filters import FILTERS, DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
 from .history import History
 from .queries import HistoryQuery, StatsQuery, load_zone, shorten
 from .results import (
@@ -33,6 +33,7 @@ __all__ = [
     "COLUMNS",
     "DELIVERY",
     "EXPORT_QUERY",
+    "FILTERS",
     "FORMATS",
     "HISTORY_QUERY",
     "STATS_QUERY",

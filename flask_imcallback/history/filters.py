@@ -31,14 +31,14 @@ class Filter:
 
 
 FILTERS: dict[str, Filter] = {
-    "provider": Filter(description="the provider, tencent or openim"),
+    "provider": Filter(description="the provider, such as tencent or openim"),
     "app_id": Filter(description="Tencent's SDKAppID", may_be_empty=True),
     "command": Filter(description="the provider's name of the callback", may_be_empty=True),
     "relation": Filter(description=" or ".join(Relation), choices=tuple(Relation)),
     "owner_id": Filter(description="the account or group whose list changed"),
     "target_id": Filter(description="the account that left the list"),
     "account_id": Filter(description="the account on either side, never a group"),
-    "peer_id": Filter(description="the account on the other side of account_id"),
+    "peer_id": Filter(description="the account on the other side, only with account_id"),
     "actor_id": Filter(description="the account that removed the target"),
     "group_id": Filter(description="the group that lost the target"),
     "cause": Filter(
@@ -126,6 +126,8 @@ class DeliveryFilters(TypedDict, total=False):
 
     status: Texts
     """A `Status` or its text, or a sequence of alternatives."""
+    command: Texts
+    """The provider's name of the callback, or a sequence of alternatives."""
     since: datetime | None
     """Only deliveries received at this time or later. The time must be aware."""
     until: datetime | None

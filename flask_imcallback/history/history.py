@@ -35,6 +35,9 @@ from .statements import Finder, PageSpec, SearchResult
 
 CHUNK_REMOVALS = 2000
 """Number of removals that a stream reads in one step."""
+MAX_SCANNED_DELIVERIES = 9000
+"""Maximum number of deliveries that a page searches for a command. No index has the commands,
+because it would cost each delivery more than this rare search is worth."""
 MAX_BODY_BYTES_PER_PAGE = 4 * 1024 * 1024
 """Maximum size of all packets in a page of deliveries. A larger packet has a page of its own."""
 COMMIT_MARGIN = timedelta(seconds=5)
@@ -176,15 +179,19 @@ class History:
     def read_delivery_page(self, query: DeliveryQuery) -> DeliveryPage:
         """Return the page of a query for deliveries. Raises as `read_page` does."""
         column = delivery_table.c
-        sizes = _select_sizes(query, self._find_start(query))
-        order = column.id.desc() if query.is_descending else column.id.asc()
+        start = self._find_start(query)
         with self._connect() as connection:
-            ids, is_last = _cut_to_limits(connection.execute(sizes), query.limit)
-            chosen = select(*DELIVERY_COLUMNS).where(column.id.in_(ids)).order_by(order)
-            data = [_make_delivery_record(row) for row in connection.execute(chosen)]
-        if is_last:
+            sizes = connection.execute(_select_sizes(query, start))
+            ids, is_last = _cut_to_limits(sizes, query.limit)
+            end = None if is_last else ids[-1]
+            if is_last and query.command is not None:
+                end = connection.scalar(_select_last_scanned(query, start))
+            chosen = select(*DELIVERY_COLUMNS).where(column.id.in_(ids))
+            rows = connection.execute(chosen.order_by(_order_by(query, column.id)))
+            data = [_make_delivery_record(row) for row in rows]
+        if end is None:
             return DeliveryPage(data, None)
-        return DeliveryPage(data, self._cursors.encode(Position(ids[-1]), query.digest))
+        return DeliveryPage(data, self._cursors.encode(Position(end), query.digest))
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
@@ -349,7 +356,30 @@ def _make_delivery_record(row: Row[Any]) -> DeliveryRecord:
 
 
 def _select_sizes(query: DeliveryQuery, start: Position) -> Select[int, int]:
-    """Return the SELECT of ids and body sizes for a page, with one row more than its limit.
+    """Return the SELECT of ids and body sizes for a page, with one row more than its limit."""
+    column = delivery_table.c
+    size = func.length(column.body).label("size")
+    limit = query.limit + 1
+    if query.command is None:
+        return _select_in_order(query, start, limit, column.id, size)
+    # The inner LIMIT bounds the search, and leaves the database no other index to use.
+    scanned = _select_in_order(
+        query, start, MAX_SCANNED_DELIVERIES, column.id, size, column.command
+    ).subquery()
+    matching = select(scanned.c.id, scanned.c.size).where(scanned.c.command.in_(query.command))
+    return matching.order_by(_order_by(query, scanned.c.id)).limit(limit)
+
+
+def _select_last_scanned(query: DeliveryQuery, start: Position) -> Select[int]:
+    """Return the SELECT of the last id that a page searches for a command, if there are more."""
+    scanned = _select_in_order(query, start, MAX_SCANNED_DELIVERIES, delivery_table.c.id)
+    return scanned.limit(1).offset(MAX_SCANNED_DELIVERIES - 1)
+
+
+def _select_in_order(
+    query: DeliveryQuery, start: Position, limit: int, *columns: Any
+) -> Select[Any]:
+    """Return the SELECT of the next deliveries of a query, without its condition on commands.
 
     Each status is a separate range, because an index lists the ids of one status in order.
     """
@@ -360,10 +390,7 @@ def _select_sizes(query: DeliveryQuery, start: Position) -> Select[int, int]:
         conditions.append(column.id >= id_at(query.since))
     if query.until is not None:
         conditions.append(column.id < id_at(query.until))
-    limit = query.limit + 1
-    sizes = select(column.id, func.length(column.body).label("size"))
-    order = column.id.desc() if query.is_descending else column.id.asc()
-    page = sizes.where(*conditions).order_by(order).limit(limit)
+    page = select(*columns).where(*conditions).order_by(_order_by(query, column.id)).limit(limit)
     statuses = set(Status if query.status is None else query.status)
     if statuses == set(Status):
         return page
@@ -371,8 +398,11 @@ def _select_sizes(query: DeliveryQuery, start: Position) -> Select[int, int]:
     if not parts:
         return page.where(false())
     rows = union_all(*(select(part) for part in parts)).subquery()
-    order = rows.c.id.desc() if query.is_descending else rows.c.id.asc()
-    return select(rows.c.id, rows.c.size).order_by(order).limit(limit)
+    return select(rows).order_by(_order_by(query, rows.c.id)).limit(limit)
+
+
+def _order_by(query: DeliveryQuery, column: Any) -> Any:
+    return column.desc() if query.is_descending else column.asc()
 
 
 def _cut_to_limits(sizes: Iterable[Row[int, int]], limit: int) -> tuple[list[int], bool]:
