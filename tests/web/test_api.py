@@ -172,8 +172,8 @@ def test_filters(make_app: MakeApp, query: str, expected: str) -> None:
         ("group_id=g", "4321"),
         ("group_id=g&cause=kicked", "21"),
         ("group_id=g&cause=quit&cause=dismissed", "43"),
-        ("group_id=g&target_id=1", "41"),
-        ("group_id=g&account_id=1", "41"),
+        ("group_id=g&target_id=1", "1"),
+        ("group_id=g&account_id=4&account_id=1", "41"),
         ("group_id=g&relation=friend", ""),
         ("group_id=g&owner_id=1", ""),
         ("group_id=1", ""),
@@ -195,7 +195,7 @@ def test_filters_of_groups(make_app: MakeApp, query: str, expected: str) -> None
     with app.app_context():
         store(("g", "1"), ("g", "2"), actor_id="m", cause=Cause.KICKED, **group)
         store(("g", "3"), cause=Cause.QUIT, **group)
-        store(("g", "1"), cause=Cause.DISMISSED, **group)
+        store(("g", "4"), cause=Cause.DISMISSED, **group)
         store(("1", "g"))
         store(("g", "6"), relation=Relation.FOLLOW)
     found = targets(get(app, f"{HISTORY}?{query}"))
