@@ -34,8 +34,8 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.schema import AddConstraint, DropConstraint
 
-from flask_imcallback.providers import OpenIMProvider, TencentProvider
-from flask_imcallback.providers.openim import account_members
+from flask_imcallback.providers import OpenIMProvider, TencentProvider, compact_json
+from flask_imcallback.providers.openim import PACKETS
 from flask_imcallback.storage.ids import id_at, moment_of
 from flask_imcallback.storage.tables import SourceKey, delivery, removal, source
 
@@ -298,11 +298,8 @@ class Callbacks:
         owner = self._owners.draw()
         (target,) = self._others(owner, size)
         pair = (_openim_name(owner), _openim_name(target))
-        owner_key, target_key = account_members(source_key.command)
-        packet = (
-            f'{{"callbackCommand":"{source_key.command}","{owner_key}":"{pair[0]}",'
-            f'"{target_key}":"{pair[1]}"}}\n'
-        )
+        (members,) = PACKETS[source_key.command].samples(pair[0], [pair[1]])
+        packet = compact_json({"callbackCommand": source_key.command, **members}).decode() + "\n"
         # The clients use the time in nanoseconds.
         operation_id = str(delivery_id * 1000 - self._chance.getrandbits(32))
         headers = (

@@ -6,6 +6,7 @@ Read this file first. `Receiver.receive` handles every callback.
 from __future__ import annotations
 
 import logging
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
@@ -14,12 +15,15 @@ from .errors import BodyTooLargeError, PacketError, VerificationError
 from .providers import CallbackRequest, Provider, Reply
 from .removals import Status, announce
 from .settings import Settings
-from .storage import CallbackCounters, Delivery, Recorder, log_lost_callback
+from .storage import MAX_REMOVALS, CallbackCounters, Delivery, Recorder, log_lost_callback
 
 logger = logging.getLogger("flask_imcallback")
 
 KEPT_HEADERS = frozenset(["host", "user-agent", "content-type", "content-length"])
 """The headers that are stored for every provider. They never hold a secret."""
+
+NOT_KEPT = "the packet cannot be read, and its command is not kept"
+"""The reason of a refusal that leaves only a count. The packet may hold a message."""
 
 UNVERIFIABLE = "the provider fails to verify the request"
 """The reason of a refusal after a mistake in a provider. The log of level DEBUG has the error."""
@@ -59,6 +63,8 @@ class Receiver:
     ) -> Reply:
         """Store a callback, and return its answer once the removals are durable.
 
+        A callback that the provider does not keep is only counted.
+
         `read_body` takes the maximum size in bytes and raises `BodyTooLargeError`. It is called
         for authentic callbacks only. `sender` is the sender of the signal `removals_recorded`.
         """
@@ -66,7 +72,12 @@ class Receiver:
             authenticated_by = self._authenticate(provider, request)
             body = self._read(provider, read_body)
             delivery, reply = self._parse(provider, request, authenticated_by, body)
-            self._store(delivery, sender)
+            if _is_kept(provider, delivery):
+                self._store(delivery, sender)
+            elif delivery.status is Status.UNREADABLE:
+                self._counters.count_refused(provider.name, NOT_KEPT)
+            else:
+                self._counters.count_accepted(provider.name, delivery.origin.command)
         except RefusalError as refusal:
             return provider.refuse(refusal.status, refusal.problem)
         return reply
@@ -100,7 +111,7 @@ class Receiver:
     ) -> tuple[Delivery, Reply]:
         """Read the packet. Return the delivery to store, and the answer after it is stored.
 
-        A packet that cannot be read is stored too, with status `unreadable`.
+        A packet that cannot be read gets the status `unreadable`.
         """
         delivery = Delivery(
             provider=provider.name,
@@ -118,6 +129,8 @@ class Receiver:
             if body.problem:
                 raise PacketError(body.problem)
             callback = provider.parse(request, body.content)
+            if len(callback.removals or ()) >= MAX_REMOVALS:
+                raise PacketError(f"the packet has {MAX_REMOVALS} removals or more")
             reply = provider.accept(callback)
         except PacketError as error:
             problem = str(error)
@@ -145,6 +158,26 @@ class Receiver:
             self._counters.count_accepted(delivery.provider, delivery.origin.command)
         if stored:
             announce(sender, stored.records)
+
+
+def _is_kept(provider: Provider, delivery: Delivery) -> bool:
+    """Return whether a delivery is stored. Messages and everything else are only counted."""
+    if delivery.status is Status.RECORDED:
+        return True
+    if delivery.status is Status.IGNORED:
+        return provider.keeps([delivery.origin.command])
+    commands = _named_commands(provider, delivery)
+    return not commands or provider.keeps(commands)
+
+
+def _named_commands(provider: Provider, delivery: Delivery) -> set[str]:
+    """Return all commands that an unreadable delivery names, also in a body that is no JSON."""
+    commands = {delivery.origin.command} - {""}
+    if provider.command_member:
+        member = re.escape(provider.command_member).encode()
+        found = re.findall(rb'"%b"\s*:\s*"([^"\\]+)"' % member, delivery.body)
+        commands.update(command.decode(errors="replace") for command in found)
+    return commands
 
 
 def encode_kept_query(provider: Provider, query: Mapping[str, Sequence[str]]) -> str:

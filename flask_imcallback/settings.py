@@ -12,9 +12,13 @@ from typing import Any, NoReturn
 from .errors import ConfigError, VerificationError
 
 PREFIX = "IMCALLBACK_"
+DEFAULT_MAX_BODY_BYTES = 8_000_000
+"""Enough for a dismissed group of 100,000 members. For each member, Tencent sends its id and 22
+bytes, OpenIM its id and 3 bytes. PyMySQL sends a body as hexadecimal digits, and MariaDB accepts
+16 MiB by default."""
+
 MAX_BODY_LIMIT_BYTES = 32 * 1024 * 1024
-"""The JSON of one pair has at least 35 bytes, so no packet has a million pairs. The ids of
-removals need this limit (`MAX_REMOVALS` in `storage/ids.py`)."""
+"""A process holds several copies of a packet while it stores it."""
 
 PLATFORM_VARIABLE = re.compile(
     PREFIX + r"(\w+_)?"
@@ -177,8 +181,9 @@ class Settings:
     sign_window: int = _setting(60, _integer(0, None))
     """The largest difference, in seconds, between Tencent's RequestTime and the clock of this
     server."""
-    max_body: int = _setting(1024 * 1024, _integer(1, MAX_BODY_LIMIT_BYTES))
-    """The largest body of a callback, in bytes."""
+    max_body: int = _setting(DEFAULT_MAX_BODY_BYTES, _integer(1, MAX_BODY_LIMIT_BYTES))
+    """The largest body of a callback, in bytes. A larger callback is lost.
+    The default is enough for a dismissed group of 100,000 members."""
     deadline: float = _setting(1.5, _seconds)
     """The time, in seconds, that the database has to store a callback.
     After this time the callback goes to the spool."""

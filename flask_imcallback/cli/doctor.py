@@ -38,6 +38,7 @@ from ..checks import (
 from ..errors import SendError
 from ..providers import Callback, OutgoingCallback, Provider
 from ..runtime import Runtime
+from ..settings import DEFAULT_MAX_BODY_BYTES
 from ..storage import is_delivery_stored
 from .sender import Answer, Sender
 
@@ -231,7 +232,7 @@ OUR_REFUSALS = {
     ),
     413: Refusal(
         "IMCALLBACK_MAX_BODY is too small even for a probe.",
-        "Set IMCALLBACK_MAX_BODY to 1048576, which is the default.",
+        f"Set IMCALLBACK_MAX_BODY to {DEFAULT_MAX_BODY_BYTES}, which is the default.",
     ),
     503: Refusal(
         "The running app cannot store callbacks, and no IM server sends them again.",
@@ -266,7 +267,7 @@ OTHER_REFUSALS = {
     ),
     413: Refusal(
         "The limit of the proxy or of the app is too small even for a probe.",
-        "Allow bodies of 1 MiB: client_max_body_size in nginx, MAX_CONTENT_LENGTH in Flask.",
+        "Allow bodies of 8 MiB: client_max_body_size in nginx, MAX_CONTENT_LENGTH in Flask.",
     ),
     429: Refusal(
         f"Something in front of the extension limits how many requests may come. {LOST}",

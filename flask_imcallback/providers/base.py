@@ -7,7 +7,7 @@ This room knows neither Flask nor SQLAlchemy.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from datetime import datetime
 from typing import Any, ClassVar
@@ -50,7 +50,10 @@ class Callback:
 
     command: str
     removals: tuple[Removal, ...] | None
-    """The removals in the order of the packet. None if the command does not remove anybody."""
+    """The removals in the order of the packet. None if the command does not remove anybody.
+
+    An empty tuple is recorded too: for example, a dismissed group whose members are not named.
+    """
     packet: Mapping[str, Any] = field(repr=False)
 
 
@@ -141,6 +144,12 @@ class Provider(ABC):
     """The name of the product for people. Empty: `name` is shown."""
     commands: ClassVar[Mapping[str, Relation]] = {}
     """The commands that record removals, with the list that each command changes."""
+    command_member: ClassVar[str] = ""
+    """The member of the packet that holds the command.
+
+    The receiver searches for it in a packet that cannot be read, before it asks `keeps`. Empty: the
+    receiver asks only for the command of `origin`.
+    """
     probe_command: ClassVar[str] = "flask-imcallback.Probe"
     """A command that no IM server sends. `flask imcallback doctor` sends it."""
     settings_keys: ClassVar[tuple[str, ...]] = ()
@@ -180,7 +189,7 @@ class Provider(ABC):
 
     @abstractmethod
     def accept(self, callback: Callback) -> Reply:
-        """Return the answer to a callback that is stored, is a duplicate, or removes nobody."""
+        """Return the answer to a callback that is recorded, is a duplicate, or removes nobody."""
 
     @abstractmethod
     def refuse(self, status: int, problem: str) -> Reply:
@@ -188,6 +197,15 @@ class Provider(ABC):
 
         Must not raise. `problem` says what is wrong.
         """
+
+    def keeps(self, commands: Collection[str]) -> bool:
+        """Return whether a packet is stored that removes nobody, or that cannot be read.
+
+        `commands` are all commands that the request names. It is never empty: a packet that cannot
+        be read and names no command is always stored. Every other packet is counted by its command,
+        and not stored. The default knows only `commands` and `probe_command`. Must not raise.
+        """
+        return not {*self.commands, self.probe_command}.isdisjoint(commands)
 
     def sample(
         self, command: str, owner_id: str, target_ids: Sequence[str], *, app_id: str = ""

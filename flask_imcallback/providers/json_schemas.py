@@ -6,9 +6,10 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from marshmallow import Schema, fields
+from marshmallow.validate import OneOf
 
 from ..storable_text import MAX_TEXT_LENGTH
-from .packets import AccountId
+from .packets import AccountId, OptionalAccountId
 
 
 def packet_schema(
@@ -56,11 +57,20 @@ def _object_schema(schema: Schema, constants: Mapping[str, str]) -> dict[str, An
 
 def _field_schema(field: fields.Field[Any]) -> dict[str, Any]:
     match field:
+        case OptionalAccountId():
+            schema = {"type": "string", "maxLength": MAX_TEXT_LENGTH}
         case AccountId():
-            return {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_LENGTH}
+            schema = {"type": "string", "minLength": 1, "maxLength": MAX_TEXT_LENGTH}
         case fields.String():
-            return {"type": "string"}
+            schema = {"type": "string"}
+        case fields.List():
+            schema = {"type": "array", "items": _field_schema(field.inner)}
         case fields.Nested():
             item = _object_schema(field.schema, {})
-            return {"type": "array", "items": item} if field.many else item
-    return {}
+            schema = {"type": "array", "items": item} if field.many else item
+        case _:
+            return {}
+    for validator in field.validators:
+        if isinstance(validator, OneOf):
+            schema["enum"] = [*validator.choices]
+    return {"anyOf": [schema, {"type": "null"}]} if field.allow_none else schema

@@ -14,13 +14,14 @@ from __future__ import annotations
 import binascii
 import secrets
 from base64 import b64decode, b64encode
-from collections.abc import Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
 from urllib.parse import quote
 
 from marshmallow import fields
 
 from ..errors import VerificationError
-from ..removals import Relation, Removal
+from ..removals import Cause, Relation, Removal
 from ..settings import Settings
 from .base import (
     SECRET_STEP,
@@ -37,38 +38,126 @@ from .base import (
 from .json_schemas import answer_schema, packet_schema
 from .packets import (
     AccountId,
-    PacketSchema,
+    AccountIds,
+    RemovalSchema,
     agree_on_command,
     compact_json,
+    is_about_messages,
     is_one_of,
     load_object,
     read_packet,
 )
 
 
-class RemoveBlackSchema(PacketSchema):
+class RemoveBlackSchema(RemovalSchema):
     """`CallbackAfterRemoveBlackReq`, sent by version 3.8.1 and later."""
 
     callbackCommand = fields.String(required=True)
-    owner_id = AccountId(required=True, data_key="ownerUserID")
-    target_id = AccountId(required=True, data_key="blackUserID")
+    ownerUserID = AccountId(required=True)
+    blackUserID = AccountId(required=True)
+
+    def removals(self, packet: Mapping[str, Any]) -> Iterable[Removal]:
+        return [Removal(self.relation, packet["ownerUserID"], packet["blackUserID"])]
+
+    def samples(self, owner_id: str, target_ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [{"ownerUserID": owner_id, "blackUserID": target} for target in target_ids]
 
 
-class DeleteFriendSchema(PacketSchema):
+class DeleteFriendSchema(RemovalSchema):
     """`CallbackAfterDeleteFriendReq`. It reports one side of the friendship.
 
     There may be no event for the other side.
     """
 
     callbackCommand = fields.String(required=True)
-    owner_id = AccountId(required=True, data_key="ownerUserID")
-    target_id = AccountId(required=True, data_key="friendUserID")
+    ownerUserID = AccountId(required=True)
+    friendUserID = AccountId(required=True)
+
+    def removals(self, packet: Mapping[str, Any]) -> Iterable[Removal]:
+        return [Removal(self.relation, packet["ownerUserID"], packet["friendUserID"])]
+
+    def samples(self, owner_id: str, target_ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [{"ownerUserID": owner_id, "friendUserID": target} for target in target_ids]
 
 
-PACKETS = {
-    "callbackAfterRemoveBlackCommand": RemoveBlackSchema(),
-    "callbackAfterDeleteFriendCommand": DeleteFriendSchema(),
+class QuitGroupSchema(RemovalSchema):
+    """`CallbackQuitGroupReq`. An administrator can also cause it for a member."""
+
+    callbackCommand = fields.String(required=True)
+    groupID = AccountId(required=True)
+    userID = AccountId(required=True)
+
+    def removals(self, packet: Mapping[str, Any]) -> Iterable[Removal]:
+        return [Removal(self.relation, packet["groupID"], packet["userID"], cause=Cause.QUIT)]
+
+    def samples(self, owner_id: str, target_ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [{"groupID": owner_id, "userID": target} for target in target_ids]
+
+
+class KickGroupSchema(RemovalSchema):
+    """`CallbackKillGroupMemberReq`. It does not name the user who removed the members."""
+
+    callbackCommand = fields.String(required=True)
+    groupID = AccountId(required=True)
+    kickedUserIDs = AccountIds(required=True, allow_none=True)
+
+    def removals(self, packet: Mapping[str, Any]) -> Iterable[Removal]:
+        for target_id in packet["kickedUserIDs"] or ():
+            yield Removal(self.relation, packet["groupID"], target_id, cause=Cause.KICKED)
+
+    def samples(self, owner_id: str, target_ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [{"groupID": owner_id, "kickedUserIDs": [*target_ids], "reason": ""}]
+
+
+class DisMissGroupSchema(RemovalSchema):
+    """`CallbackDisMissGroupReq`. `ownerID` need not be the user who dismissed the group.
+
+    The server tells a dismissal twice. The second time the members are gone. The first packet can
+    also come too late to name them.
+    """
+
+    callbackCommand = fields.String(required=True)
+    groupID = AccountId(required=True)
+    membersID = AccountIds(allow_none=True, load_default=())
+
+    def removals(self, packet: Mapping[str, Any]) -> Iterable[Removal]:
+        for target_id in packet["membersID"] or ():
+            yield Removal(self.relation, packet["groupID"], target_id, cause=Cause.DISMISSED)
+
+    def samples(self, owner_id: str, target_ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "groupID": owner_id,
+                "ownerID": "".join(target_ids[:1]),
+                # The server turns the number of the type into the character with this number.
+                "groupType": "\u0002",
+                "membersID": [*target_ids],
+            }
+        ]
+
+
+PACKETS: Mapping[str, RemovalSchema] = {
+    "callbackAfterRemoveBlackCommand": RemoveBlackSchema(Relation.BLACKLIST),
+    "callbackAfterDeleteFriendCommand": DeleteFriendSchema(Relation.FRIEND),
+    "callbackAfterQuitGroupCommand": QuitGroupSchema(Relation.GROUP),
+    "callbackAfterKickGroupCommand": KickGroupSchema(Relation.GROUP),
+    "callbackAfterDisMissGroupCommand": DisMissGroupSchema(Relation.GROUP),
 }
+"""The packets that record removals, by command.
+
+Before 3.7, the server used other names for the events of groups, such as
+`callbackQuitGroupCommand`. They are kept, but record nothing.
+"""
+EVENTS = (
+    "afterRemoveBlack",
+    "afterDeleteFriend",
+    "afterQuitGroup",
+    "afterKickGroupMember",
+    "afterDismissGroup",
+)
+"""The events of `webhooks.yml` that send these packets."""
+KEPT_FAMILIES = ("friend", "black", "group")
+"""The parts, in lower case, of the commands whose packets are kept."""
 CONTINUE = {"actionCode": 0, "errCode": 0, "errMsg": "", "errDlt": "", "nextCode": 0}
 """The only answer with which every version of OpenIM continues.
 
@@ -89,10 +178,8 @@ class OpenIMProvider(Provider):
 
     name = "openim"
     title = "OpenIM"
-    commands = {
-        "callbackAfterRemoveBlackCommand": Relation.BLACKLIST,
-        "callbackAfterDeleteFriendCommand": Relation.FRIEND,
-    }
+    commands = {command: schema.relation for command, schema in PACKETS.items()}
+    command_member = "callbackCommand"
     probe_command = "flaskImcallbackProbeCommand"
     settings_keys = ("IMCALLBACK_SECRETS", "IMCALLBACK_OPENIM_CREDENTIALS")
     reactions = Reactions(
@@ -162,9 +249,8 @@ class OpenIMProvider(Provider):
         query_commands = request.query.get("command", ())
         command = agree_on_command([path_command, *query_commands, packet.get("callbackCommand")])
         removals = None
-        if command in PACKETS:
-            pair = read_packet(PACKETS[command], packet)
-            removals = (Removal(self.commands[command], pair["owner_id"], pair["target_id"]),)
+        if schema := PACKETS.get(command):
+            removals = tuple(schema.removals(read_packet(schema, packet)))
         return Callback(command=command, removals=removals, packet=packet)
 
     def accept(self, callback: Callback) -> Reply:
@@ -173,10 +259,19 @@ class OpenIMProvider(Provider):
     def refuse(self, status: int, problem: str) -> Reply:
         return Reply(status, CONTINUE)
 
+    def keeps(self, commands: Collection[str]) -> bool:
+        """Keep the packets of `KEPT_FAMILIES`, but never a message."""
+        if any(is_about_messages(command) for command in commands):
+            return False
+        return self.probe_command in commands or any(
+            family in command.lower() for family in KEPT_FAMILIES for command in commands
+        )
+
     def sample(
         self, command: str, owner_id: str, target_ids: Sequence[str], *, app_id: str = ""
     ) -> list[OutgoingCallback]:
-        """Make a callback for each target, in the form of version 3.7 and later.
+        """Make callbacks in the form of version 3.7 and later: one for all members of a group that
+        are kicked or dismissed, otherwise one for each target.
 
         In this form the body ends with a newline.
         """
@@ -186,19 +281,16 @@ class OpenIMProvider(Provider):
         }
         for credentials in self.credentials[:1]:
             headers["Authorization"] = f"Basic {b64encode(credentials.encode()).decode()}"
-        owner_member, target_member = account_members(command)
-        packets = [
-            {"callbackCommand": command, owner_member: owner_id, target_member: target}
-            for target in target_ids
-        ]
+        schema = PACKETS.get(command) or PACKETS["callbackAfterDeleteFriendCommand"]
         segments = [self.name, *self.secrets[:1], quote(command, safe="")]
         return [
             OutgoingCallback(
                 path="/" + "/".join(segments),
                 headers=headers,
-                body=compact_json(packet) + b"\n",  # The server's JSON encoder ends with a newline.
+                # The server's JSON encoder ends with a newline.
+                body=compact_json({"callbackCommand": command, **packet}) + b"\n",
             )
-            for packet in packets
+            for packet in schema.samples(owner_id, target_ids)
         ]
 
     def describe(self) -> Description:
@@ -218,7 +310,8 @@ class OpenIMProvider(Provider):
             packet=packet_schema(
                 "callbackCommand",
                 PACKETS,
-                "Any other command. It is acknowledged and stored without removals.",
+                "Any other command. It is acknowledged. Its packet is stored, without removals, if "
+                "the command holds Friend, Black or Group and is not about messages.",
             ),
             accepted=answer_schema(CONTINUE),
             refused=answer_schema(CONTINUE),
@@ -236,19 +329,9 @@ class OpenIMProvider(Provider):
             explanations = [CREDENTIALS_STEP]
         return [
             SetupStep("In webhooks.yml: %(url)s", {"url": f"url: {url}"}),
-            SetupStep(
-                "Switch on %(events)s there.", {"events": "afterRemoveBlack, afterDeleteFriend"}
-            ),
+            SetupStep("Switch on %(events)s there.", {"events": ", ".join(EVENTS)}),
             *explanations,
         ]
-
-
-def account_members(command: str) -> tuple[str, str]:
-    """Return the packet members that name owner and target."""
-    if command not in PACKETS:
-        return "ownerUserID", "targetUserID"
-    fields_by_name = PACKETS[command].fields
-    return str(fields_by_name["owner_id"].data_key), str(fields_by_name["target_id"].data_key)
 
 
 def _basic(authorization: str) -> str:

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import hmac
 import json
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from marshmallow import EXCLUDE, Schema, ValidationError, fields
 
 from ..errors import PacketError
+from ..removals import Relation, Removal
 from ..storable_text import MAX_TEXT_LENGTH, is_storable
 
 
@@ -90,11 +91,37 @@ class AccountId(fields.String):
         return text
 
 
-class AccountPairs(fields.Nested):
+class OptionalAccountId(AccountId):
+    """A field for the id of an account that may be missing. null and a missing id become ""."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(allow_none=True, load_default="", **kwargs)
+
+    def deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        return "" if value in ("", None) else super().deserialize(value, *args, **kwargs)
+
+
+class AccountIds(fields.List):  # type: ignore[type-arg]  # marshmallow 3 has no type arguments
+    """A field for a list of account ids.
+
+    A list can hold all members of a group. So a valid list is returned directly. `List` reads every
+    other list, and reports the error.
+    """
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(AccountId(), **kwargs)
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, list) and all(map(_is_account_id, value)):
+            return value
+        return super()._deserialize(value, *args, **kwargs)
+
+
+class AccountObjects(fields.Nested):
     """A field for a list of objects. The fields of their schema are all `AccountId`.
 
-    A packet can hold many pairs. So a valid list is read directly. `Nested` reads every other list,
-    and reports the error.
+    A list can hold all members of a group. So a valid list is read directly. `Nested` reads every
+    other list, and reports the error.
     """
 
     def __init__(self, schema: type[Schema], **kwargs: Any) -> None:
@@ -104,13 +131,13 @@ class AccountPairs(fields.Nested):
     def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
         if isinstance(value, list):
             names = self._names
-            valid_pairs = [
+            valid_objects = [
                 {name: item[name] for name in names}
                 for item in value
                 if type(item) is dict and all(_is_account_id(item.get(name)) for name in names)
             ]
-            if len(valid_pairs) == len(value):
-                return valid_pairs
+            if len(valid_objects) == len(value):
+                return valid_objects
         return super()._deserialize(value, *args, **kwargs)
 
 
@@ -125,6 +152,22 @@ class PacketSchema(Schema):
         unknown = EXCLUDE
 
 
+class RemovalSchema(PacketSchema):
+    """Base class of the packets that record removals."""
+
+    def __init__(self, relation: Relation) -> None:
+        super().__init__()
+        self.relation = relation
+
+    def removals(self, packet: Mapping[str, Any]) -> Iterable[Removal]:
+        """Return the removals of a packet that this schema has read, in the order of the packet."""
+        raise NotImplementedError
+
+    def samples(self, owner_id: str, target_ids: Sequence[str]) -> list[dict[str, Any]]:
+        """Make packets, without their command, in which `owner_id` loses all of `target_ids`."""
+        raise NotImplementedError
+
+
 def read_packet(schema: Schema, packet: Mapping[str, Any]) -> dict[str, Any]:
     """Load the packet. Raises `PacketError` with the name of the first wrong member."""
     try:
@@ -136,6 +179,14 @@ def read_packet(schema: Schema, packet: Mapping[str, Any]) -> dict[str, Any]:
             name, problem = next(iter(problem.items()))
             member += [] if name == "_schema" else [str(name)]
         raise PacketError(f"{'.'.join(member)}: {problem[0]}") from error
+
+
+def is_about_messages(command: str) -> bool:
+    """Return whether the packets of a command can hold a message that a user wrote.
+
+    Push commands also hold it, for example OpenIM's `callbackBeforeGroupOnlinePushCommand`.
+    """
+    return any(word in command.lower() for word in ("msg", "message", "push"))
 
 
 def compact_json(packet: Mapping[str, Any]) -> bytes:

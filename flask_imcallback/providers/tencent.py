@@ -9,14 +9,15 @@ from __future__ import annotations
 
 import hashlib
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 from urllib.parse import urlencode
 
 from marshmallow import fields
+from marshmallow.validate import OneOf
 
 from ..errors import ConfigError, VerificationError
-from ..removals import Relation, Removal
+from ..removals import Cause, Relation, Removal
 from ..settings import Settings
 from .base import (
     SECRET_STEP,
@@ -33,10 +34,14 @@ from .base import (
 from .json_schemas import answer_schema, packet_schema
 from .packets import (
     AccountId,
-    AccountPairs,
+    AccountIds,
+    AccountObjects,
+    OptionalAccountId,
     PacketSchema,
+    RemovalSchema,
     agree_on_command,
     compact_json,
+    is_about_messages,
     is_one_of,
     load_object,
     read_packet,
@@ -58,11 +63,128 @@ class PairSchema(PacketSchema):
     To_Account = AccountId(required=True)
 
 
-class RemovalSchema(PacketSchema):
-    """The packet of both commands that record removals."""
+class PairListSchema(RemovalSchema):
+    """The packet of the `Sns.` commands that record removals."""
 
     CallbackCommand = fields.String(required=True)
-    PairList = AccountPairs(PairSchema, required=True)
+    PairList = AccountObjects(PairSchema, required=True)
+
+    def removals(self, packet: Mapping[str, Any]) -> Iterable[Removal]:
+        for pair in packet["PairList"]:
+            yield Removal(self.relation, pair["From_Account"], pair["To_Account"])
+
+    def samples(self, owner_id: str, target_ids: Sequence[str]) -> list[dict[str, Any]]:
+        pairs = [{"From_Account": owner_id, "To_Account": target} for target in target_ids]
+        return [{"PairList": pairs}]
+
+
+class FollowedAccounts(AccountIds):
+    """The accounts that are not followed any more.
+
+    Tencent's sample has strings, but its table says "user objects". Both are read.
+    """
+
+    def _deserialize(self, value: Any, *args: Any, **kwargs: Any) -> Any:
+        if isinstance(value, list):
+            value = [item.get("To_Account") if type(item) is dict else item for item in value]
+        return super()._deserialize(value, *args, **kwargs)
+
+
+class FollowDeleteSchema(RemovalSchema):
+    """`Follow.CallbackAfterFollowDelete`: one account stops to follow others."""
+
+    CallbackCommand = fields.String(required=True)
+    From_Account = AccountId(required=True)
+    To_Account = FollowedAccounts(required=True)
+
+    def removals(self, packet: Mapping[str, Any]) -> Iterable[Removal]:
+        for target_id in packet["To_Account"]:
+            yield Removal(self.relation, packet["From_Account"], target_id)
+
+    def samples(self, owner_id: str, target_ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "From_Account": owner_id,
+                "To_Account": [*target_ids],
+                "EventTime": _milliseconds(),
+            }
+        ]
+
+
+class MemberSchema(PacketSchema):
+    """A member of a group."""
+
+    Member_Account = AccountId(required=True)
+
+
+EXIT_CAUSES = {"Kicked": Cause.KICKED, "Quit": Cause.QUIT}
+"""ExitType -> cause."""
+
+
+class MemberExitSchema(RemovalSchema):
+    """`Group.CallbackAfterMemberExit`: members quit a group, or somebody removes them."""
+
+    CallbackCommand = fields.String(required=True)
+    GroupId = AccountId(required=True)
+    ExitType = fields.String(
+        required=True, validate=OneOf([*EXIT_CAUSES], error="must be Kicked or Quit")
+    )
+    # The table of the documentation calls this account the user who leaves, the sample calls it the
+    # operator. In the sample of a kick it is not in the list, so it is the operator.
+    Operator_Account = OptionalAccountId()
+    ExitMemberList = AccountObjects(MemberSchema, required=True)
+
+    def removals(self, packet: Mapping[str, Any]) -> Iterable[Removal]:
+        group_id, actor_id = packet["GroupId"], packet["Operator_Account"]
+        cause = EXIT_CAUSES[packet["ExitType"]]
+        for member in packet["ExitMemberList"]:
+            yield Removal(self.relation, group_id, member["Member_Account"], actor_id, cause)
+
+    def samples(self, owner_id: str, target_ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "GroupId": owner_id,
+                "Type": "Public",
+                "ExitType": "Kicked",
+                "Operator_Account": "administrator",
+                "ExitMemberList": _members(target_ids),
+                "EventTime": str(_milliseconds()),
+            }
+        ]
+
+
+class GroupDestroyedSchema(RemovalSchema):
+    """`Group.CallbackAfterGroupDestroyed`. Communities come without their members."""
+
+    CallbackCommand = fields.String(required=True)
+    GroupId = AccountId(required=True)
+    MemberList = AccountObjects(MemberSchema, allow_none=True, load_default=())
+
+    def removals(self, packet: Mapping[str, Any]) -> Iterable[Removal]:
+        for member in packet["MemberList"] or ():
+            yield Removal(
+                self.relation, packet["GroupId"], member["Member_Account"], cause=Cause.DISMISSED
+            )
+
+    def samples(self, owner_id: str, target_ids: Sequence[str]) -> list[dict[str, Any]]:
+        return [
+            {
+                "GroupId": owner_id,
+                "Type": "Public",
+                "Owner_Account": "".join(target_ids[:1]),
+                "Name": "A sample of flask-imcallback",
+                "MemberList": _members(target_ids),
+                "EventTime": str(_milliseconds()),
+            }
+        ]
+
+
+def _members(account_ids: Iterable[str]) -> list[dict[str, str]]:
+    return [{"Member_Account": account_id} for account_id in account_ids]
+
+
+def _milliseconds() -> int:
+    return int(time.time() * 1000)
 
 
 class AskedAccountSchema(PacketSchema):
@@ -71,7 +193,24 @@ class AskedAccountSchema(PacketSchema):
     To_Account = AccountId(required=True)
 
 
-REMOVAL = RemovalSchema()
+PACKETS: Mapping[str, RemovalSchema] = {
+    # "After a user is removed from blocklist": From_Account's blocklist lost To_Account.
+    # https://www.tencentcloud.com/document/product/1047/34362
+    "Sns.CallbackBlackListDelete": PairListSchema(Relation.BLACKLIST),
+    # From_Account's friend list lost To_Account. A deletion from both lists is one packet with
+    # two pairs. Tencent describes both accounts in the same words. That is wrong for one.
+    # https://www.tencentcloud.com/document/product/1047/34360
+    "Sns.CallbackFriendDelete": PairListSchema(Relation.FRIEND),
+    # https://www.tencentcloud.com/document/product/1047/70356
+    "Follow.CallbackAfterFollowDelete": FollowDeleteSchema(Relation.FOLLOW),
+    # https://www.tencentcloud.com/document/product/1047/34373
+    "Group.CallbackAfterMemberExit": MemberExitSchema(Relation.GROUP),
+    # https://www.tencentcloud.com/document/product/1047/34377
+    "Group.CallbackAfterGroupDestroyed": GroupDestroyedSchema(Relation.GROUP),
+}
+"""The packets that record removals, by command."""
+KEPT_FAMILIES = ("sns.", "follow.", "group.")
+"""The beginnings, in lower case, of the commands whose packets are kept."""
 PACKETS_WITH_ANSWERS = {
     command: PacketSchema.from_dict(
         {member: fields.Nested(AskedAccountSchema, many=True, required=True)}
@@ -88,15 +227,8 @@ class TencentProvider(Provider):
 
     name = "tencent"
     title = "Tencent Cloud IM"
-    commands = {
-        # "After a user is removed from blocklist": From_Account's blocklist lost To_Account.
-        # https://www.tencentcloud.com/document/product/1047/34362
-        "Sns.CallbackBlackListDelete": Relation.BLACKLIST,
-        # From_Account's friend list lost To_Account. A deletion from both lists is one packet with
-        # two pairs. Tencent describes both accounts in the same words. That is wrong for one.
-        # https://www.tencentcloud.com/document/product/1047/34360
-        "Sns.CallbackFriendDelete": Relation.FRIEND,
-    }
+    commands = {command: schema.relation for command, schema in PACKETS.items()}
+    command_member = "CallbackCommand"
     settings_keys = ("IMCALLBACK_TENCENT_APPS",)
     reactions = Reactions(
         after_slow_answer="Tencent waits two seconds, then counts the callback as failed.",
@@ -183,11 +315,8 @@ class TencentProvider(Provider):
         query_commands = request.query.get("CallbackCommand", ())
         command = agree_on_command([*query_commands, packet.get("CallbackCommand")])
         removals = None
-        if relation := self.commands.get(command):
-            pairs = read_packet(REMOVAL, packet)["PairList"]
-            removals = tuple(
-                Removal(relation, pair["From_Account"], pair["To_Account"]) for pair in pairs
-            )
+        if schema := PACKETS.get(command):
+            removals = tuple(schema.removals(read_packet(schema, packet)))
         elif command in PACKETS_WITH_ANSWERS:
             packet = read_packet(PACKETS_WITH_ANSWERS[command], packet)
         return Callback(command=command, removals=removals, packet=packet)
@@ -201,10 +330,18 @@ class TencentProvider(Provider):
     def refuse(self, status: int, problem: str) -> Reply:
         return Reply(status, {"ActionStatus": "FAIL", "ErrorCode": 1, "ErrorInfo": problem})
 
+    def keeps(self, commands: Collection[str]) -> bool:
+        """Keep the packets of `KEPT_FAMILIES`, but never a message."""
+        if any(is_about_messages(command) for command in commands):
+            return False
+        return self.probe_command in commands or any(
+            command.lower().startswith(KEPT_FAMILIES) for command in commands
+        )
+
     def sample(
         self, command: str, owner_id: str, target_ids: Sequence[str], *, app_id: str = ""
     ) -> list[OutgoingCallback]:
-        """Make one callback with a pair for each target.
+        """Make one callback with all targets.
 
         The app's first token signs it. The path has a secret if the settings have one.
         """
@@ -218,14 +355,15 @@ class TencentProvider(Provider):
         if tokens := self.apps.get(app_id):
             query["RequestTime"] = str(int(time.time()))
             query["Sign"] = _sign(tokens[0], query["RequestTime"])
-        pairs = [{"From_Account": owner_id, "To_Account": target} for target in target_ids]
+        schema = PACKETS.get(command) or PACKETS["Sns.CallbackFriendDelete"]
         return [
             OutgoingCallback(
                 path="/" + "/".join([self.name, *self.secrets[:1]]),
                 query=urlencode(query),
                 headers={"Content-Type": "application/json"},
-                body=compact_json({"CallbackCommand": command, "PairList": pairs}),
+                body=compact_json({"CallbackCommand": command, **packet}),
             )
+            for packet in schema.samples(owner_id, target_ids)
         ]
 
     def describe(self) -> Description:
@@ -261,8 +399,9 @@ class TencentProvider(Provider):
             required_parameters=["SdkAppid"],
             packet=packet_schema(
                 "CallbackCommand",
-                {**dict.fromkeys(self.commands, REMOVAL), **PACKETS_WITH_ANSWERS},
-                "Any other command. It is acknowledged and stored without removals.",
+                {**PACKETS, **PACKETS_WITH_ANSWERS},
+                "Any other command. It is acknowledged. Its packet is stored, without removals, if "
+                "the command begins with Sns., Follow. or Group. and is not about messages.",
             ),
             accepted=accepted,
             refused=answer_schema(self.refuse(400, "").body, free_members=["ErrorInfo"]),

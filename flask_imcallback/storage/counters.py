@@ -37,8 +37,9 @@ MAX_SAVE_ATTEMPTS = 20
 MAX_SAVE_SECONDS = 60
 """Time after which a second thread may save, although the first thread still saves."""
 
-MAX_UNSAVED_KEYS = 200
-"""Maximum number of unsaved counts. Further names are counted together as `OTHER_NAMES`."""
+MAX_KEYS = 200
+"""Maximum number of different counts in one process. Further names are counted together as
+`OTHER_NAMES`, because an IM server chooses the names of its commands."""
 
 OTHER_NAMES = "others"
 
@@ -74,6 +75,7 @@ class CallbackCounters:
         self._get_reading_engine = reading
         self._lock = new_lock()
         self._unsaved: dict[Key, tuple[int, datetime]] = {}
+        self._keys: set[Key] = set()
         self._unlogged: dict[Key, int] = {}
         self._logged_at: dict[Key, float] = {}
         self._saved_at = 0.0
@@ -103,8 +105,11 @@ class CallbackCounters:
         logger.warning("Refused a callback of %s: %s%s.%s", provider, reason, detail, more)
 
     def _count(self, key: Key) -> Key:
-        if key not in self._unsaved and len(self._unsaved) >= MAX_UNSAVED_KEYS:
-            key = (key[0], key[1], OTHER_NAMES)
+        if key not in self._keys:
+            if len(self._keys) >= MAX_KEYS:
+                key = (key[0], key[1], OTHER_NAMES)
+            else:
+                self._keys.add(key)
         count, _ = self._unsaved.get(key, (0, None))
         self._unsaved[key] = count + 1, datetime.now(UTC)
         return key

@@ -28,6 +28,10 @@ MAX_CHUNK_DELIVERIES = 500
 CHUNK_SECONDS = 10
 """Seconds that the database may take for a chunk. After a failure the next chunk is smaller."""
 
+MIN_ROWS_PER_SECOND = 2000
+"""A delivery with very many removals gets more time than `CHUNK_SECONDS`: a second for this number
+of rows (`Entry.weight`)."""
+
 MIN_PAUSE_SECONDS, MAX_PAUSE_SECONDS = 0.2, 5.0
 """Bounds of the pause between two attempts while the database stores nothing."""
 
@@ -182,8 +186,9 @@ class Drain:
         self, chunk: Sequence[SpooledEntry]
     ) -> tuple[list[SpooledEntry], list[SpooledEntry]]:
         """Try to store the chunk. Returns the stored entries and the failed entries."""
+        weight = sum(entry.weight for entry in chunk)
         try:
-            self._writer.write(chunk, CHUNK_SECONDS)
+            self._writer.write(chunk, max(CHUNK_SECONDS, weight / MIN_ROWS_PER_SECOND))
         except Exception as error:  # the host app gives no engine
             for entry in chunk:
                 entry.error = error

@@ -13,6 +13,10 @@ from .entries import Delivery, Entry
 from .ids import IdAllocator
 from .writer import Writer
 
+LARGE_ENTRY_ROWS = 20_000
+"""Entries of this size or larger (`Entry.weight`) go to the spool first. A database may need
+seconds for them. The IM server does not wait so long, and other deliveries need not wait either."""
+
 
 class Recorder:
     """The recorder of the deliveries of one app in one process. Threads may share it."""
@@ -42,8 +46,8 @@ class Recorder:
                 raise _storage_error(error) from error
             return entry
         self._drain.start_if_due()
-        if self._drain.database_is_down:
-            return self._record_during_outage(entry, self._drain)
+        if self._drain.database_is_down or entry.weight >= LARGE_ENTRY_ROWS:
+            return self._record_in_spool(entry, self._drain)
         error = self._try_database(entry)
         if error is None:
             self._drain.note_stored()
@@ -53,7 +57,7 @@ class Recorder:
             raise _storage_error(error, spool_error) from error
         return None
 
-    def _record_during_outage(self, entry: Entry, drain: Drain) -> Entry | None:
+    def _record_in_spool(self, entry: Entry, drain: Drain) -> Entry | None:
         """Store the entry in the spool, or else in the database, which may work again."""
         spool_error = _try_spool(entry, drain)
         if spool_error is None:

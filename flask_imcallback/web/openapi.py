@@ -23,7 +23,7 @@ from .problems import answer_with_problems, json_response
 
 ANSWERS = {
     "200": "The callback is recorded, or is a duplicate, or its command does not remove anybody.",
-    "400": "The callback is authentic but cannot be read. Its raw bytes are stored.",
+    "400": "The callback is authentic but cannot be read. Only a packet that is kept is stored.",
     "403": "The callback is not authentic.",
     "404": "The provider is not enabled.",
     "405": "Callbacks are sent by POST.",

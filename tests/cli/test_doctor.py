@@ -190,7 +190,7 @@ PROXIES: dict[str, tuple[Callable[[Wsgi], Wsgi], tuple[str, ...]]] = {
         (
             "tencent: the probe is answered 413",
             "The limit of the proxy or of the app is too small even for a probe.",
-            "Allow bodies of 1 MiB: client_max_body_size in nginx, MAX_CONTENT_LENGTH in Flask.",
+            "Allow bodies of 8 MiB: client_max_body_size in nginx, MAX_CONTENT_LENGTH in Flask.",
         ),
     ),
     "418": (
@@ -514,5 +514,5 @@ def test_send_needs_no_choice_if_one_provider_is_enabled(make_app: MakeApp) -> N
     """The only enabled provider sends any command."""
     app = make_app(IMCALLBACK_SECRETS=[SECRET])
     with served(app) as url:
-        assert run_command(app, "send", "callbackSomethingNew", "--url", url).exit_code == 0
-    assert [row["command"] for row in rows(app)[0]] == ["callbackSomethingNew"]
+        assert run_command(app, "send", "callbackNewGroupEventCommand", "--url", url).exit_code == 0
+    assert [row["command"] for row in rows(app)[0]] == ["callbackNewGroupEventCommand"]

@@ -10,8 +10,9 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 
 from flask_imcallback import OpenIMProvider, Provider
 from flask_imcallback.providers import Callback, CallbackRequest, Origin, Reply, load_object
+from flask_imcallback.runtime import get_runtime
 from support.api import get
-from support.apps import MakeApp, rows
+from support.apps import MakeApp, rows, wait_for_counters
 from support.callbacks import run_command, served
 
 TOKEN = "a-token"
@@ -48,9 +49,22 @@ def app(make_app: MakeApp) -> Flask:
 
 
 def test_it_receives_callbacks(app: Flask) -> None:
-    """The callback is stored."""
-    assert app.test_client().post("/imcallback/minimal/any/path", json={}).status_code == 200
-    assert [(row["provider"], row["command"]) for row in rows(app)[0]] == [("minimal", "said")]
+    """The provider knows no commands, so the callback is acknowledged and counted."""
+    response = app.test_client().post("/imcallback/minimal/any/path", json={}, buffered=True)
+    assert response.status_code == 200
+    wait_for_counters()
+    assert rows(app) == ([], [])
+    with app.app_context():
+        counts = get_runtime().counters.counts()
+    assert [(c.provider, c.outcome, c.name, c.count) for c in counts] == [
+        ("minimal", "accepted", "said", 1)
+    ]
+
+
+def test_a_packet_that_cannot_be_read_is_stored(app: Flask) -> None:
+    """Nothing says that the packet holds a message."""
+    assert app.test_client().post("/imcallback/minimal", data=b"[]").status_code == 400
+    assert [(row["status"], row["body"]) for row in rows(app)[0]] == [("unreadable", b"[]")]
 
 
 def test_send_says_what_to_write(app: Flask) -> None:

@@ -72,7 +72,21 @@ SHARED = [
 ]
 TENCENT = [
     Case(id="recorded", packet=TENCENT_PACKET, status=200, kept="recorded", removals=1),
-    Case(id="another command", packet={"CallbackCommand": "X.Y"}, status=200, kept="ignored"),
+    Case(
+        id="another command of the family",
+        packet={"CallbackCommand": "Group.CallbackAfterNewMemberJoin"},
+        status=200,
+        kept="ignored",
+    ),
+    Case(id="another command", packet={"CallbackCommand": "X.Y"}, status=200),
+    Case(id="a message", packet={"CallbackCommand": "Group.CallbackAfterSendMsg"}, status=200),
+    Case(
+        id="a message without JSON",
+        packet=b"{",
+        command="Group.CallbackAfterSendMsg",
+        status=400,
+        error="the body is not JSON",
+    ),
     Case(
         id="asks about accounts",
         packet={
@@ -111,7 +125,22 @@ TENCENT = [
 ]
 OPENIM = [
     Case(id="recorded", packet=OPENIM_PACKET, status=200, kept="recorded", removals=1),
-    Case(id="another command", packet={"callbackCommand": "callbackX"}, status=200, kept="ignored"),
+    Case(
+        id="another command of the family",
+        packet={"callbackCommand": "callbackAfterJoinGroupCommand"},
+        status=200,
+        kept="ignored",
+    ),
+    Case(id="another command", packet={"callbackCommand": "callbackX"}, status=200),
+    Case(
+        id="a message", packet={"callbackCommand": "callbackAfterSendGroupMsgCommand"}, status=200
+    ),
+    Case(
+        id="a message without JSON",
+        packet=b"{",
+        command="callbackAfterSendGroupMsgCommand",
+        status=400,
+    ),
     Case(
         id="lacks what its command needs",
         packet={"callbackCommand": REMOVE_BLACK},

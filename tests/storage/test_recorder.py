@@ -25,6 +25,7 @@ from flask_imcallback import (
 from flask_imcallback.providers import Origin
 from flask_imcallback.removals import Status
 from flask_imcallback.runtime import get_runtime
+from flask_imcallback.settings import DEFAULT_MAX_BODY_BYTES
 from flask_imcallback.storage.ids import id_at
 from flask_imcallback.storage.tables import removal as removal_table
 from support.apps import MakeApp, rows
@@ -219,7 +220,7 @@ def test_many_removals_are_stored_as_they_arrived(
 def test_a_large_body_is_stored_completely(database_url: URL, make_app: MakeApp) -> None:
     """A body of the default IMCALLBACK_MAX_BODY keeps every byte."""
     app = make_app(database_url)
-    body = bytes(range(256)) * 4096
+    body = bytes(range(250)) * (DEFAULT_MAX_BODY_BYTES // 250)
     record(app, replace(DELIVERY, body=body))
     (delivery,), _ = rows(app)
     assert hashlib.sha256(delivery["body"]).digest() == hashlib.sha256(body).digest()
@@ -265,7 +266,7 @@ def test_the_signal_comes_after_the_commit(
         caplog.at_level(logging.ERROR),
     ):
         assert client.post(url, json=packet).status_code == 200
-        assert client.post("/imcallback/openim/callbackOther", json={}).status_code == 200
+        assert client.post("/imcallback/openim/callbackBlackOther", json={}).status_code == 200
     ((sender, removals, stored_ids),) = signals
     assert sender is app
     assert [(removal.owner_id, removal.target_id) for removal in removals] == [("a", "b")]
@@ -279,8 +280,8 @@ def test_a_packet_that_cannot_be_stored_is_logged(
     """The answer is 503 and tells a stranger nothing. The log holds the packet and the remedy."""
     secret = "a-secret-of-16-characters"
     app = make_app(migrate=False, IMCALLBACK_SPOOL=None, IMCALLBACK_SECRETS=[secret])
-    packet = {"callbackCommand": "callbackX", "ownerUserID": "needle"}
-    response = app.test_client().post(f"/imcallback/openim/{secret}/callbackX", json=packet)
+    packet = {"callbackCommand": "callbackBlackX", "ownerUserID": "needle"}
+    response = app.test_client().post(f"/imcallback/openim/{secret}/callbackBlackX", json=packet)
     assert response.status_code == 503
     assert response.get_json()["actionCode"] == 0
     assert "needle" in caplog.text

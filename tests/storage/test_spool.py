@@ -29,6 +29,7 @@ from flask_imcallback import (
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.drain import Drain, DrainState
 from flask_imcallback.storage.entries import Entry
+from flask_imcallback.storage.recorder import LARGE_ENTRY_ROWS
 from flask_imcallback.storage.spool import SetAside, Spool, Waiting
 from support import faults, servers
 from support.apps import MakeApp, rows, wait_until
@@ -110,6 +111,29 @@ def test_only_the_first_callback_waits_for_a_database_that_hangs(
         wait_until(lambda: not spool_of(app).waiting().count)
         owners = [row["owner_id"] for row in rows(app)[1]]
         assert owners == ["before", "first", "second", "third"]
+
+
+def test_a_large_delivery_is_spooled_first(
+    database_url: URL, make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The IM server does not wait for the database. The next delivery need not wait either."""
+    app = make_app(database_url, IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_DEADLINE=30)
+    removals = tuple(
+        Removal(Relation.GROUP, "group", f"member{number}") for number in range(LARGE_ENTRY_ROWS)
+    )
+    with app.app_context():
+        recorder = get_runtime().recorder
+        assert recorder.record(replace(ANONYMOUS, removals=removals)) is None
+        assert recorder.record(ANONYMOUS)
+    wait_until(lambda: len(rows(app)[1]) == LARGE_ENTRY_ROWS + 2)
+    assert caplog.messages == []
+
+
+def test_a_large_delivery_without_a_spool_is_stored_at_once(make_app: MakeApp) -> None:
+    """The database is the only place for it."""
+    app = make_app(IMCALLBACK_SPOOL=None, IMCALLBACK_DEADLINE=30)
+    removals = (Removal(Relation.GROUP, "group", "member"),) * LARGE_ENTRY_ROWS
+    assert len(record(app, replace(ANONYMOUS, removals=removals))) == LARGE_ENTRY_ROWS
 
 
 def test_an_interrupted_drain_stores_nothing_twice(database_url: URL, make_app: MakeApp) -> None:

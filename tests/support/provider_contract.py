@@ -90,14 +90,21 @@ class ProviderContract:
         """`parse` returns the removals in the order of the packet, or None for another command."""
         provider = self.provider(readable)
         callback = provider.parse(request_of(readable), readable.body)
-        is_ignored = readable.deliveries[-1]["status"] == "ignored"
-        assert (callback.removals is None) == is_ignored
-        assert (callback.command in provider.commands) == (not is_ignored)
+        statuses = {delivery["status"] for delivery in readable.deliveries}
+        is_recorded = not statuses.isdisjoint({"recorded", "duplicate"})
+        assert (callback.removals is not None) == is_recorded
+        assert (callback.command in provider.commands) == is_recorded
         pairs = [asdict(removal) for removal in callback.removals or ()]
         assert pairs == readable.removals[len(readable.removals) - len(pairs) :]
         assert bool(pairs) == bool(readable.removals)
         relations = {removal.relation for removal in callback.removals or ()}
         assert relations <= {provider.commands.get(callback.command)}
+
+    def test_keeps_chooses_the_packets_that_are_stored(self, readable: samples.Sample) -> None:
+        """`keeps` knows the commands of all stored packets, and no other commands."""
+        provider = self.provider(readable)
+        command = provider.parse(request_of(readable), readable.body).command
+        assert provider.keeps([command]) == bool(readable.deliveries)
 
     def test_parse_says_what_is_wrong(self, unreadable: samples.Sample) -> None:
         """`parse` raises an error that names the wrong part of the packet."""
@@ -123,11 +130,9 @@ class ProviderContract:
             assert callback.path.startswith(f"/{provider.name}")
             assert provider.verify(request)
             removals += provider.parse(request, callback.body).removals or ()
-        expected = [
-            {"relation": provider.commands[command], "owner_id": "al/ice", "target_id": target}
-            for target in targets
-        ]
-        assert [asdict(removal) for removal in removals] == expected
+        relation = provider.commands[command]
+        found = [(removal.relation, removal.owner_id, removal.target_id) for removal in removals]
+        assert found == [(relation, "al/ice", target) for target in targets]
 
     def test_the_probe_removes_nobody(self) -> None:
         """`doctor` works: the probe is authentic, holds the mark, and removes nobody."""
@@ -138,6 +143,7 @@ class ProviderContract:
         assert provider.verify(request)
         callback = provider.parse(request, probe.body)
         assert (callback.command, callback.removals) == (provider.probe_command, None)
+        assert provider.keeps([provider.probe_command])
 
     def test_the_description_names_every_path_parameter(self) -> None:
         """The OpenAPI document explains each `{parameter}` of the paths."""

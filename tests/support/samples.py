@@ -43,7 +43,9 @@ class Sample:
     problem: str = ""
     """Why the callback is refused. The error text must begin with this text."""
     removals: list[dict[str, str]]
+    """Each has a relation, an owner and a target. An actor and a cause are absent if unknown."""
     deliveries: list[dict[str, str]]
+    """Empty if the callback is only counted."""
 
     def __str__(self) -> str:
         return self.name
@@ -76,6 +78,8 @@ def _load(provider: str, path: Path) -> Sample:
         body = "".join(text * times for text, times in request["body_generator"]["parts"]).encode()
     else:
         body = b64decode(request.get("body_base64", "")) or request["body"].encode()
+    nothing = {"actor_id": "", "cause": ""}
+    expected["removals"] = [nothing | removal for removal in expected["removals"]]
     return Sample(
         **{key: file[key] for key in ("name", "settings", "now", "send_times") if key in file},
         **{key: request[key] for key in ("method", "path", "query", "headers")},
