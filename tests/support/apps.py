@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from flask import Flask
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Inspector, select
 
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.ids import moment_of
@@ -30,6 +30,15 @@ def stored_removals(connection: Connection) -> list[dict[str, Any]]:
     ).join(source, s.id == r.source_id, isouter=True)
     rows = connection.execute(removals.order_by(r.id)).mappings()
     return [{**row, "received_at": moment_of(row["delivery_id"])} for row in rows]
+
+
+def indexes(inspector: Inspector, table: str) -> list[str]:
+    """Return the indexes of a table as texts, because the condition of an index equals no other."""
+    definitions = inspector.get_indexes(table)
+    for definition in definitions:
+        options = definition.get("dialect_options", {})
+        definition["dialect_options"] = {name: str(value) for name, value in options.items()}
+    return sorted(map(str, definitions))
 
 
 def wait_for_counters() -> None:
