@@ -43,7 +43,7 @@ docs: $(VENV)/tested
 
 # Make the pictures of the documentation in docs/images.
 screenshots: $(VENV)/tested
-	PYTHONPATH=tests $(BIN)/python -m support.screenshots
+	PYTHONPATH=tests:benchmarks $(BIN)/python -m support.screenshots
 
 # Compile the texts of the web page in other languages from the .po files.
 translations: $(VENV)/tested
