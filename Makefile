@@ -71,7 +71,7 @@ reference: $(VENV)/tested
 
 # Make the pictures of the documentation in docs/images.
 screenshots: $(VENV)/tested
-	PYTHONPATH=tests $(BIN)/python -m support.screenshots
+	PYTHONPATH=tests:benchmarks $(BIN)/python -m support.screenshots
 
 # Compile the texts of the web page in other languages from the .po files.
 translations: $(VENV)/tested

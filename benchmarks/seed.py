@@ -34,10 +34,11 @@ from sqlalchemy import (
 from sqlalchemy.exc import OperationalError, SQLAlchemyError
 from sqlalchemy.schema import AddConstraint, DropConstraint
 
-from flask_imcallback.providers import OpenIMProvider, TencentProvider, compact_json
+from flask_imcallback.providers import compact_json
 from flask_imcallback.providers.openim import PACKETS
+from flask_imcallback.removals import Cause, Relation
 from flask_imcallback.storage.ids import id_at, moment_of
-from flask_imcallback.storage.tables import delivery, removal, source
+from flask_imcallback.storage.tables import SourceKey, delivery, removal, source
 
 ACCOUNTS, MIN_ACCOUNTS = 1_000_000, 1000
 DAYS = 365.0
@@ -50,10 +51,19 @@ CACHE_KIB = 256 * 1024
 TENCENT_SHARE = 0.6
 """Share of all removals. The shares below are shares of a provider's callbacks."""
 APPS = {"1400483163": 0.95, "1400722522": 0.05}
-TENCENT_COMMANDS = {"Sns.CallbackFriendDelete": 0.8, "Sns.CallbackBlackListDelete": 0.2}
+TENCENT_COMMANDS = {
+    ("Sns.CallbackFriendDelete", Relation.FRIEND, Cause.NONE): 0.5,
+    ("Sns.CallbackBlackListDelete", Relation.BLACKLIST, Cause.NONE): 0.15,
+    ("Follow.CallbackAfterFollowDelete", Relation.FOLLOW, Cause.NONE): 0.12,
+    ("Group.CallbackAfterMemberExit", Relation.GROUP, Cause.KICKED): 0.07,
+    ("Group.CallbackAfterMemberExit", Relation.GROUP, Cause.QUIT): 0.14,
+    ("Group.CallbackAfterGroupDestroyed", Relation.GROUP, Cause.DISMISSED): 0.02,
+}
 OPENIM_COMMANDS = {
-    "callbackAfterDeleteFriendCommand": 0.85,
-    "callbackAfterRemoveBlackCommand": 0.15,
+    ("callbackAfterDeleteFriendCommand", Relation.FRIEND, Cause.NONE): 0.6,
+    ("callbackAfterRemoveBlackCommand", Relation.BLACKLIST, Cause.NONE): 0.15,
+    ("callbackAfterQuitGroupCommand", Relation.GROUP, Cause.QUIT): 0.17,
+    ("callbackAfterKickGroupCommand", Relation.GROUP, Cause.KICKED): 0.08,
 }
 PLATFORMS = {
     "Android": 0.46,
@@ -69,7 +79,8 @@ LONG_LIST_SIZES = range(3, 21)
 PACKET_SIZES = {1: 0.88, 2: 0.09, 500: 0.0004} | dict.fromkeys(
     LONG_LIST_SIZES, 0.0296 / len(LONG_LIST_SIZES)
 )
-"""Pairs in a packet of Tencent. A packet of OpenIM has one pair."""
+"""Removals in a packet of Tencent. One account quits a group, and a packet of OpenIM has one
+removal."""
 WITHOUT_REQUEST_ID_SHARE = 0.1
 FOREIGN_ADDRESS_SHARE = 0.05
 """Share of the callbacks whose address is not the usual one of the account."""
@@ -82,37 +93,6 @@ HOUR_WEIGHTS = [5, 3, 2, 1, 1, 1, 2, 4, 6, 8, 9, 10, 12, 11, 9, 9, 9, 10, 12, 14
 WEEKDAY_WEIGHTS = [1.0, 0.95, 0.95, 1.0, 1.1, 1.35, 1.3]
 """Activity in each hour of a day, and on each day from Monday on."""
 HOUR = timedelta(hours=1)
-
-DELIVERY_COLUMNS = (
-    "id",
-    "received_at",
-    "provider",
-    "app_id",
-    "command",
-    "status",
-    "duplicate_of",
-    "error",
-    "removal_count",
-    "remote_addr",
-    "authenticated_by",
-    "client_ip",
-    "platform",
-    "request_id",
-    "query",
-    "headers",
-    "body",
-    "fingerprint",
-    "nonce",
-)
-REMOVAL_COLUMNS = (
-    "id",
-    "delivery_id",
-    "source_id",
-    "owner_id",
-    "target_id",
-    "client_ip",
-    "request_id",
-)
 
 Row = tuple[Any, ...]
 
@@ -154,8 +134,8 @@ def fill(
         with database.filling():
             with click.progressbar(length=removals, label="Removals", file=sys.stderr) as bar:
                 for rows in callbacks.chunks(removals, start, until):
-                    database.insert(delivery, DELIVERY_COLUMNS, rows.deliveries)
-                    database.insert(removal, REMOVAL_COLUMNS, rows.removals)
+                    database.insert(delivery, rows.deliveries)
+                    database.insert(removal, rows.removals)
                     bar.update(len(rows.removals))
             print("Indexes", file=sys.stderr)
         database.analyze()
@@ -178,31 +158,21 @@ def _free_id(connection: Connection) -> int:
     return 0 if row is None else int(row.id + max(row.removal_count, 1))
 
 
-class Source(NamedTuple):
-    """The values that many removals share: the columns of the table without the id."""
-
-    provider: str
-    app_id: str
-    command: str
-    relation: str
-    platform: str
-
-
-def _kinds() -> dict[tuple[Source, int], float]:
+def _kinds() -> dict[tuple[SourceKey, int], float]:
     """Return the frequency of each source with each number of removals in a delivery."""
     kinds = {}
     for app_id, app_share in APPS.items():
         for command, command_share in TENCENT_COMMANDS.items():
+            sizes = {1: 1.0} if Cause.QUIT in command else PACKET_SIZES
             for platform, platform_share in PLATFORMS.items():
-                relation = TencentProvider.commands[command].value
-                source_key = Source("tencent", app_id, command, relation, platform)
-                for size, size_share in PACKET_SIZES.items():
+                source_key = SourceKey("tencent", app_id, *command, platform)
+                for size, size_share in sizes.items():
                     kinds[source_key, size] = (
                         app_share * command_share * platform_share * size_share
                     )
     removals = sum(size * share for (_, size), share in kinds.items())
     for command, command_share in OPENIM_COMMANDS.items():
-        source_key = Source("openim", "", command, OpenIMProvider.commands[command].value, "")
+        source_key = SourceKey("openim", "", *command, "")
         kinds[source_key, 1] = command_share * removals * (1 - TENCENT_SHARE) / TENCENT_SHARE
     return kinds
 
@@ -210,13 +180,13 @@ def _kinds() -> dict[tuple[Source, int], float]:
 KINDS = _kinds()
 
 
-def _source_ids(connection: Connection) -> dict[Source, int]:
+def _source_ids(connection: Connection) -> dict[SourceKey, int]:
     """Return the id of each source. Missing sources are added."""
 
-    def read() -> dict[Source, int]:
-        columns = (source.c[name] for name in Source._fields)
+    def read() -> dict[SourceKey, int]:
+        columns = (source.c[name] for name in SourceKey._fields)
         rows = connection.execute(select(source.c.id, *columns).order_by(source.c.id.desc()))
-        return {Source(*key): int(source_id) for source_id, *key in rows}
+        return {SourceKey(*key): int(source_id) for source_id, *key in rows}
 
     missing = dict.fromkeys(source_key for source_key, _ in KINDS).keys() - read().keys()
     if missing:
@@ -257,7 +227,7 @@ class Callbacks:
     """A generator of deliveries and their removals."""
 
     def __init__(
-        self, source_ids: dict[Source, int], accounts: int, seed: int, start: datetime
+        self, source_ids: dict[SourceKey, int], accounts: int, seed: int, start: datetime
     ) -> None:
         self._source_ids = source_ids
         ranking = random.Random(seed)  # the busy accounts are the same in every run
@@ -291,16 +261,15 @@ class Callbacks:
                     rows = Rows([], [])
         yield rows
 
-    def _tencent(self, rows: Rows, delivery_id: int, source_key: Source, size: int) -> None:
+    def _tencent(self, rows: Rows, delivery_id: int, source_key: SourceKey, size: int) -> None:
         owner = self._owners.draw()
-        pairs = [(f"user{owner}", f"user{target}") for target in self._others(owner, size)]
+        owner_id = f"@TGS#{owner:X}" if source_key.relation == "group" else f"user{owner}"
+        pairs = [(owner_id, f"user{target}") for target in self._others(owner, size)]
         if size == 2 and source_key.relation == "friend":
             pairs[1] = pairs[0][::-1]  # a deletion from both friend lists
-        items = [
-            f'{{"From_Account":"{owner_id}","To_Account":"{target_id}"}}'
-            for owner_id, target_id in pairs
-        ]
-        packet = f'{{"CallbackCommand":"{source_key.command}","PairList":[{",".join(items)}]}}'
+        actor_id = {"kicked": f"user{owner}", "quit": pairs[0][1]}.get(source_key.cause, "")
+        members = _tencent_members(source_key, pairs, actor_id, delivery_id // 1000)
+        packet = f'{{"CallbackCommand":"{source_key.command}",{members}}}'
         client_ip = SERVER_ADDRESS if source_key.platform == "RESTAPI" else self._address(owner)
         query = (
             f"SdkAppid={source_key.app_id}&CallbackCommand={source_key.command}&contenttype=json"
@@ -324,6 +293,7 @@ class Callbacks:
             delivery_id,
             source_key,
             pairs,
+            actor_id=actor_id,
             authenticated_by="signature",
             client_ip=client_ip,
             request_id=request_id,
@@ -333,10 +303,11 @@ class Callbacks:
             fingerprint=fingerprint,
         )
 
-    def _openim(self, rows: Rows, delivery_id: int, source_key: Source, size: int) -> None:
+    def _openim(self, rows: Rows, delivery_id: int, source_key: SourceKey, size: int) -> None:
         owner = self._owners.draw()
         (target,) = self._others(owner, size)
-        pair = (_openim_name(owner), _openim_name(target))
+        is_group = source_key.relation == "group"
+        pair = (f"{'g' if is_group else ''}{_openim_name(owner)}", _openim_name(target))
         (members,) = PACKETS[source_key.command].samples(pair[0], [pair[1]])
         packet = compact_json({"callbackCommand": source_key.command, **members}).decode() + "\n"
         # The clients use the time in nanoseconds.
@@ -351,6 +322,7 @@ class Callbacks:
             delivery_id,
             source_key,
             [pair],
+            actor_id="",
             authenticated_by="secret",
             client_ip="",
             request_id=operation_id,
@@ -364,9 +336,10 @@ class Callbacks:
         self,
         rows: Rows,
         delivery_id: int,
-        source_key: Source,
+        source_key: SourceKey,
         pairs: list[tuple[str, str]],
         *,
+        actor_id: str,
         authenticated_by: str,
         client_ip: str,
         request_id: str,
@@ -378,7 +351,15 @@ class Callbacks:
         source_id = self._source_ids[source_key]
         rows.removals.extend(
             [
-                (delivery_id + position, delivery_id, source_id, *pair, client_ip, request_id)
+                (
+                    delivery_id + position,
+                    delivery_id,
+                    source_id,
+                    *pair,
+                    actor_id,
+                    client_ip,
+                    request_id,
+                )
                 for position, pair in enumerate(pairs)
             ]
         )
@@ -430,6 +411,28 @@ class Callbacks:
         return f"10.{number >> 24}.{number >> 16 & 255}.{number >> 8 & 255}"
 
 
+def _tencent_members(
+    source_key: SourceKey, pairs: Sequence[tuple[str, str]], actor_id: str, milliseconds: int
+) -> str:
+    """Return the members of a packet of Tencent, without its command. `json.dumps` is slower."""
+    owner_id = pairs[0][0]
+    if source_key.relation == "group":
+        members = ",".join(f'{{"Member_Account":"{target_id}"}}' for _, target_id in pairs)
+        group = f'"GroupId":"{owner_id}","Type":"Public","EventTime":"{milliseconds}"'
+        if source_key.cause == "dismissed":
+            return f'{group},"Owner_Account":"{pairs[0][1]}","MemberList":[{members}]'
+        exit_type = f'"ExitType":"{source_key.cause.title()}","Operator_Account":"{actor_id}"'
+        return f'{group},{exit_type},"ExitMemberList":[{members}]'
+    if source_key.relation == "follow":
+        targets = ",".join(f'"{target_id}"' for _, target_id in pairs)
+        return f'"From_Account":"{owner_id}","To_Account":[{targets}],"EventTime":{milliseconds}'
+    items = (
+        f'{{"From_Account":"{owner_id}","To_Account":"{target_id}"}}'
+        for owner_id, target_id in pairs
+    )
+    return f'"PairList":[{",".join(items)}]'
+
+
 def _openim_name(account: int) -> str:
     return str(1_000_000_000 + account * 2_654_435_761 % 9_000_000_000)
 
@@ -446,6 +449,10 @@ def _hours(removals: int, start: datetime, until: datetime) -> Iterator[tuple[in
     totals = list(busy)
     for begin, end, total in zip(begins, ends, totals, strict=True):
         yield id_at(begin), id_at(end), round(removals * total / totals[-1])
+
+
+def _names(table: Table) -> str:
+    return ", ".join(table.columns.keys())
 
 
 INDEXES = sorted(delivery.indexes | removal.indexes, key=lambda index: str(index.name))
@@ -489,9 +496,10 @@ class Database:
         """Make the connection fast."""
         raise NotImplementedError
 
-    def insert(self, table: Table, names: Sequence[str], rows: list[Row]) -> None:
-        placeholders = ", ".join([self.placeholder] * len(names))
-        sql = f"INSERT INTO {table.name} ({', '.join(names)}) VALUES ({placeholders})"
+    def insert(self, table: Table, rows: list[Row]) -> None:
+        """Insert rows, whose values are in the order of the columns."""
+        placeholders = ", ".join([self.placeholder] * len(table.columns))
+        sql = f"INSERT INTO {table.name} ({_names(table)}) VALUES ({placeholders})"
         if rows:
             self._connection.exec_driver_sql(sql, rows)
 
@@ -527,9 +535,9 @@ class PostgreSQL(Database):
         self._connection.exec_driver_sql("SET maintenance_work_mem = '256MB'")
         self._connection.exec_driver_sql("SET timezone = 'UTC'")
 
-    def insert(self, table: Table, names: Sequence[str], rows: list[Row]) -> None:
+    def insert(self, table: Table, rows: list[Row]) -> None:
         cursor = self._connection.connection.cursor()
-        with cursor.copy(f"COPY {table.name} ({', '.join(names)}) FROM STDIN") as copy:
+        with cursor.copy(f"COPY {table.name} ({_names(table)}) FROM STDIN") as copy:
             for row in rows:
                 copy.write_row(row)
 
@@ -548,8 +556,8 @@ class MariaDB(Database):
     def _prepare(self) -> None:
         self._connection.exec_driver_sql("SET unique_checks = 0")
 
-    def insert(self, table: Table, names: Sequence[str], rows: list[Row]) -> None:
-        super().insert(table, names, rows)
+    def insert(self, table: Table, rows: list[Row]) -> None:
+        super().insert(table, rows)
         self._connection.exec_driver_sql("COMMIT")
 
     def analyze(self) -> None:

@@ -52,7 +52,7 @@ from .providers import (
     packet_schema,
     read_packet,
 )
-from .removals import Record, Relation, Removal, Status, removals_recorded
+from .removals import Cause, Record, Relation, Removal, Status, removals_recorded
 from .runtime import upgrade
 from .settings import Settings
 from .storage import CallbackCount, protect_tables
@@ -69,6 +69,7 @@ __all__ = [
     "Callback",
     "CallbackCount",
     "CallbackRequest",
+    "Cause",
     "ConfigError",
     "DeliveryDetail",
     "DeliveryFilters",

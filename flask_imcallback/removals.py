@@ -80,9 +80,13 @@ class Record(NamedTuple):
     """The provider's name of the callback."""
     relation: Relation
     owner_id: str
-    """The account whose list changed."""
+    """The account whose list changed, or the group that lost a member."""
     target_id: str
     """The account that left the list."""
+    actor_id: str
+    """The account that removed the target. Empty if the provider does not send it."""
+    cause: Cause
+    """The reason why a member left a group. Empty if the removal is not from a group."""
     position: int
     """The index of the removal within its delivery, counted from 0."""
     delivery_id: int

@@ -141,7 +141,10 @@ def _first_and_last_id(query: HistoryQuery) -> tuple[int, int]:
 
 ENDINGS = {".csv": "csv", ".ndjson": "ndjson", ".jsonl": "ndjson", ".parquet": "parquet"}
 """Ending of a file -> the format that it selects."""
-TABLE = ("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform")
+TABLE = (
+    *("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform"),
+    *("cause", "actor_id"),
+)
 
 history = make_command(
     "history",

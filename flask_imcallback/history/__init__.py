@@ -11,7 +11,7 @@ from .export import (
     removal_json,
     utc_text,
 )
-from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
+from .filters import FILTERS, DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
 from .history import History
 from .queries import (
     DeliveryQuery,
@@ -52,6 +52,7 @@ __all__ = [
     "DELIVERY",
     "DELIVERY_QUERY",
     "EXPORT_QUERY",
+    "FILTERS",
     "FORMATS",
     "HISTORY_QUERY",
     "STATS_QUERY",

@@ -1,7 +1,7 @@
 """Removals as NDJSON, CSV and Parquet files. A file is written while it is sent, in bounded memory.
 
 The first chunk is read before the first byte is written, so an error at the start still gets a
-status. `Record` is the only list of the columns: its annotations select how they are written.
+status.
 """
 
 from __future__ import annotations
@@ -37,7 +37,9 @@ CONVERTED = re.compile(r"[\0-\uffff]*\d[\0-\uffff]*|true|false|#.*", re.IGNORECA
 """Texts that a spreadsheet may convert into a number, a date, a time, a truth value or an error.
 Languages differ in the form of a date, so each text with a digit counts. Numbers and dates have no
 characters above U+FFFF."""
-SIGNED_NUMBER = re.compile(r"[+-]\d+")
+NO_FORMULA = re.compile(r"[+-]\d+|[@\w#]+")
+"""Account and group ids that are no formulas: phone numbers, and Tencent's groups, as `@TGS#1ABC`.
+Without a bracket or an operator, nothing can run."""
 SPREADSHEET_DIGITS = 15
 """Number of digits that a spreadsheet keeps of a number."""
 
@@ -105,33 +107,38 @@ def removal_json(record: Record) -> dict[str, Any]:
     return record._asdict() | {"received_at": utc_text(record.received_at)}
 
 
-def _compile_json_lines() -> Callable[[Sequence[Record], Sequence[str]], list[str]]:
-    """Return a function of removals and their times that makes the JSON of each removal.
-
-    It fills one f-string with all members. A `%` template takes a fifth longer.
-    """
-    values = {
-        name: f"{{_quote({name})}}" if name in TEXT_COLUMNS else f"{{{name}}}" for name in COLUMNS
-    }
-    values["received_at"] = '"{received_at}"'
-    members = ", ".join(f'"{name}": {value}' for name, value in values.items())
-    names = ", ".join("_" if name == "received_at" else name for name in COLUMNS)
-    code = (
-        f"lambda records, times: [f'{{{{{members}}}}}' "
-        f"for ({names}), received_at in zip(records, times, strict=True)]"
-    )
-    return eval(code, {"_quote": _quote})  # type: ignore[no-any-return]  # noqa: S307
-
-
-_fill_json_lines = _compile_json_lines()
-
-
 def json_lines(records: Sequence[Record]) -> list[str]:
     """Return the JSON of each removal, as `json.dumps(..., ensure_ascii=False)` writes it.
 
-    `json.dumps` takes four times as long. `_quote` is the function of `json` for texts.
+    `json.dumps` takes four times as long, and a template filled by `%` a fifth longer. `_quote` is
+    the function of `json` for texts.
     """
-    return _fill_json_lines(records, _format_times(records))
+    return [
+        f'{{"id": {id}, "provider": {_quote(provider)}, "app_id": {_quote(app_id)}, '
+        f'"command": {_quote(command)}, "relation": {_quote(relation)}, '
+        f'"owner_id": {_quote(owner_id)}, "target_id": {_quote(target_id)}, '
+        f'"actor_id": {_quote(actor_id)}, "cause": {_quote(cause)}, '
+        f'"position": {position}, "delivery_id": {delivery_id}, '
+        f'"client_ip": {_quote(client_ip)}, "platform": {_quote(platform)}, '
+        f'"request_id": {_quote(request_id)}, "received_at": "{received_at}"}}'
+        for (
+            id,
+            provider,
+            app_id,
+            command,
+            relation,
+            owner_id,
+            target_id,
+            actor_id,
+            cause,
+            position,
+            delivery_id,
+            client_ip,
+            platform,
+            request_id,
+            _,
+        ), received_at in zip(records, _format_times(records), strict=True)
+    ]
 
 
 def csv_records(rows: Sequence[Sequence[Any]]) -> bytes:
@@ -171,20 +178,24 @@ def _choose_change(options: FileOptions) -> Callable[[str], str] | None:
     return None if options.keeps_formulas else _escape
 
 
+def _is_formula(text: str) -> bool:
+    """Return True if a spreadsheet may run the text."""
+    return text[:1] in FORMULA_STARTS and not NO_FORMULA.fullmatch(text)
+
+
 def _escape(text: str) -> str:
     """Return the text with an apostrophe before it if a spreadsheet would run it."""
-    return f"'{text}" if text[:1] in FORMULA_STARTS else text
+    return f"'{text}" if _is_formula(text) else text
 
 
 def _keep_text(text: str) -> str:
     """Return the cell that a spreadsheet shows as this text and never runs."""
-    return f"'{text}" if text[:1] in FORMULA_STARTS else _keep_unconverted(text)
+    return f"'{text}" if _is_formula(text) else _keep_unconverted(text)
 
 
 def _keep_text_and_formula(text: str) -> str:
     """Return the cell that a spreadsheet shows as this text, or runs if it is a formula."""
-    is_formula = text[:1] in FORMULA_STARTS and not SIGNED_NUMBER.fullmatch(text)
-    return text if is_formula else _keep_unconverted(text)
+    return text if _is_formula(text) else _keep_unconverted(text)
 
 
 def _keep_unconverted(text: str) -> str:
@@ -193,7 +204,7 @@ def _keep_unconverted(text: str) -> str:
     Quotes do not help, because spreadsheets also convert quoted cells. A formula that consists of
     the text is exact.
     """
-    if not CONVERTED.fullmatch(text):
+    if not CONVERTED.fullmatch(text) and text[:1] not in FORMULA_STARTS:
         return text
     quoted = text.replace('"', '""')
     return f'="{quoted}"'

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import TypeAlias, TypedDict
 
-from ..removals import Relation
+from ..removals import Cause, Relation
 from ..storage import SourceKey
 
 Texts: TypeAlias = str | Sequence[str] | AbstractSet[str] | None
@@ -31,14 +31,20 @@ class Filter:
 
 
 FILTERS: dict[str, Filter] = {
-    "provider": Filter(description="the provider, tencent or openim"),
+    "provider": Filter(description="the provider, such as tencent or openim"),
     "app_id": Filter(description="Tencent's SDKAppID", may_be_empty=True),
     "command": Filter(description="the provider's name of the callback", may_be_empty=True),
     "relation": Filter(description=" or ".join(Relation), choices=tuple(Relation)),
-    "owner_id": Filter(description="the account whose list changed"),
+    "owner_id": Filter(description="the account or group whose list changed"),
     "target_id": Filter(description="the account that left the list"),
-    "account_id": Filter(description="the account on either side"),
-    "peer_id": Filter(description="the account on the other side of account_id"),
+    "account_id": Filter(description="the account on either side, never a group"),
+    "peer_id": Filter(description="the account on the other side, only with account_id"),
+    "actor_id": Filter(description="the account that removed the target"),
+    "group_id": Filter(description="the group that lost the target"),
+    "cause": Filter(
+        description="kicked, quit or dismissed for groups, empty for other lists",
+        choices=tuple(Cause),
+    ),
     "platform": Filter(description="the client platform, such as iOS", may_be_empty=True),
     "client_ip": Filter(
         description="the IP address that the provider sent for the user", may_be_empty=True
@@ -70,15 +76,21 @@ class RemovalFilters(TypedDict, total=False):
     command: Texts
     """The provider's name of the callback."""
     relation: Texts
-    """A `Relation`, or its text: `friend` or `blacklist`."""
+    """A `Relation`, or its text: `friend`, `blacklist`, `follow` or `group`."""
     owner_id: Texts
-    """The account whose list changed."""
+    """The account whose list changed, or the group that lost a member."""
     target_id: Texts
     """The account that left the list."""
     account_id: Texts
-    """The account on either side: as owner or as target."""
+    """The account on either side: as owner or as target. A group is not an account."""
     peer_id: Texts
     """The account on the other side of `account_id`, which must be given too."""
+    actor_id: Texts
+    """The account that removed the target, if the provider sent it."""
+    group_id: Texts
+    """The group that lost the target: the owner of a removal with the relation `group`."""
+    cause: Texts
+    """A `Cause`, or its text: `kicked`, `quit` or `dismissed`. Empty if it is not a group."""
     platform: Texts
     """The client platform as the provider sent it, for example `iOS`."""
     client_ip: Texts
@@ -114,6 +126,8 @@ class DeliveryFilters(TypedDict, total=False):
 
     status: Texts
     """A `Status` or its text, or a sequence of alternatives."""
+    command: Texts
+    """The provider's name of the callback, or a sequence of alternatives."""
     since: datetime | None
     """Only deliveries received at this time or later. The time must be aware."""
     until: datetime | None

@@ -15,7 +15,7 @@ from sqlalchemy import Connection, Engine, Row, Select, false, func, select, uni
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
-from ..removals import Record, Relation, Status
+from ..removals import Cause, Record, Relation, Status
 from ..storage import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, SourceKey, id_at
 from ..storage import delivery as delivery_table
 from .counts import count_removals
@@ -35,6 +35,9 @@ from .statements import Finder, PageSpec, SearchResult
 
 CHUNK_REMOVALS = 2000
 """Number of removals that a stream reads in one step."""
+MAX_SCANNED_DELIVERIES = 9000
+"""Maximum number of deliveries that a page searches for a command. No index has the commands,
+because it would cost each delivery more than this rare search is worth."""
 MAX_BODY_BYTES_PER_PAGE = 4 * 1024 * 1024
 """Maximum size of all packets in a page of deliveries. A larger packet has a page of its own."""
 COMMIT_MARGIN = timedelta(seconds=5)
@@ -88,8 +91,8 @@ class History:
         """Return the number of removals in each time bucket, in the order of time and group.
 
         `bucket` is `"hour"`, `"day"`, `"week"` (from Monday) or `"month"`. `group_by` is
-        `"provider"`, `"app_id"`, `"command"`, `"relation"`, `"platform"` or None. `tz` is the IANA
-        name of the time zone in which buckets begin.
+        `"provider"`, `"app_id"`, `"command"`, `"relation"`, `"cause"`, `"platform"` or None. `tz`
+        is the IANA name of the time zone in which buckets begin.
 
         The buckets cover the time from `since` to `until`. Without `since` they begin with the
         first matching removal, and without `until` they end now. A bucket without removals has
@@ -176,15 +179,19 @@ class History:
     def read_delivery_page(self, query: DeliveryQuery) -> DeliveryPage:
         """Return the page of a query for deliveries. Raises as `read_page` does."""
         column = delivery_table.c
-        sizes = _select_sizes(query, self._find_start(query))
-        order = column.id.desc() if query.is_descending else column.id.asc()
+        start = self._find_start(query)
         with self._connect() as connection:
-            ids, is_last = _cut_to_limits(connection.execute(sizes), query.limit)
-            chosen = select(*DELIVERY_COLUMNS).where(column.id.in_(ids)).order_by(order)
-            data = [_make_delivery_record(row) for row in connection.execute(chosen)]
-        if is_last:
+            sizes = connection.execute(_select_sizes(query, start))
+            ids, is_last = _cut_to_limits(sizes, query.limit)
+            end = None if is_last else ids[-1]
+            if is_last and query.command is not None:
+                end = connection.scalar(_select_last_scanned(query, start))
+            chosen = select(*DELIVERY_COLUMNS).where(column.id.in_(ids))
+            rows = connection.execute(chosen.order_by(_order_by(query, column.id)))
+            data = [_make_delivery_record(row) for row in rows]
+        if end is None:
             return DeliveryPage(data, None)
-        return DeliveryPage(data, self._cursors.encode(Position(ids[-1]), query.digest))
+        return DeliveryPage(data, self._cursors.encode(Position(end), query.digest))
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
@@ -293,12 +300,13 @@ def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
         return []
     ids = ", ".join({str(row.source_id) for row in rows})
     sql = f"SELECT {SOURCE_COLUMNS} FROM imcallback_source WHERE id IN ({ids})"  # noqa: S608
-    shared, platforms = {}, {}
-    for source_id, provider, app_id, command, relation, platform in connection.exec_driver_sql(sql):
+    shared, causes, platforms = {}, {}, {}
+    for source_id, *key in connection.exec_driver_sql(sql):
+        provider, app_id, command, relation, cause, platform = key
         shared[source_id] = provider, app_id, command, Relation(relation)
-        platforms[source_id] = platform
+        causes[source_id], platforms[source_id] = Cause(cause), platform
     try:
-        # A comprehension over plain tuples takes half the time of calls with thirteen arguments.
+        # A comprehension over plain tuples takes half the time of calls with fifteen arguments.
         return [
             make_record(
                 (
@@ -306,6 +314,8 @@ def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
                     *shared[source_id],
                     owner_id,
                     target_id,
+                    actor_id,
+                    causes[source_id],
                     id - delivery_id,
                     delivery_id,
                     client_ip,
@@ -314,7 +324,16 @@ def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
                     EPOCH + delivery_id * MICROSECOND,
                 )
             )
-            for id, delivery_id, source_id, owner_id, target_id, client_ip, request_id in rows
+            for (
+                id,
+                delivery_id,
+                source_id,
+                owner_id,
+                target_id,
+                actor_id,
+                client_ip,
+                request_id,
+            ) in rows
         ]
     except KeyError as error:
         raise StorageError(f"imcallback_source has no row {error}, but a removal has") from error
@@ -337,7 +356,30 @@ def _make_delivery_record(row: Row[Any]) -> DeliveryRecord:
 
 
 def _select_sizes(query: DeliveryQuery, start: Position) -> Select[int, int]:
-    """Return the SELECT of ids and body sizes for a page, with one row more than its limit.
+    """Return the SELECT of ids and body sizes for a page, with one row more than its limit."""
+    column = delivery_table.c
+    size = func.length(column.body).label("size")
+    limit = query.limit + 1
+    if query.command is None:
+        return _select_in_order(query, start, limit, column.id, size)
+    # The inner LIMIT bounds the search, and leaves the database no other index to use.
+    scanned = _select_in_order(
+        query, start, MAX_SCANNED_DELIVERIES, column.id, size, column.command
+    ).subquery()
+    matching = select(scanned.c.id, scanned.c.size).where(scanned.c.command.in_(query.command))
+    return matching.order_by(_order_by(query, scanned.c.id)).limit(limit)
+
+
+def _select_last_scanned(query: DeliveryQuery, start: Position) -> Select[int]:
+    """Return the SELECT of the last id that a page searches for a command, if there are more."""
+    scanned = _select_in_order(query, start, MAX_SCANNED_DELIVERIES, delivery_table.c.id)
+    return scanned.limit(1).offset(MAX_SCANNED_DELIVERIES - 1)
+
+
+def _select_in_order(
+    query: DeliveryQuery, start: Position, limit: int, *columns: Any
+) -> Select[Any]:
+    """Return the SELECT of the next deliveries of a query, without its condition on commands.
 
     Each status is a separate range, because an index lists the ids of one status in order.
     """
@@ -348,10 +390,7 @@ def _select_sizes(query: DeliveryQuery, start: Position) -> Select[int, int]:
         conditions.append(column.id >= id_at(query.since))
     if query.until is not None:
         conditions.append(column.id < id_at(query.until))
-    limit = query.limit + 1
-    sizes = select(column.id, func.length(column.body).label("size"))
-    order = column.id.desc() if query.is_descending else column.id.asc()
-    page = sizes.where(*conditions).order_by(order).limit(limit)
+    page = select(*columns).where(*conditions).order_by(_order_by(query, column.id)).limit(limit)
     statuses = set(Status if query.status is None else query.status)
     if statuses == set(Status):
         return page
@@ -359,8 +398,11 @@ def _select_sizes(query: DeliveryQuery, start: Position) -> Select[int, int]:
     if not parts:
         return page.where(false())
     rows = union_all(*(select(part) for part in parts)).subquery()
-    order = rows.c.id.desc() if query.is_descending else rows.c.id.asc()
-    return select(rows.c.id, rows.c.size).order_by(order).limit(limit)
+    return select(rows).order_by(_order_by(query, rows.c.id)).limit(limit)
+
+
+def _order_by(query: DeliveryQuery, column: Any) -> Any:
+    return column.desc() if query.is_descending else column.asc()
 
 
 def _cut_to_limits(sizes: Iterable[Row[int, int]], limit: int) -> tuple[list[int], bool]:

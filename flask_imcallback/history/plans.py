@@ -11,18 +11,9 @@ from itertools import product
 from typing import Any
 
 from ..storage import MAX_ID
+from ..storage import removal as removal_table
 from .resolve import ResolvedQuery
 
-CONDITIONS = (
-    "delivery_id",
-    "source_id",
-    "owner_id",
-    "target_id",
-    "client_ip",
-    "request_id",
-    "account_id",
-)
-"""The conditions of a resolved query. `account_id` includes `peer_id`."""
 MAX_RANGES = 200
 """Maximum number of ranges in a plan. Beyond it, the database chooses how to search."""
 MAX_PARAMETERS = 25_000
@@ -34,7 +25,15 @@ COVERING_COST_FACTOR = 0.1
 
 INDEX_PREFIX = "ix_imcallback_removal_"
 PAIR_INDEX = f"{INDEX_PREFIX}pair"
-INDEXES_WITH_SOURCE = {f"{INDEX_PREFIX}{name}" for name in ("owner_id", "target_id", "client_ip")}
+INDEX_COLUMNS = {
+    str(index.name): tuple(index.columns.keys())
+    for index in sorted(removal_table.indexes, key=lambda index: str(index.name))
+}
+INDEXED_COLUMNS = tuple(columns[0] for columns in INDEX_COLUMNS.values() if columns[1] == "id")
+"""The columns whose values each have a range of an index, in the order of ids."""
+INDEXES_WITH_SOURCE = {
+    name for name, columns in INDEX_COLUMNS.items() if "source_id" in columns[1:]
+}
 
 
 @dataclass(frozen=True)
@@ -47,8 +46,10 @@ class IndexRange:
     """The values of the first columns of the index."""
     id_span: tuple[int, int] = (0, MAX_ID)
     """The first and the last id of the range."""
-    excluded_owners: tuple[str, ...] = ()
-    """Owners whose removals are already in other ranges of the plan."""
+    has_groups: bool | None = None
+    """Whether only removals from groups match (True), or only all others (False)."""
+    excluded_accounts: tuple[str, ...] = ()
+    """Accounts whose removals as owner are already in other ranges of the plan."""
 
 
 @dataclass(frozen=True)
@@ -57,11 +58,17 @@ class Plan:
 
     ranges: Sequence[IndexRange]
     guaranteed: frozenset[str] = frozenset()
-    """The conditions that every removal in the ranges meets."""
+    """The columns whose conditions every removal in the ranges meets. `account_id` includes
+    `peer_id`."""
     remaining: frozenset[str] = frozenset()
-    """The conditions that each removal must still be checked for."""
+    """The columns whose conditions each removal must still be checked for."""
     has_source: bool = False
     """Whether the indexes contain the source id."""
+
+    @property
+    def is_exact(self) -> bool:
+        """Whether every removal in the ranges matches."""
+        return not self.remaining and all(part.has_groups is None for part in self.ranges)
 
     @property
     def is_covering(self) -> bool:
@@ -82,13 +89,14 @@ Probe = Callable[[Sequence[tuple[IndexRange, int]]], Sequence[int | None]]
 
 def list_plans(query: ResolvedQuery) -> list[Plan]:
     """Return the plans that can answer the query."""
-    if query.delivery_id is not None:
+    if "delivery_id" in query.columns:
         return [_plan_by_deliveries(query)]
     ranges, guaranteed = _pair_ranges(query)
     plan = _plan(query, ranges, guaranteed)
     plans = [plan] if ranges and _fits_statement(query, plan) else []
     is_pair = plans and all(part.index == PAIR_INDEX for part in ranges)
-    if is_pair and query.request_id is None and query.client_ip is None:
+    may_be_narrower = {*INDEXED_COLUMNS} - {"owner_id", "target_id", "source_id"}
+    if is_pair and may_be_narrower.isdisjoint(query.columns):
         return plans
     plans += _plans_by_column(query)
     if query.account_id:
@@ -125,7 +133,7 @@ def choose_plan(
 def _plan(
     query: ResolvedQuery, ranges: Sequence[IndexRange], guaranteed: Sequence[str] = ()
 ) -> Plan:
-    used = {name for name in CONDITIONS if getattr(query, name) is not None}
+    used = {*query.columns} | ({"account_id"} if query.account_id else set())
     has_source = all(part.index in INDEXES_WITH_SOURCE for part in ranges)
     return Plan(ranges, frozenset(guaranteed), frozenset(used.difference(guaranteed)), has_source)
 
@@ -141,18 +149,20 @@ def _plan_by_deliveries(query: ResolvedQuery) -> Plan:
 
 def _plans_by_column(query: ResolvedQuery) -> list[Plan]:
     """Return a plan for each index whose first column has a condition."""
-    names = ("request_id", "client_ip", "owner_id", "target_id", "source_id")
     return [
-        _plan(query, [_range(name, **{name: value}) for value in values], [name])
-        for name in names
-        if (values := getattr(query, name))
+        _plan(query, [_range(name, **{name: value}) for value in query.columns[name]], [name])
+        for name in INDEXED_COLUMNS
+        if name in query.columns
     ]
 
 
 def _plan_by_account(query: ResolvedQuery, accounts: tuple[str, ...]) -> Plan:
     """Return a plan that reads the removals of each account, first as owner, then as target."""
-    ranges = [_range("owner_id", owner_id=account) for account in accounts]
-    ranges += [_range("target_id", accounts, target_id=account) for account in accounts]
+    no_groups = False if query.may_match_groups else None
+    ranges = [_range("owner_id", no_groups, owner_id=account) for account in accounts]
+    ranges += [
+        _range("target_id", excluded_accounts=accounts, target_id=account) for account in accounts
+    ]
     return _plan(query, ranges, [] if query.peer_id else ["account_id"])
 
 
@@ -160,46 +170,68 @@ def _fits_statement(query: ResolvedQuery, plan: Plan) -> bool:
     """Return True if one statement can hold all ranges with the remaining conditions."""
     if len(plan.ranges) > MAX_RANGES:
         return False
-    excluded = sum(len(part.excluded_owners) for part in plan.ranges)
+    excluded = sum(len(part.excluded_accounts) for part in plan.ranges)
     return len(plan.ranges) * _parameter_count(query, plan) + excluded <= MAX_PARAMETERS
 
 
 def _parameter_count(query: ResolvedQuery, plan: Plan) -> int:
     """Return the number of parameters in the remaining conditions of one range."""
-    names = [name for name in CONDITIONS if name not in plan.guaranteed]
-    count = sum(len(getattr(query, name) or ()) for name in names)
+    columns = query.columns.keys() - plan.guaranteed
+    count = sum(len(query.columns[name]) for name in columns)
     if not query.has_listed_sources:
         count += sum(map(len, query.source_texts.values()))
-    if query.account_id is not None and "account_id" in names:
-        # The account is on one side, and the peer is on the other side.
-        count += len(query.account_id) + 2 * len(query.peer_id or ())
+    if query.account_id is not None and "account_id" not in plan.guaranteed:
+        # The condition names the accounts and the peers for each side.
+        count += 2 * len(query.account_id) + 2 * len(query.peer_id or ())
     return count
 
 
-def _range(name: str, excluded_owners: tuple[str, ...] = (), **equal: Any) -> IndexRange:
-    return IndexRange(f"{INDEX_PREFIX}{name}", equal, excluded_owners=excluded_owners)
+def _range(
+    name: str,
+    has_groups: bool | None = None,
+    excluded_accounts: tuple[str, ...] = (),
+    **equal: Any,
+) -> IndexRange:
+    index = f"{INDEX_PREFIX}{name}"
+    return IndexRange(index, equal, has_groups=has_groups, excluded_accounts=excluded_accounts)
 
 
 def _pair_ranges(query: ResolvedQuery) -> tuple[list[IndexRange], list[str]]:
     """Return ranges for a query that names both sides, and the conditions they guarantee."""
-    owners, targets, accounts = query.owner_id, query.target_id, query.account_id
-    sides = [side for side in (accounts, query.peer_id, owners, targets) if side][:2]
-    if len(sides) < 2 or len(sides[0]) * len(sides[1]) > MAX_RANGES:
-        return [], []
-    one_sided: list[IndexRange] = []
-    if accounts and query.peer_id:
-        pairs = [pair for a, b in product(accounts, query.peer_id) for pair in ((a, b), (b, a))]
-        guaranteed = ["account_id", "peer_id"]
-    elif owners and targets:
-        pairs, guaranteed = list(product(owners, targets)), ["owner_id", "target_id"]
-    elif owners and accounts:
-        one_sided = [_range("owner_id", owner_id=owner) for owner in owners if owner in accounts]
-        pairs = [(owner, a) for owner in owners if owner not in accounts for a in accounts]
-        guaranteed = ["owner_id", "account_id"]
-    else:
-        targets, accounts = targets or (), accounts or ()
-        one_sided = [_range("target_id", target_id=t) for t in targets if t in accounts]
-        pairs = [(a, target) for target in targets if target not in accounts for a in accounts]
-        guaranteed = ["target_id", "account_id"]
-    pair_ranges = [_range("pair", owner_id=o, target_id=t) for o, t in dict.fromkeys(pairs)]
-    return one_sided + pair_ranges, guaranteed
+    owners, targets = query.columns.get("owner_id", ()), query.columns.get("target_id", ())
+    accounts, peers = query.account_id or (), query.peer_id or ()
+    no_groups, only_groups = (False, True) if query.may_match_groups else (None, None)
+
+    def fits(some: tuple[str, ...], others: tuple[str, ...]) -> bool:
+        return 0 < len(some) * len(others) <= MAX_RANGES
+
+    if fits(accounts, peers):
+        pairs = [pair for a, b in product(accounts, peers) for pair in ((a, b), (b, a))]
+        return _ranges_of_pairs(pairs, no_groups), ["account_id", "peer_id"]
+    if fits(owners, targets):
+        pairs = list(product(owners, targets))
+        return _ranges_of_pairs(pairs), ["owner_id", "target_id"]
+    if fits(owners, accounts):
+        own = [owner for owner in owners if owner in accounts]
+        others = [owner for owner in owners if owner not in accounts]
+        ranges = [_range("owner_id", no_groups, owner_id=owner) for owner in own]
+        if query.may_match_groups:
+            # A group may have the id of an account. Then the account must be the target.
+            ranges += _ranges_of_pairs(list(product(own, accounts)), only_groups)
+        ranges += _ranges_of_pairs(list(product(others, accounts)))
+        return ranges, ["owner_id", "account_id"]
+    if fits(accounts, targets):
+        ranges = [_range("target_id", target_id=target) for target in targets if target in accounts]
+        others = [target for target in targets if target not in accounts]
+        ranges += _ranges_of_pairs(list(product(accounts, others)), no_groups)
+        return ranges, ["target_id", "account_id"]
+    return [], []
+
+
+def _ranges_of_pairs(
+    pairs: Sequence[tuple[str, str]], has_groups: bool | None = None
+) -> list[IndexRange]:
+    return [
+        _range("pair", has_groups, owner_id=owner, target_id=target)
+        for owner, target in dict.fromkeys(pairs)
+    ]

@@ -92,16 +92,7 @@ class HistoryQuery(PagedQuery):
     def __post_init__(self) -> None:
         alternatives: dict[str, tuple[Any, ...]] = dict(self.texts)
         alternatives["delivery_id"] = self.delivery_id or ()
-        if sum(map(len, alternatives.values())) > MAX_ALTERNATIVES:
-            longest = max(alternatives, key=lambda name: len(alternatives[name]))
-            problem = (
-                f"has {len(alternatives[longest])} values. "
-                f"All filters together may have at most {MAX_ALTERNATIVES}"
-            )
-            raise HistoryQueryError(longest, problem)
-        for name, values in alternatives.items():
-            for value in values:
-                _check_filter(name, value)
+        _check_filters(alternatives)
         if "peer_id" in self.texts and "account_id" not in self.texts:
             raise HistoryQueryError(
                 "peer_id", "needs account_id: it names the account on the other side"
@@ -121,25 +112,30 @@ class DeliveryQuery(PagedQuery):
     """A checked query for deliveries. Raises `HistoryQueryError`."""
 
     status: tuple[str, ...] | None = None
+    command: tuple[str, ...] | None = None
 
     @classmethod
     def from_filters(cls, filters: Mapping[str, Any]) -> Self:
         """Return the query with these filters. See `HistoryQuery.from_filters`."""
         values = _used_filters(filters, DELIVERY_FILTERS)
-        if "status" in values:
-            values["status"] = _alternatives(values["status"])
+        for name in {"status", "command"} & values.keys():
+            values[name] = _alternatives(values[name])
         return cls(**values)
 
     def __post_init__(self) -> None:
         for status in self.status or ():
             check_choice("status", status, tuple(Status))
+        _check_filters({"command": self.command or ()})
         super().__post_init__()
 
     @property
     def digest(self) -> str:
         """A hash that is equal for queries with the same result in the same order."""
-        statuses = self.status if self.status is None else sorted(set(self.status))
-        return _digest("deliveries", statuses, _to_ids(self.since, self.until), self.order)
+        filters = [
+            values if values is None else sorted(set(values))
+            for values in (self.status, self.command)
+        ]
+        return _digest("deliveries", filters, _to_ids(self.since, self.until), self.order)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -195,7 +191,7 @@ def suggest(name: str, known_names: Collection[str]) -> str:
 
 def join_choices(choices: Iterable[str]) -> str:
     """Return the choices as a phrase: "a, b or c"."""
-    *others, last = choices
+    *others, last = (choice or "empty" for choice in choices)
     return f"{', '.join(others)} or {last}" if others else last
 
 
@@ -211,6 +207,19 @@ def _alternatives(value: Any) -> tuple[Any, ...]:
     is_text = isinstance(value, str | bytes | bytearray)
     is_several = isinstance(value, Sequence | AbstractSet) and not is_text
     return tuple(value) if is_several else (value,)
+
+
+def _check_filters(alternatives: Mapping[str, tuple[Any, ...]]) -> None:
+    if sum(map(len, alternatives.values())) > MAX_ALTERNATIVES:
+        longest = max(alternatives, key=lambda name: len(alternatives[name]))
+        problem = (
+            f"has {len(alternatives[longest])} values. "
+            f"All filters together may have at most {MAX_ALTERNATIVES}"
+        )
+        raise HistoryQueryError(longest, problem)
+    for name, values in alternatives.items():
+        for value in values:
+            _check_filter(name, value)
 
 
 def _check_filter(name: str, value: object) -> None:

@@ -191,6 +191,7 @@ class DeliveryQuerySchema(PagedSchema):
         fields.String(metadata={"enum": list(Status)}),
         metadata={"description": join_choices(Status)},
     )
+    command = _make_field(FILTERS["command"])
 
 
 def load_parameters(schema: Schema, parameters: Mapping[str, list[str]]) -> dict[str, Any]:

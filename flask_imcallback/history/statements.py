@@ -19,18 +19,12 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection
 
+from ..removals import Relation
+from ..storage import removal as removal_table
 from .plans import PRIMARY_KEY_SCAN, IndexRange, Plan, choose_plan, list_plans
 from .resolve import ResolvedQuery
 
-REMOVAL_COLUMNS = (
-    "id",
-    "delivery_id",
-    "source_id",
-    "owner_id",
-    "target_id",
-    "client_ip",
-    "request_id",
-)
+REMOVAL_COLUMNS = tuple(removal_table.columns.keys())
 COLUMN_LIST = ", ".join(REMOVAL_COLUMNS)
 NEARBY_ROWS_PER_RESULT = 20
 """Rows of the table that are read for each wanted removal, before an index is used. Only a query
@@ -43,6 +37,16 @@ COUNT_PROBE_ENTRIES = 1000
 """Distance in index entries at which plans are compared before removals are counted."""
 MAX_COUNT_ROWS = 500_000
 """Maximum number of rows that a count may return."""
+
+INDEX_CONDITIONS = {
+    str(index.name): str(condition)
+    for index in removal_table.indexes
+    if (condition := index.dialect_options["sqlite"]["where"]) is not None
+}
+"""Partial index -> its condition. A statement must repeat the condition to use the index."""
+IS_GROUP = f"IN (SELECT id FROM imcallback_source WHERE relation = '{Relation.GROUP}')"
+"""The condition on `source_id` that a removal is from a group. A list of ids would miss the source
+that another process adds after the list was read."""
 
 SQLITE_PARAMETER = re.compile(r":(v\d+)")
 """A named parameter. Nothing else in the SQL text looks like it."""
@@ -108,7 +112,7 @@ class Finder:
                     return SearchResult(nearby)
         if not plan.ranges:
             return SearchResult([])
-        if not plan.remaining:
+        if plan.is_exact:
             return SearchResult(self._read(query, plan, page))
         return self._find_in_steps(query, plan, page)
 
@@ -206,7 +210,7 @@ class Finder:
     def _read(self, query: ResolvedQuery, plan: Plan, page: PageSpec) -> list[Any]:
         """Return the first rows of the ranges that match all conditions."""
         # PostgreSQL checks the conditions in a covering index if only its columns are selected.
-        is_merged = len(plan.ranges) > 1 or (plan.remaining and plan.is_covering)
+        is_merged = len(plan.ranges) > 1 or (plan.is_covering and not plan.is_exact)
         builder = self._sql(query)
         select = builder.select_ranges if is_merged else builder.select_range
         return self._run(select(plan, page))
@@ -230,12 +234,12 @@ class _StatementBuilder:
 
         Each range has its own limit. Rows are read only for the ids in the page.
         """
-        columns = dict.fromkeys(["id", *sorted(plan.remaining - {"account_id"})])
+        columns = dict.fromkeys(["id", "source_id", *sorted(plan.remaining - {"account_id"})])
         if "account_id" in plan.remaining:
             columns |= dict.fromkeys(["owner_id", "target_id"])
         ranges = (self._matching_entries(plan, part, page, columns) for part in plan.ranges)
         # An account that removes itself is on both sides.
-        is_on_both_sides = any(part.excluded_owners for part in plan.ranges)
+        is_on_both_sides = any(part.excluded_accounts for part in plan.ranges)
         ids = (" UNION " if is_on_both_sides else " UNION ALL ").join(
             f"SELECT id FROM (SELECT id {entries} LIMIT {page.limit}) AS r{number}"
             for number, entries in enumerate(ranges)
@@ -295,9 +299,9 @@ class _StatementBuilder:
         """Return the SELECT of all entries that meet the conditions, each once."""
         selects = []
         for part in plan.ranges:
-            conditions = self._conditions(plan.guaranteed)
-            if part.excluded_owners:
-                conditions.append(f"owner_id NOT IN {self._bind_all(part.excluded_owners)}")
+            conditions = self._remaining_conditions(plan, part)
+            if part.excluded_accounts:
+                conditions.append(f"NOT ({self._is_owner(part.excluded_accounts)})")
             selects.append(f"SELECT {columns} {self._entries(part, None, conditions)}")
         return " UNION ALL ".join(selects)
 
@@ -317,20 +321,30 @@ class _StatementBuilder:
     def _bind_all(self, values: Iterable[Any]) -> str:
         return f"({', '.join([self._bind(value) for value in values]) or 'NULL'})"
 
+    def _remaining_conditions(self, plan: Plan, part: IndexRange) -> list[str]:
+        """Return the SQL conditions that the removals in a range must still meet."""
+        conditions = self._conditions(plan.guaranteed)
+        if part.has_groups is not None:
+            conditions.append(f"source_id {'' if part.has_groups else 'NOT '}{IS_GROUP}")
+        return conditions
+
     def _conditions(self, guaranteed: frozenset[str]) -> list[str]:
         """Return the SQL conditions of the query that the ranges do not guarantee."""
         conditions = []
-        for name in REMOVAL_COLUMNS[1:]:
-            values = getattr(self.query, name)
-            if values is None or name in guaranteed:
+        for name, values in self.query.columns.items():
+            if name in guaranteed:
                 continue
             if name == "source_id" and not self.query.has_listed_sources:
                 conditions.append(f"source_id IN ({self._select_sources()})")
             else:
                 conditions.append(f"{name} IN {self._bind_all(values)}")
-        if self.query.account_id is not None and "account_id" not in guaranteed:
-            sides = (("owner_id", "target_id"), ("target_id", "owner_id"))
-            conditions.append(f"({' OR '.join(self._side(*side) for side in sides)})")
+        accounts, peers = self.query.account_id, self.query.peer_id
+        if accounts is not None and "account_id" not in guaranteed:
+            is_owner, is_target = self._is_owner(accounts), self._is_target(accounts)
+            if peers is not None:
+                is_owner = f"{is_owner} AND {self._is_target(peers)}"
+                is_target = f"{is_target} AND {self._is_owner(peers)}"
+            conditions.append(f"({is_owner} OR {is_target})")
         return conditions
 
     def _select_sources(self) -> str:
@@ -339,17 +353,21 @@ class _StatementBuilder:
         conditions = [f"{name} IN {self._bind_all(values)}" for name, values in texts.items()]
         return f"SELECT id FROM imcallback_source WHERE {' AND '.join(conditions)}"
 
-    def _side(self, account: str, peer: str) -> str:
-        condition = f"{account} IN {self._bind_all(self.query.account_id or ())}"
-        if self.query.peer_id is not None:
-            condition += f" AND {peer} IN {self._bind_all(self.query.peer_id)}"
-        return f"({condition})"
+    def _is_owner(self, accounts: tuple[str, ...]) -> str:
+        """Return the condition that one of the accounts is the owner. A group is no account."""
+        condition = f"owner_id IN {self._bind_all(accounts)}"
+        if self.query.may_match_groups:
+            condition += f" AND source_id NOT {IS_GROUP}"
+        return condition
+
+    def _is_target(self, accounts: tuple[str, ...]) -> str:
+        return f"target_id IN {self._bind_all(accounts)}"
 
     def _matching_entries(
         self, plan: Plan, part: IndexRange, page: PageSpec, columns: Iterable[str]
     ) -> str:
         """Return FROM, WHERE and ORDER BY of the entries that meet the remaining conditions."""
-        conditions = self._conditions(plan.guaranteed)
+        conditions = self._remaining_conditions(plan, part)
         if not conditions or page.max_entries is None or self.dialect != "postgresql":
             return self._entries(part, page, conditions)
         return (
@@ -373,6 +391,8 @@ class _StatementBuilder:
             where.append(f"{name} = ANY (ARRAY[{mark}])" if is_hidden else f"{name} = {mark}")
         where.append(f"id > {self._bind(max(self.query.above_id, part.id_span[0] - 1))}")
         where.append(f"id < {self._bind(min(self.query.below_id, part.id_span[1] + 1))}")
+        if part.index in INDEX_CONDITIONS:
+            where.append(INDEX_CONDITIONS[part.index])
         where += conditions
         text = f"FROM imcallback_removal{hint} WHERE {' AND '.join(where)}"
         if page is None:

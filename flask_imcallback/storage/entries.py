@@ -135,21 +135,31 @@ class Entry:
         """Give the entry another id. The ids of its removals follow it."""
         self.row = self.row | {"id": delivery_id, "received_at": moment_of(delivery_id)}
 
+    @property
+    def has_one_actor(self) -> bool:
+        """Whether all removals have the same actor. An unknown actor counts as an actor."""
+        return len({removal.actor_id for removal in self.removals}) == 1
+
     def source_keys(self) -> set[SourceKey]:
-        """Return the sources of the removals, one for each relation."""
+        """Return the sources of the removals, one for each relation and cause."""
         row = self.row
         return {
             SourceKey(
-                row["provider"], row["app_id"], row["command"], relation.value, row["platform"]
+                row["provider"],
+                row["app_id"],
+                row["command"],
+                relation.value,
+                cause.value,
+                row["platform"],
             )
-            for relation in {removal.relation for removal in self.removals}
+            for relation, cause in {(removal.relation, removal.cause) for removal in self.removals}
         }
 
     def removal_values(self, source_ids: Mapping[SourceKey, int]) -> list[tuple[int, str, str]]:
         """Return the source id, owner and target of each removal."""
-        id_by_relation = {key.relation: source_ids[key] for key in self.source_keys()}
+        ids = {(key.relation, key.cause): source_ids[key] for key in self.source_keys()}
         return [
-            (id_by_relation[removal.relation.value], removal.owner_id, removal.target_id)
+            (ids[removal.relation, removal.cause], removal.owner_id, removal.target_id)
             for removal in self.removals
         ]
 
@@ -166,6 +176,8 @@ class Entry:
                 relation=removal.relation,
                 owner_id=removal.owner_id,
                 target_id=removal.target_id,
+                actor_id=removal.actor_id,
+                cause=removal.cause,
                 **shared,
             )
             for position, removal in enumerate(self.removals)

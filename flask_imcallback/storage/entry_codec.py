@@ -6,7 +6,7 @@ import json
 from base64 import b64decode, b64encode
 from typing import TYPE_CHECKING, Any
 
-from ..removals import Relation, Removal
+from ..removals import Cause, Relation, Removal
 from .ids import moment_of
 
 if TYPE_CHECKING:
@@ -29,12 +29,17 @@ def encode_entry(entry: Entry) -> bytes:
         for name, value in entry.row.items()
         if name != "received_at"
     }
-    removals = [(removal.relation.value, *_accounts(removal)) for removal in entry.removals]
+    removals = [
+        (
+            removal.relation.value,
+            removal.owner_id,
+            removal.target_id,
+            removal.actor_id,
+            removal.cause.value,
+        )
+        for removal in entry.removals
+    ]
     return json.dumps({"version": VERSION, "row": row, "removals": removals}).encode()
-
-
-def _accounts(removal: Removal) -> tuple[str, str]:
-    return removal.owner_id, removal.target_id
 
 
 def decode_entry(encoded: bytes) -> tuple[dict[str, Any], list[Removal]]:
@@ -53,7 +58,7 @@ def decode_entry(encoded: bytes) -> tuple[dict[str, Any], list[Removal]]:
         row[name] = None if row[name] is None else b64decode(row[name], validate=True)
     row["received_at"] = moment_of(row["id"])
     removals = [
-        Removal(Relation(relation), owner_id, target_id)
-        for relation, owner_id, target_id in content["removals"]
+        Removal(Relation(relation), owner_id, target_id, actor_id, Cause(cause))
+        for relation, owner_id, target_id, actor_id, cause in content["removals"]
     ]
     return row, removals

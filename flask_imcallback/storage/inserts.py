@@ -16,7 +16,7 @@ from .tables import delivery as delivery_table
 from .tables import removal as removal_table
 from .tables import source as source_table
 
-REMOVAL_COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id")
+REMOVAL_COLUMNS = ("id", "delivery_id", "source_id", "owner_id", "target_id", "actor_id")
 
 SHARED_COLUMNS = ("client_ip", "request_id")
 """Columns of a removal that have one value for all removals of a delivery."""
@@ -26,7 +26,7 @@ SOURCE_IDS_KEY = "imcallback_source_ids"
 
 JSON_INSERT_THRESHOLD = 20
 """A delivery with this number of removals or more is inserted from one JSON array, on the databases
-in `JSON_ROWS`."""
+in `JSON_ROWS`. All its removals must have the same actor, as each known callback has."""
 
 MAX_ROWS_PER_INSERT = 40
 """Rows in one statement. Older releases of SQLite allow 999 parameters."""
@@ -105,7 +105,8 @@ def insert_removals(connection: Connection, entries: Sequence[Entry]) -> None:
     rows: list[tuple[Any, ...]] = []
     for entry in entries:
         values = entry.removal_values(source_ids)
-        if statements.json_sql and len(values) >= JSON_INSERT_THRESHOLD:
+        is_large = len(values) >= JSON_INSERT_THRESHOLD
+        if statements.json_sql and is_large and entry.has_one_actor:
             parameters = statements.json_parameters(entry, values)
             connection.exec_driver_sql(statements.json_sql, parameters)
         else:
@@ -164,6 +165,7 @@ class _Statements:
                 json_rows.source_id,
                 json_rows.owner_id,
                 json_rows.target_id,
+                mark,
                 *[mark] * len(SHARED_COLUMNS),
             )
             table = json_rows.table.format(mark)
@@ -175,14 +177,15 @@ class _Statements:
         """Return one row for each removal."""
         delivery_id, shared = entry.row["id"], self._shared.bind(entry.row)
         return [
-            (delivery_id + position, delivery_id, *value, *shared)
-            for position, value in enumerate(values)
+            (delivery_id + position, delivery_id, *value, removal.actor_id, *shared)
+            for position, (value, removal) in enumerate(zip(values, entry.removals, strict=True))
         ]
 
     def json_parameters(self, entry: Entry, values: list[tuple[int, str, str]]) -> tuple[Any, ...]:
         """Return the parameters of `json_sql`."""
         delivery_id, shared = entry.row["id"], self._shared.bind(entry.row)
-        return delivery_id, delivery_id, *shared, json.dumps(values)
+        actor_id = entry.removals[0].actor_id
+        return delivery_id, delivery_id, actor_id, *shared, json.dumps(values)
 
 
 @lru_cache

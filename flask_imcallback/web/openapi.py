@@ -1,7 +1,7 @@
 """The OpenAPI document of this app at `/openapi.json`.
 
 The file `openapi.json` describes the URLs for readers. Each provider describes its own callbacks.
-`build_document` joins them, and adds the server, the version and the access rules.
+`build_document` joins them, and adds the filters, the server, the version and the access rules.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any
 
 from flask import Blueprint, Response, request
 
+from ..history import FILTERS, HISTORY_QUERY
 from ..providers import Description, Provider
 from ..runtime import Runtime, get_runtime
 from .access import add_reader_views
@@ -30,6 +31,8 @@ ANSWERS = {
     "503": "The callback could not be stored anywhere.",
 }
 """HTTP status -> the meaning of the answer to a callback."""
+FILTERED_PATHS = ("/history", "/history/stats", "/history/export")
+"""The paths that take the filters of removals."""
 PUBLIC_PATH = "/health"
 """The only path that everybody may read."""
 
@@ -55,12 +58,35 @@ def build_document(runtime: Runtime, server_url: str) -> dict[str, Any]:
     document: dict[str, Any] = json.loads(file.read_text("utf-8"))
     document["servers"] = [{"url": server_url}]
     document["info"]["version"] = version("flask-imcallback")
+    _add_filters(document)
     for path, methods in document["paths"].items():
         if path != PUBLIC_PATH:
             _set_access(runtime, methods["get"])
     for provider in runtime.providers.values():
         _add_callbacks(document, provider)
     return document
+
+
+def _add_filters(document: dict[str, Any]) -> None:
+    """Add the parameters of `FILTERS` to the paths that list, count or export removals."""
+    for name, row in FILTERS.items():
+        field: Any = HISTORY_QUERY.fields[name]
+        value = {"type": "integer", "format": "int64"} if row.is_id else {"type": "string"}
+        document["components"]["parameters"][name] = {
+            "in": "query",
+            "name": name,
+            "description": f"{row.description[0].upper()}{row.description[1:]}.",
+            "schema": {
+                "type": "array",
+                "maxItems": field.metadata["maxItems"],
+                "items": value | field.inner.metadata,
+            },
+            "explode": True,
+            "style": "form",
+        }
+        for path in FILTERED_PATHS:
+            reference = {"$ref": f"#/components/parameters/{name}"}
+            document["paths"][path]["get"]["parameters"].append(reference)
 
 
 def _set_access(runtime: Runtime, operation: dict[str, Any]) -> None:

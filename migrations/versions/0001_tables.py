@@ -62,6 +62,7 @@ def _create_source() -> None:
         sa.Column("app_id", _exact_text(32), nullable=False),
         sa.Column("command", _exact_text(255), nullable=False),
         sa.Column("relation", _exact_text(16), nullable=False),
+        sa.Column("cause", _exact_text(16), nullable=False),
         sa.Column("platform", _exact_text(255), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_imcallback_source"),
     )
@@ -75,6 +76,7 @@ def _create_removal() -> None:
         sa.Column("source_id", sa.Integer(), nullable=False),
         sa.Column("owner_id", _exact_text(255), nullable=False),
         sa.Column("target_id", _exact_text(255), nullable=False),
+        sa.Column("actor_id", _exact_text(255), nullable=False),
         sa.Column("client_ip", _exact_text(255), nullable=False),
         sa.Column("request_id", _exact_text(255), nullable=False),
         sa.PrimaryKeyConstraint("id", name="pk_imcallback_removal"),
@@ -84,6 +86,7 @@ def _create_removal() -> None:
         {
             "owner_id": ["owner_id", "id", "source_id"],
             "target_id": ["target_id", "id", "source_id"],
+            "actor_id": ["actor_id", "id", "source_id"],
             "pair": ["owner_id", "target_id", "id"],
             "source_id": ["source_id", "id"],
             "client_ip": ["client_ip", "id", "source_id"],
@@ -116,7 +119,15 @@ def _create_indexes(table: str, columns: dict[str, list[str]]) -> None:
         existing = {index["name"] for index in sa.inspect(op.get_bind()).get_indexes(table)}
     for suffix, names in columns.items():
         if f"ix_{table}_{suffix}" not in existing:
-            op.create_index(f"ix_{table}_{suffix}", table, names)
+            # MariaDB ignores the condition.
+            condition = sa.text("actor_id <> ''") if suffix == "actor_id" else None
+            op.create_index(
+                f"ix_{table}_{suffix}",
+                table,
+                names,
+                sqlite_where=condition,
+                postgresql_where=condition,
+            )
 
 
 def _exact_text(length: int) -> sa.types.TypeEngine[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import csv
 import io
 import json
+from datetime import timedelta
 from typing import Any
 
 import pytest
@@ -12,13 +13,16 @@ from click.testing import Result
 from flask import Flask
 from sqlalchemy import URL
 
-from flask_imcallback.removals import Relation
+from flask_imcallback.removals import Cause, Relation
 from support.api import MEMBERS, get, open_history
 from support.apps import MakeApp
 from support.deliveries import MOMENT, store
 
 AWKWARD = 'a,b "c"\r\nd\t\x1b[31m\u202e\\ é😀 '
-TABLE = ["id", "received_at", "provider", "relation", "owner_id", "target_id", "platform"]
+TABLE = [
+    *("id", "received_at", "provider", "relation", "owner_id", "target_id", "platform"),
+    *("cause", "actor_id"),
+]
 
 
 def run(app: Flask, *arguments: str, status: int = 0) -> Result:
@@ -40,6 +44,19 @@ def app(make_app: MakeApp) -> Flask:
     with app.app_context():
         store(("a", "1"), ("b", AWKWARD), ("c", "3"), platform="iOS", command="callbackX")
     return app
+
+
+def test_a_removal_from_a_group(app: Flask) -> None:
+    """The table ends with the cause and the actor, and both are filters."""
+    kicked: dict[str, Any] = {"relation": Relation.GROUP, "cause": Cause.KICKED, "actor_id": "m"}
+    with app.app_context():
+        store(("g", "a"), platform="iOS", at=MOMENT + timedelta(seconds=1), **kicked)
+    for options in (
+        *(("--cause", "kicked"), ("--actor-id", "m"), ("--group-id", "g")),
+        ("--account-id", "a", "--relation", "group"),
+    ):
+        _, line = run(app, *options).stdout.splitlines()
+        assert line.split()[3:] == ["group", "g", "a", "iOS", "kicked", "m"]
 
 
 def test_ndjson_equals_the_http_answer(database_url: URL, make_app: MakeApp) -> None:

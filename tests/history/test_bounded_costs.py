@@ -6,6 +6,7 @@ import time
 from collections.abc import Callable
 from datetime import timedelta
 from functools import partial
+from itertools import product
 from typing import Any
 from urllib.parse import urlencode
 
@@ -17,7 +18,10 @@ from sqlalchemy import URL, text
 from flask_imcallback.errors import TooWideError
 from flask_imcallback.history import counts, load_delivery_query, statements
 from flask_imcallback.history.cursors import CursorCodec, Position
+from flask_imcallback.history.resolve import ResolvedQuery
+from flask_imcallback.history.statements import Finder, PageSpec
 from flask_imcallback.history.time_limits import time_limit
+from flask_imcallback.removals import Record
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import MAX_ID
 from support.api import HISTORY, assert_problem, get, open_history
@@ -287,6 +291,77 @@ def test_long_ranges_of_a_cursor_are_not_spelled_out() -> None:
     assert position.advance(5, [7, MAX_ID]) == Position(5, ((6, MAX_ID),))
 
 
+# Groups
+
+
+def test_a_group_with_the_id_of_an_account_costs_little(
+    make_app: MakeApp, database_url: URL
+) -> None:
+    """A page reads a bounded part of 200,000 removals of the group, and finds the account's own."""
+    app = open_history(make_app, database_url)
+    count = 200_000
+    is_own = f"n IN (3, {count // 2}, {count - 3})"
+    with app.app_context(), get_runtime().engine().begin() as connection:
+        insert_sources(connection, 2, relation="CASE WHEN n = 0 THEN 'group' ELSE 'friend' END")
+        insert_removals(connection, count, source_id=f"CASE WHEN {is_own} THEN 2 ELSE 1 END")
+        analyze(connection)
+    # An index of owners has the source, so a page can skip more of it than of the index of pairs.
+    min_pages: list[tuple[dict[str, Any], int]] = [
+        ({"account_id": "alice"}, 2),
+        ({"account_id": ["alice", "carol"], "since": MOMENT}, 2),
+        ({"account_id": "alice", "relation": ["friend", "group"]}, 2),
+        ({"account_id": "alice", "relation": "friend"}, 1),
+        ({"account_id": "alice", "peer_id": "bob"}, 20),
+        ({"account_id": "alice", "client_ip": "203.0.113.7"}, 20),
+    ]
+    for (filters, least), order in product(min_pages, ("asc", "desc")):
+        assert least <= len(find_pages(app, order=order, **filters)) <= 50, filters
+    with app.app_context():
+        history = get_runtime().history
+        for filters, _ in min_pages:
+            assert sum(row.count for row in history.stats(**filters)) == 3
+        members: list[dict[str, Any]] = [
+            {"account_id": "bob", "relation": "group"},
+            {"group_id": "alice"},
+            {"group_id": "alice", "account_id": "bob"},
+        ]
+        for filters in members:
+            assert len(history.find(**filters).data) == 100
+
+
+def find_pages(app: Flask, **filters: Any) -> list[list[Record]]:
+    """Return all pages. Each of them must take less than two seconds."""
+    pages: list[list[Record]] = []
+    cursor: str | None = None
+    with app.app_context():
+        while cursor or not pages:
+            start = time.perf_counter()
+            page = get_runtime().history.find(cursor=cursor, **filters)
+            assert time.perf_counter() - start < 2
+            pages.append(page.data)
+            cursor = page.next_cursor
+    assert sum(map(len, pages)) == 3
+    return pages
+
+
+def test_an_actor_is_found_at_once(make_app: MakeApp, database_url: URL) -> None:
+    """An index has the actors, although most removals have none."""
+    app = open_history(make_app, database_url)
+    fill(app, actor_id="CASE WHEN n IN (5, 7) THEN 'mary' ELSE '' END")
+    for path in (f"{HISTORY}?actor_id=mary", f"{HISTORY}?actor_id=mary&account_id=alice"):
+        response = get(app, path)
+        assert [row["actor_id"] for row in response.get_json()["data"]] == ["mary"] * 2
+        assert seconds(partial(get, app, path)) < 0.1
+    with app.app_context(), get_runtime().engine().connect() as connection:
+        query = ResolvedQuery(columns={"actor_id": ("mary",)})
+        finder = Finder(connection)
+        assert len(finder.find(query, PageSpec(is_descending=True, limit=10)).rows) == 2
+        (statement,) = finder.statements
+        explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
+        plan = connection.exec_driver_sql(f"{explain} {statement.sql}", statement.values)
+        assert "ix_imcallback_removal_actor_id" in str(plan.all())
+
+
 # Deliveries
 
 
@@ -323,6 +398,9 @@ def test_two_rare_statuses_are_found_at_once(make_app: MakeApp, database_url: UR
     query = load_delivery_query({"status": ["recorded", "unreadable"], "limit": ["2"]})
     with app.app_context():
         history = get_runtime().history
+        page = history.deliveries(command="never")
+        assert (page.data, page.next_cursor is None) == ([], False)
+        assert seconds(lambda: history.deliveries(command="never")) < 0.5
         assert [row.id for row in history.read_delivery_page(query).data] == [
             FIRST_ID + ROWS - 1,
             FIRST_ID + ROWS - 2,

@@ -17,7 +17,15 @@ from hypothesis import strategies as st
 from itsdangerous import URLSafeSerializer
 from sqlalchemy import URL, Engine
 
-from flask_imcallback import HistoryFilters, HistoryQueryError, Page, Record, Relation, Status
+from flask_imcallback import (
+    Cause,
+    HistoryFilters,
+    HistoryQueryError,
+    Page,
+    Record,
+    Relation,
+    Status,
+)
 from flask_imcallback.history.filters import FILTERS, TEXT_FILTERS, RemovalFilters
 from flask_imcallback.history.history import CHUNK_REMOVALS, History
 from flask_imcallback.history.queries import HistoryQuery
@@ -80,11 +88,15 @@ def store_variety() -> Records:
         rare = [["oldest", "both"], [], ["newest", "both"]][number // 100]
         accounts = [*ACCOUNTS, *rare]
         of_time = [["r"], [], ["R"]][number // 100]
+        relation = draw.choice(list(Relation))
+        is_group = relation is Relation.GROUP
         deliveries.append(
             make_delivery(
                 *((draw.choice(accounts), draw.choice(accounts)) for _ in range(draw.randrange(6))),
                 at=PAST + timedelta(days=days, seconds=seconds, microseconds=draw.randrange(20)),
-                relation=draw.choice(list(Relation)),
+                relation=relation,
+                actor_id=draw.choice(["", *accounts]) if is_group else "",
+                cause=draw.choice(list(Cause)[1:]) if is_group else Cause.NONE,
                 provider=draw.choice(["openim", "tencent"]),
                 command=draw.choice(["", "Sns.CallbackFriendDelete", "callbackX"]),
                 app_id=draw.choice(["", "1400000000", "1400000001"]),
@@ -98,8 +110,13 @@ def store_variety() -> Records:
 
 def values(record: Record, name: str) -> tuple[Any, ...]:
     """Return the values of a record that a filter is compared with."""
+    is_group = record.relation == "group"
     if name in ("account_id", "peer_id"):
-        return record.owner_id, record.target_id
+        return (record.target_id,) if is_group else (record.owner_id, record.target_id)
+    if name == "group_id":
+        return (record.owner_id,) if is_group else ()
+    if name == "actor_id":
+        return (record.actor_id,) if record.actor_id else ()
     return (getattr(record, name),)
 
 
@@ -113,13 +130,13 @@ def some_filters(draw: st.DrawFn, records: list[Record]) -> dict[str, Any]:
     filters: dict[str, Any] = {}
     names = st.sampled_from([*TEXT_FILTERS, "delivery_id"])
     for name in draw(st.sets(names, max_size=4)):
-        choices = [*values(likely, name), *values(other, name)]
+        choices = [*values(likely, name), *values(other, name)] or ["a"]
         one = st.sampled_from(choices)
         filters[name] = draw(one | st.lists(one, max_size=3))
     if "peer_id" in filters and "account_id" not in filters:
         filters["account_id"] = draw(st.sampled_from(values(likely, "account_id")))
     longer = draw(st.sets(st.sampled_from(TEXT_FILTERS), max_size=3)) & {*filters}
-    for name in longer - {"relation"}:
+    for name in longer - {"relation", "cause"}:
         filters[name] = [*NOBODY, *as_list(filters[name])]
     for name in draw(st.sets(st.sampled_from(["since", "until"]))):
         near = draw(st.sampled_from(records))
@@ -161,6 +178,28 @@ def filters_for_every_plan(records: list[Record]) -> list[dict[str, Any]]:
         {"account_id": two, "relation": "blacklist"},
         {"account_id": ACCOUNTS, "owner_id": ["oldest", "a"]},
         {"account_id": ACCOUNTS, "client_ip": "203.0.113.7", "since": inside},
+        {"account_id": "a", "relation": ["friend", "follow"]},
+        # Groups, whose ids are also accounts, and their members.
+        {"group_id": "a"},
+        {"group_id": ["a", "A", "both"], "relation": "group", "cause": ["kicked", "dismissed"]},
+        {"group_id": two, "relation": ["friend", "blacklist"]},
+        {"group_id": two, "owner_id": ["a", "oldest"]},
+        {"group_id": ACCOUNTS, "account_id": "a"},
+        {"group_id": ["a", *NOBODY], "account_id": [*two, *NOBODY]},
+        {"group_id": "a", "account_id": "a", "target_id": ["a", "A"]},
+        {"group_id": ACCOUNTS, "account_id": two, "peer_id": ACCOUNTS},
+        {"account_id": ["a", *NOBODY], "relation": "group"},
+        {"account_id": two, "cause": "quit"},
+        {"account_id": two, "peer_id": two, "relation": ["group", "friend"]},
+        {"owner_id": ["a", "A"], "account_id": ["a", "A", "ss"], "relation": ["group", "friend"]},
+        {"owner_id": [*two, *NOBODY], "account_id": [*two, *NOBODY], "cause": ["", "quit"]},
+        {"target_id": two, "account_id": ["a", "both"], "cause": ["", "kicked"]},
+        # Actors.
+        {"actor_id": "a"},
+        {"actor_id": ["a", "newest"], "cause": "kicked"},
+        {"actor_id": "both", "owner_id": ACCOUNTS[:5], "target_id": ACCOUNTS[:8]},
+        {"actor_id": [*two, *NOBODY], "account_id": ACCOUNTS[:9]},
+        {"actor_id": two, "account_id": "both", "until": inside},
         # Several columns, of which one is selective.
         {"request_id": "r", "owner_id": "a"},
         {"request_id": ["", "r"], "owner_id": ["newest", "both"]},
@@ -209,7 +248,8 @@ def expected(records: list[Record], filters: Mapping[str, Any]) -> list[Record]:
         if "peer_id" in filters:
             sides = values(record, "account_id")
             meets.append(
-                any(
+                len(sides) == 2
+                and any(
                     one in asked["account_id"] and other in asked["peer_id"]
                     for one, other in (sides, sides[::-1])
                 )
@@ -236,9 +276,9 @@ def test_pages_equal_a_sorted_list(database_url: URL, make_app: MakeApp) -> None
             found = expected(records, filters)
             assert find_all(**filters) == found
             assert stream(**filters) == found
-            counted = Counter(record.relation.value for record in found)
             assert count(**filters) == {None: len(found)}
-            assert {**counted} == count("relation", **filters)
+            for name in ("relation", "cause"):
+                assert count(name, **filters) == Counter(getattr(record, name) for record in found)
 
         for filters in filters_for_every_plan(records):
             many = len(expected(records, filters | {"order": "asc"}))
@@ -583,7 +623,7 @@ class Nowhere(tzinfo):
         return None
 
 
-TEXT_ONLY = [name for name in TEXT_FILTERS if name != "relation"]
+TEXT_ONLY = [name for name in TEXT_FILTERS if not FILTERS[name].choices]
 NO_TEXTS = {
     "\0": "must not contain U+0000 or a lone surrogate: '\\x00'",
     "x\ud800": "must not contain U+0000 or a lone surrogate: 'x\\ud800'",
@@ -596,12 +636,15 @@ BAD_FILTERS: list[tuple[str, Any, str]] = [
     *((name, v, f"must be a string, not {v!r}") for name in TEXT_ONLY for v in NO_STRINGS),
     *((name, ["x", None], "must be a string, not None") for name in TEXT_ONLY),
     *((name, "", "must not be empty") for name in ("provider", "owner_id", "target_id")),
-    ("account_id", "", "must not be empty"),
+    *((name, "", "must not be empty") for name in ("account_id", "actor_id", "group_id")),
     ("peer_id", "x", "needs account_id: it names the account on the other side"),
-    ("relation", "", "must be friend or blacklist, not ''"),
-    ("relation", "Friend", "must be friend or blacklist, not 'Friend'"),
-    ("relation", ["friend", "foe"], "must be friend or blacklist, not 'foe'"),
-    ("relation", 5, "must be friend or blacklist, not 5"),
+    *(
+        ("relation", value, f"must be friend, blacklist, follow or group, not {shown}")
+        for value, shown in (
+            *(("", "''"), ("Friend", "'Friend'"), (["friend", "foe"], "'foe'"), (5, "5")),
+        )
+    ),
+    ("cause", "left", "must be empty, kicked, quit or dismissed, not 'left'"),
     *(("delivery_id", n, f"{ID_RANGE}{n!r}") for n in (0, -1, "5", 5.0, True, 2**53 + 1, 10**30)),
     ("delivery_id", [1, "2"], f"{ID_RANGE}'2'"),
     *(

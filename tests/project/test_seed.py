@@ -17,13 +17,13 @@ from flask import Flask
 from sqlalchemy import URL, NullPool, Table, create_engine, inspect, select
 
 from flask_imcallback.providers.base import CallbackRequest
-from flask_imcallback.removals import Record, Removal
+from flask_imcallback.removals import Cause, Record, Relation, Removal
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.entries import Delivery
 from flask_imcallback.storage.ids import moment_of
 from flask_imcallback.storage.tables import delivery, removal, source
 from support import ROOT
-from support.apps import MakeApp
+from support.apps import MakeApp, indexes
 
 sys.path.append(str(ROOT / "benchmarks"))
 
@@ -72,6 +72,8 @@ def test_the_history_lists_all_seeded_removals(database_url: URL, make_app: Make
     assert all(record.id == record.delivery_id + record.position for record in records)
     providers = Counter(record.provider for record in records)
     assert 0.3 < providers["openim"] / REMOVALS < 0.5
+    assert {record.relation for record in records} == set(Relation)
+    assert {record.cause for record in records} == set(Cause)
 
 
 def test_indexes_are_created_again(database_url: URL, make_app: MakeApp) -> None:
@@ -82,9 +84,8 @@ def test_indexes_are_created_again(database_url: URL, make_app: MakeApp) -> None
     def read() -> list[Any]:
         engine = create_engine(database_url, poolclass=NullPool)
         inspector = inspect(engine)
-        indexes = [inspector.get_indexes(table) for table in tables]
         uniques = [inspector.get_unique_constraints(table) for table in tables]
-        return [sorted(definitions, key=str) for definitions in indexes + uniques]
+        return [*(indexes(inspector, table) for table in tables), *uniques]
 
     before = read()
     assert before[0]
@@ -156,7 +157,9 @@ def test_packets_agree_with_their_rows(make_app: MakeApp, tmp_path: Path) -> Non
         callback = provider.parse(request, row["body"])
         assert asdict(origin) == {name: row[name] for name in asdict(origin)}
         assert callback.removals == tuple(
-            Removal(record.relation, record.owner_id, record.target_id)
+            Removal(
+                record.relation, record.owner_id, record.target_id, record.actor_id, record.cause
+            )
             for record in stored[row["id"]]
         )
         for record in stored[row["id"]]:

@@ -29,7 +29,7 @@ from flask_imcallback.storage.migrations import (
 )
 from flask_imcallback.storage.tables import metadata, removal
 from support import ROOT
-from support.apps import MakeApp, close_connections
+from support.apps import MakeApp, close_connections, indexes
 
 pytestmark = pytest.mark.slow
 
@@ -73,7 +73,7 @@ def schema(engine: Engine) -> dict[str, Any]:
             "columns": [{**c, "type": repr(c["type"])} for c in inspector.get_columns(table)],
             "key": inspector.get_pk_constraint(table)["constrained_columns"],
             "unique": inspector.get_unique_constraints(table),
-            "indexes": sorted(inspector.get_indexes(table), key=lambda index: str(index["name"])),
+            "indexes": indexes(inspector, table),
         }
         for table in TABLES
     }

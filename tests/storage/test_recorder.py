@@ -14,6 +14,7 @@ from flask import Flask
 from sqlalchemy import URL
 
 from flask_imcallback import (
+    Cause,
     ImCallbackError,
     Record,
     Relation,
@@ -193,9 +194,10 @@ def test_unstorable_text_beside_the_removals_is_replaced(
     assert delivery["query"] == "a\ufffd\ufffd" + "𠮷" * 300
 
 
+@pytest.mark.parametrize("actors", [[""], ODD_TEXTS[:1], ["", *ODD_TEXTS]], ids=len)
 @pytest.mark.parametrize("count", [19, 20, 1000])
 def test_many_removals_are_stored_as_they_arrived(
-    database_url: URL, make_app: MakeApp, count: int
+    database_url: URL, make_app: MakeApp, count: int, actors: list[str]
 ) -> None:
     """The order and every account id are exact, below and above the limits of one statement."""
     app = make_app(database_url)
@@ -203,11 +205,15 @@ def test_many_removals_are_stored_as_they_arrived(
         (ODD_TEXTS[number % len(ODD_TEXTS)], f"{ODD_TEXTS[number % 7]}{number}")
         for number in range(count)
     ]
-    removals = tuple(Removal(Relation.BLACKLIST, *pair) for pair in pairs)
+    removals = tuple(
+        Removal(Relation.GROUP, *pair, actors[number % len(actors)], list(Cause)[number % 4])
+        for number, pair in enumerate(pairs)
+    )
     records = record(app, replace(DELIVERY, removals=removals))
     stored = rows(app)[1]
     assert 0 <= records[0].id - id_at(MOMENT) < 10_000
     assert [(row["owner_id"], row["target_id"]) for row in stored] == pairs
+    assert [row["actor_id"] for row in stored] == [removal.actor_id for removal in removals]
     assert stored == [record._asdict() for record in records]
 
 

@@ -18,6 +18,7 @@ from flask import Flask
 from sqlalchemy import URL
 
 from flask_imcallback import (
+    Cause,
     Record,
     Relation,
     Removal,
@@ -146,6 +147,17 @@ def test_an_interrupted_drain_stores_nothing_twice(database_url: URL, make_app: 
     assert [row["id"] for row in deliveries] == [entry.row["id"] for entry in entries]
     assert len(removals) == 12
     assert not spool_of(app).waiting().count
+
+
+def test_a_removal_keeps_its_actor_and_cause_in_the_spool(make_app: MakeApp) -> None:
+    """A removal from a group is stored unchanged after it waited in the spool."""
+    app = make_app()
+    kicked = Removal(Relation.GROUP, "group", "bob", "alice", Cause.KICKED)
+    removals = (kicked, Removal(Relation.FOLLOW, "alice", "bob"))
+    entry = entry_of(app, replace(DELIVERY, removals=removals))
+    put(app, entry)
+    assert drain(app) == ""
+    assert rows(app)[1] == [record._asdict() for record in entry.records()]
 
 
 def test_repetitions_are_recognized_across_spool_and_database(

@@ -15,8 +15,8 @@ from support.apps import MakeApp
 HISTORY = "/imcallback/history"
 TOKEN = "new/token+of~64.bits=="
 MEMBERS = [
-    *("id", "provider", "app_id", "command", "relation", "owner_id", "target_id", "position"),
-    *("delivery_id", "client_ip", "platform", "request_id", "received_at"),
+    *("id", "provider", "app_id", "command", "relation", "owner_id", "target_id", "actor_id"),
+    *("cause", "position", "delivery_id", "client_ip", "platform", "request_id", "received_at"),
 ]
 """The members of a removal's JSON, in their order."""
 

@@ -9,7 +9,7 @@ from contextlib import suppress
 from typing import Any
 
 from flask import Flask
-from sqlalchemy import Connection, select
+from sqlalchemy import Connection, Inspector, select
 
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.ids import moment_of
@@ -25,8 +25,8 @@ def stored_removals(connection: Connection) -> list[dict[str, Any]]:
     r, s = removal.c, source.c
     removals = select(
         *(r.id, s.provider, s.app_id, s.command, s.relation, r.owner_id, r.target_id),
-        *((r.id - r.delivery_id).label("position"), r.delivery_id, r.client_ip),
-        *(s.platform, r.request_id),
+        *(r.actor_id, s.cause, (r.id - r.delivery_id).label("position"), r.delivery_id),
+        *(r.client_ip, s.platform, r.request_id),
     ).join(source, s.id == r.source_id, isouter=True)
     rows = connection.execute(removals.order_by(r.id)).mappings()
     return [{**row, "received_at": moment_of(row["delivery_id"])} for row in rows]
@@ -35,6 +35,15 @@ def stored_removals(connection: Connection) -> list[dict[str, Any]]:
 def save_counts(app: Flask) -> None:
     """Save the counts of this process now, not after some seconds."""
     app.extensions["imcallback"].counters.flush(30)
+
+
+def indexes(inspector: Inspector, table: str) -> list[str]:
+    """Return the indexes of a table as texts, because the condition of an index equals no other."""
+    definitions = inspector.get_indexes(table)
+    for definition in definitions:
+        options = definition.get("dialect_options", {})
+        definition["dialect_options"] = {name: str(value) for name, value in options.items()}
+    return sorted(map(str, definitions))
 
 
 def join(*names: str) -> None:

@@ -11,7 +11,7 @@ from flask import Flask
 
 from flask_imcallback.history import Page
 from flask_imcallback.providers.base import Origin
-from flask_imcallback.removals import Record, Relation, Removal
+from flask_imcallback.removals import Cause, Record, Relation, Removal
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.entries import Delivery, Entry
 from flask_imcallback.storage.writer import Writer
@@ -86,6 +86,8 @@ def make_delivery(
     *pairs: tuple[str, str],
     at: datetime = MOMENT,
     relation: Relation = Relation.FRIEND,
+    actor_id: str = "",
+    cause: Cause = Cause.NONE,
     provider: str = "openim",
     body: bytes = b"{}",
     **origin: str,
@@ -101,7 +103,9 @@ def make_delivery(
         query="command=x",
         headers={"host": "example.com"},
         body=body,
-        removals=tuple(Removal(relation, owner, target) for owner, target in pairs),
+        removals=tuple(
+            Removal(relation, owner, target, actor_id, cause) for owner, target in pairs
+        ),
     )
 
 

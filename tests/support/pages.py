@@ -120,11 +120,16 @@ def account_url(**query: str) -> str:
     return f"{PAGE}account?{urlencode(query)}"
 
 
+def group_url(**query: str) -> str:
+    return f"{PAGE}group?{urlencode(query)}"
+
+
 def page_urls(record: Record) -> list[str]:
     """Return one URL of each kind of page that shows a removal."""
     return [
         PAGE,
         account_url(account_id=record.owner_id),
         account_url(account_id=record.owner_id, peer_id=record.target_id),
+        group_url(group_id=record.owner_id, account_id=record.target_id),
         f"{PAGE}removal/{record.id}",
     ]

@@ -37,27 +37,30 @@ def insert_removals(connection: Connection, count: int, **changes: str) -> None:
         "source_id": "1",
         "owner_id": "'alice'",
         "target_id": "'bob'",
+        "actor_id": "''",
         "client_ip": "'203.0.113.7'",
         "request_id": "'many'",
     }
     insert_series(connection, "imcallback_removal", count, **columns | changes)
 
 
-def insert_sources(connection: Connection, count: int) -> None:
-    """Insert sources with the ids 1, 2, 3, … and a platform of their own."""
+def insert_sources(connection: Connection, count: int, **changes: str) -> None:
+    """Insert sources with the ids 1, 2, 3, … and a platform of their own.
+
+    `changes` are SQL expressions.
+    """
     is_mysql = connection.dialect.name in ("mysql", "mariadb")
     platform = "CONCAT('p', n)" if is_mysql else "'p' || n"
-    insert_series(
-        connection,
-        "imcallback_source",
-        count,
-        id="CAST(n + 1 AS SIGNED)" if is_mysql else "n + 1",
-        provider="'openim'",
-        app_id="''",
-        command="'callbackX'",
-        relation="'friend'",
-        platform=platform,
-    )
+    columns = {
+        "id": "CAST(n + 1 AS SIGNED)" if is_mysql else "n + 1",
+        "provider": "'openim'",
+        "app_id": "''",
+        "command": "'callbackX'",
+        "relation": "'friend'",
+        "cause": "''",
+        "platform": platform,
+    }
+    insert_series(connection, "imcallback_source", count, **columns | changes)
 
 
 def analyze(connection: Connection) -> None:

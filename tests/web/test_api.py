@@ -15,7 +15,7 @@ from sqlalchemy import URL
 from werkzeug.test import TestResponse
 
 from flask_imcallback.history.schemas import HISTORY_QUERY
-from flask_imcallback.removals import Relation
+from flask_imcallback.removals import Cause, Relation
 from support.api import (
     BAD_TIMES,
     HISTORY,
@@ -166,6 +166,42 @@ def test_filters(make_app: MakeApp, query: str, expected: str) -> None:
     assert "".join(targets(get(app, f"{HISTORY}?{query}"))) == expected
 
 
+@pytest.mark.parametrize(
+    ("query", "expected"),
+    [
+        ("group_id=g", "4321"),
+        ("group_id=g&cause=kicked", "21"),
+        ("group_id=g&cause=quit&cause=dismissed", "43"),
+        ("group_id=g&target_id=1", "1"),
+        ("group_id=g&account_id=4&account_id=1", "41"),
+        ("group_id=g&relation=friend", ""),
+        ("group_id=g&owner_id=1", ""),
+        ("group_id=1", ""),
+        ("actor_id=m", "21"),
+        ("actor_id=m&account_id=2", "2"),
+        ("actor_id=g", ""),
+        ("cause=", "6g"),
+        ("account_id=g", "6g"),
+        ("account_id=g&relation=group", ""),
+        ("account_id=g&peer_id=1", "g"),
+        ("account_id=m", ""),
+        ("owner_id=g", "64321"),
+    ],
+)
+def test_filters_of_groups(make_app: MakeApp, query: str, expected: str) -> None:
+    """A group is an owner, but never an account, also if an account has the same id."""
+    app = open_history(make_app)
+    group: dict[str, Any] = {"relation": Relation.GROUP}
+    with app.app_context():
+        store(("g", "1"), ("g", "2"), actor_id="m", cause=Cause.KICKED, **group)
+        store(("g", "3"), cause=Cause.QUIT, **group)
+        store(("g", "4"), cause=Cause.DISMISSED, **group)
+        store(("1", "g"))
+        store(("g", "6"), relation=Relation.FOLLOW)
+    found = targets(get(app, f"{HISTORY}?{query}"))
+    assert "".join(found) == expected
+
+
 def test_delivery_id_filters(make_app: MakeApp) -> None:
     """The filter finds the removals of one or several deliveries, and of no delivery nearby."""
     app = open_history(make_app)
@@ -246,7 +282,10 @@ PARAMETERS = (
         ("limit=0", "limit must be a whole number from 1 to 1000, not 0"),
         ("limit=1e3", "limit must be a whole number, not '1e3'"),
         ("delivery_id=x", "delivery_id must be a whole number, not 'x'"),
-        ("relation=friend&relation=foe", "relation must be friend or blacklist, not 'foe'"),
+        (
+            "relation=friend&relation=foe",
+            "relation must be friend, blacklist, follow or group, not 'foe'",
+        ),
         ("owner_id=", "owner_id must not be empty"),
         ("peer_id=x", "peer_id needs account_id: it names the account on the other side"),
         (

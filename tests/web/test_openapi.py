@@ -19,7 +19,7 @@ from openapi_spec_validator import OpenAPIV31SpecValidator
 from schemathesis.config import SchemathesisConfig
 from schemathesis.engine import events, from_schema
 
-from flask_imcallback import Record
+from flask_imcallback import Cause, Record, Relation
 from flask_imcallback.history import schemas
 from flask_imcallback.history.export import COLUMNS, FORMATS
 from flask_imcallback.history.schemas import (
@@ -113,7 +113,7 @@ def test_a_query_is_described(make_app: MakeApp) -> None:
     assert parameters(found, history)["owner_id"] == {
         "in": "query",
         "name": "owner_id",
-        "description": "The account whose list changed.",
+        "description": "The account or group whose list changed.",
         "schema": {
             "type": "array",
             "maxItems": 10_000,
@@ -255,6 +255,8 @@ def test_a_removal_has_the_members_of_a_record(make_app: MakeApp) -> None:
     component = document(make_app(migrate=False, **GUARDS))["components"]["schemas"]["Removal"]
     assert list(component["properties"]) == list(Record._fields)
     assert component["required"] == list(Record._fields)
+    assert component["properties"]["relation"]["enum"] == list(Relation)
+    assert component["properties"]["cause"]["enum"] == list(Cause)
 
 
 def taken(schema: dict[str, Any]) -> Iterator[tuple[Any, bool]]:

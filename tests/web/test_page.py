@@ -14,7 +14,7 @@ from urllib.parse import parse_qs, unquote, urlencode, urlsplit
 import pytest
 from flask import Flask
 
-from flask_imcallback.removals import Relation
+from flask_imcallback.removals import Cause, Relation
 from flask_imcallback.web.page.files import URL_PATHS
 from support import ROOT
 from support.api import MEMBERS, login_required
@@ -115,6 +115,7 @@ def test_every_link_works(make_app: MakeApp, prefix: str, root: str) -> None:
     with app.app_context():
         store(("alice", "bob"), ("alice", "carol"))
         store(("bob", "alice"), relation=Relation.BLACKLIST, provider="tencent", app_id="14000")
+        store(("bob", "alice"), relation=Relation.GROUP, actor_id="carol", cause=Cause.KICKED)
     waiting, seen = [f"{prefix}/"], set()
     while waiting:
         url = waiting.pop()
@@ -133,7 +134,7 @@ def test_every_link_works(make_app: MakeApp, prefix: str, root: str) -> None:
                 assert link.startswith(f"{root}{prefix}/"), link
                 waiting.append(link.removeprefix(root))
     first_segments = {urlsplit(url).path.removeprefix(prefix).split("/")[1] for url in seen}
-    assert first_segments == {"", "account", "removal", "page", "history"}
+    assert first_segments == {"", "account", "group", "removal", "page", "history"}
 
 
 def test_a_final_slash_changes_nothing(make_app: MakeApp) -> None:
@@ -235,7 +236,13 @@ def test_empty_fields_are_ignored(app: Flask) -> None:
 def test_the_form_shows_the_query(app: Flask) -> None:
     """Every field has the value of its parameter, also a value that is not in its list."""
     query = {name: "x" for name in read_page(app).fields if name not in ("since", "until")}
-    query |= {"relation": "friend", "tz": "Asia/Tokyo", "order": "asc", "limit": "7"}
+    query |= {
+        "relation": "group",
+        "cause": "kicked",
+        "tz": "Asia/Tokyo",
+        "order": "asc",
+        "limit": "7",
+    }
     query |= {"since": "2026-11-20T00:00", "until": "2026-11-21T00:00", "lang": "en"}
     assert read_page(app, query_string=query).fields == query
 
@@ -319,7 +326,14 @@ WRONG_QUERIES = [
     *({"since": "yesterday"}, {"until": "2026-13-01T00:00"}, {"tz": "Mars"}, {"lang": "xx"}),
     *({"tz": ["UTC", "UTC"]}, {"lang": ["en", "zh"]}, {"since": ["2026-01-01"] * 2}),
     *({"owner": "x"}, {"<b>": "x"}, {"_external": "x"}, {"endpoint": "x"}, {"self": "x"}),
-    *({"owner_id": "\0"}, {"owner_id": "x" * 256}, {"bucket": "day"}, {"format": "csv"}),
+    *(
+        {"cause": "left"},
+        {"group_id": "\0"},
+        {"owner_id": "\0"},
+        {"owner_id": "x" * 256},
+        {"bucket": "day"},
+        {"format": "csv"},
+    ),
 ]
 
 

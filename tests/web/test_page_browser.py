@@ -89,7 +89,7 @@ def total_count(page: Page) -> int:
 
 
 def test_the_newest_removals_and_a_chart(user: BrowserUser) -> None:
-    """The table has fifty removals, and the chart has the colours of both lists."""
+    """The table has fifty removals, and the chart has the colours of all lists."""
     page = user.open()
     assert shown_ids(page) == user.ids(limit="50")
     painted = page.locator("#plot canvas").evaluate("""canvas => {
@@ -103,7 +103,10 @@ def test_the_newest_removals_and_a_chart(user: BrowserUser) -> None:
             }
         return colours;
     }""")
-    assert painted["11,107,203"] > painted["181,83,15"] > 100  # friends, blocklists
+    friend, blacklist, follow, group = (*("11,107,203", "181,83,15", "47,163,107", "107,33,115"),)
+    assert painted[friend] > painted[blacklist] > 100
+    assert painted[follow] > 100
+    assert painted[group] > 100
     assert REMOVALS <= total_count(page) < REMOVALS + 10
 
 
@@ -146,8 +149,8 @@ def test_a_user_reads_page_by_page(user: BrowserUser) -> None:
 
 def test_a_user_follows_a_removal_to_its_accounts(user: BrowserUser) -> None:
     """Links lead from the table to the packet, to both accounts, to one account."""
-    page = user.open(f"{PAGE}?provider=tencent")
-    removal = user.removals(provider="tencent")[0]
+    page = user.open(f"{PAGE}?provider=tencent&relation=friend")
+    removal = user.removals(provider="tencent", relation="friend")[0]
     owner, target = removal["owner_id"], removal["target_id"]
     follow(page, page.locator(".im-removals tbody a").first)
     assert urlsplit(page.url).path == f"{PAGE}removal/{removal['id']}"
@@ -215,7 +218,7 @@ def test_without_scripts(user: BrowserUser) -> None:
 def test_with_the_keyboard_only(user: BrowserUser) -> None:
     """The Tab key reaches a filter and a removal, and the focus is always visible."""
     page = user.open()
-    account = user.removals()[0]["owner_id"]
+    account = user.removals(relation="friend")[0]["owner_id"]
 
     def tab_to(selector: str) -> None:
         for _ in range(60):
@@ -289,7 +292,9 @@ DISPLAYS: dict[str, dict[str, Any]] = {
 @pytest.mark.parametrize("display", DISPLAYS)
 def test_every_page_is_accessible(user: BrowserUser, display: str) -> None:
     """axe-core finds no violation, and no page is too wide, also with all details open."""
-    removal = user.removals(provider="tencent")[0]
+    removal = user.removals(provider="tencent", relation="friend")[0]
+    kicked = user.removals(provider="tencent", cause="kicked")[0]
+    group = urlencode({"group_id": kicked["owner_id"]})
     owner, target = removal["owner_id"], removal["target_id"]
     page = user.open(f"{PAGE}?since=soon", status=400, **DISPLAYS[display])
     assert_usable(page, display)
@@ -299,6 +304,10 @@ def test_every_page_is_accessible(user: BrowserUser, display: str) -> None:
         f"removal/{removal['id']}",
         f"account?account_id={owner}",
         f"account?account_id={owner}&peer_id={target}",
+        f"removal/{kicked['id']}",
+        f"account?account_id={kicked['target_id']}",
+        f"group?{group}",
+        f"group?{group}&account_id={kicked['target_id']}",
     ):
         page.goto(PAGE + path)
         assert_usable(page, display)

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from flask_imcallback.removals import Relation
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.web.page.text import indent_json, show_invisible
 from support.apps import MakeApp, save_counts
@@ -37,15 +38,27 @@ HOSTILE_TEXTS = [
 INVISIBLE = re.compile("[\x00-\x09\x0b-\x1f\x7f-\xa0\u200b-\u200f\u202a-\u202e\u2066-\u2069]")
 
 
+@pytest.mark.parametrize("relation", [Relation.FRIEND, Relation.GROUP])
 @pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=ascii)
-def test_hostile_text_is_only_shown(make_app: MakeApp, text: str) -> None:
+def test_hostile_text_is_only_shown(make_app: MakeApp, text: str, relation: Relation) -> None:
     """On every page the text adds no tag, hides nothing and turns no direction."""
     app = open_app(make_app)
     origin = dict.fromkeys(("client_ip", "platform", "request_id", "command"), text)
     with app.app_context():
-        plain = store(("owner", "target"), at=MOMENT - timedelta(days=1))[0]
+        plain = store(
+            *[("owner", "target")] * 2,
+            at=MOMENT - timedelta(days=1),
+            relation=relation,
+            actor_id="actor",
+        )[0]
         body = json.dumps({"id": text}, ensure_ascii=False).encode()
-        record = store((text, text[:254] + "!"), (text, "x"), body=body, **origin)[0]
+        record = store(
+            *((text, text[:254] + "!"), (text, "x")),
+            body=body,
+            relation=relation,
+            actor_id=text,
+            **origin,
+        )[0]
         runtime = get_runtime()
         runtime.counters.count_accepted(text[:32], text)
         runtime.counters.count_refused("openim", text)
@@ -62,7 +75,7 @@ def test_hostile_text_is_only_shown(make_app: MakeApp, text: str) -> None:
             assert url == "#content" or url.startswith(PAGE)
     links = read_page(app).links
     html = read_page(app, links[next(name for name in links if name.startswith(visible_text))])
-    assert "friend list" in html.text
+    assert {Relation.FRIEND: "friend list", Relation.GROUP: "Group"}[relation] in html.text
 
 
 @pytest.mark.parametrize("text", HOSTILE_TEXTS, ids=ascii)

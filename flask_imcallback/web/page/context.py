@@ -64,10 +64,14 @@ class PageContext:
         In another Tencent app, the same account id is another account.
         """
         query = dict(zip(("account_id", "peer_id"), account_ids, strict=False))
-        query |= {"provider": record.provider}
-        if record.app_id:
-            query |= {"app_id": record.app_id}
-        return self.link(".account", query)
+        return self.link(".account", query | _app_of(record))
+
+    def group_link(self, record: Record, *account_ids: str) -> str:
+        """Return the URL of the page of the group of a removal, or of one of its members."""
+        query = {"group_id": record.owner_id} | dict(
+            zip(("account_id",), account_ids, strict=False)
+        )
+        return self.link(".group", query | _app_of(record))
 
     def this_page(self, **changes: Any) -> str:
         """Return the URL of the current page with some changed parameters."""
@@ -92,6 +96,12 @@ class PageContext:
         local = self.local_time(moment).replace(tzinfo=None)
         shortest = "seconds" if local.second else "minutes"
         return local.isoformat(timespec="milliseconds" if local.microsecond else shortest)
+
+
+def _app_of(record: Record) -> dict[str, str]:
+    """Return the query parameters of the provider and the Tencent app of a removal."""
+    parameters = {"provider": record.provider}
+    return parameters | ({"app_id": record.app_id} if record.app_id else {})
 
 
 def read_zone(parameters: Parameters) -> ZoneInfo:

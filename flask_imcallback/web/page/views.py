@@ -84,9 +84,18 @@ def _index() -> Response:
 
 
 def _account() -> Response:
+    return _story("account_id")
+
+
+def _group() -> Response:
+    return _story("group_id")
+
+
+def _story(required: str) -> Response:
+    """Return the page that tells all removals of an account or a group in sentences."""
     parameters = _drop_empty_parameters()
-    if "account_id" not in parameters:
-        raise HistoryQueryError("account_id", "is missing")
+    if required not in parameters:
+        raise HistoryQueryError(required, "is missing")
     # Show two accounts in the order of time, and one account newest first.
     parameters.setdefault("order", ["asc" if "peer_id" in parameters else "desc"])
     query = _read_query(parameters)
@@ -133,6 +142,7 @@ def _file(name: str) -> Response:
 VIEWS: dict[str, tuple[str, View]] = {
     "/": ("index", _index),
     "/account": ("account", _account),
+    "/group": ("group", _group),
     "/removal/<imcallback_rest:removal_id>": ("removal", _removal),
     "/page/<imcallback_rest:name>": ("file", _file),
 }
