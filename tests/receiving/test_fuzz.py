@@ -26,10 +26,22 @@ WORDS = {
     "tencent": [
         "Sns.CallbackFriendDelete",
         "Sns.CallbackPrevFriendAdd",
+        "Group.CallbackAfterMemberExit",
+        "C2C.CallbackAfterSendMsg",
         "PairList",
         "From_Account",
+        "GroupId",
     ],
-    "openim": ["callbackAfterRemoveBlackCommand", "callbackCommand", "ownerUserID", "blackUserID"],
+    "openim": [
+        "callbackAfterRemoveBlackCommand",
+        "callbackAfterKickGroupCommand",
+        "callbackAfterSendGroupMsgCommand",
+        "callbackCommand",
+        "ownerUserID",
+        "blackUserID",
+        "groupID",
+        "kickedUserIDs",
+    ],
 }
 MEMBERS = {
     "tencent": {"ActionStatus", "ErrorCode", "ErrorInfo"},
