@@ -403,7 +403,7 @@ def test_an_unknown_option(name: str, choices: str) -> None:
 def test_parquet_without_pyarrow(monkeypatch: pytest.MonkeyPatch) -> None:
     """The error says what to install before anything is sent. Other formats still work."""
     monkeypatch.setitem(sys.modules, "pyarrow", None)
-    with pytest.raises(ConfigError, match="^Parquet needs PyArrow: run pip install pyarrow$"):
+    with pytest.raises(ConfigError, match=r"^Parquet needs PyArrow: run pip install pyarrow$"):
         whole("parquet", [])
     assert whole("csv", [])
 
