@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from datetime import UTC, datetime, timedelta
 
 from ..errors import ImCallbackError
 from ..runtime import Runtime
@@ -11,6 +12,8 @@ from ..storage import Spool, Waiting
 from .disks import is_disk_full
 from .findings import Finding, failure, ok, warning
 
+MAX_WAITING_TIME = timedelta(minutes=10)
+"""Time after which a delivery should be in a database that works."""
 WHY_UNUSABLE = "While the database is unavailable, callbacks get 503, and only the log keeps them."
 
 
@@ -70,8 +73,15 @@ def find_spool_problem(spool: Spool) -> Finding | None:
 
 
 def judge_waiting(waiting: Waiting) -> Iterator[Finding]:
-    """Yield the findings about the deliveries in the spool."""
-    if waiting.count:
+    """Yield the findings about the deliveries in the spool, if the database works."""
+    if waiting.oldest and datetime.now(UTC) - waiting.oldest > MAX_WAITING_TIME and waiting.count:
+        yield failure(
+            f"{count_callbacks(waiting.count, 'waits', 'wait')} in the spool for too long",
+            f"The oldest was received at {waiting.oldest:%Y-%m-%d %H:%M:%S} UTC. The drain does "
+            "not store it.",
+            "Run flask imcallback spool --drain. It stores the callbacks or prints the reason.",
+        )
+    elif waiting.count:
         yield warning(
             f"{count_callbacks(waiting.count, 'waits', 'wait')} in the spool",
             f"The oldest was received at {waiting.oldest:%Y-%m-%d %H:%M:%S} UTC. The history does "

@@ -48,7 +48,7 @@ RETRY_SECONDS = 3600
 """Time after which the entries that are set aside are tried again."""
 
 LOG_INTERVAL_SECONDS = 60
-"""Minimum time between two log lines about entries that are set aside."""
+"""Minimum time between two log lines about entries that are set aside, or about new reasons."""
 
 
 class DrainState(Enum):
@@ -109,19 +109,29 @@ class Drain:
         """Time at which the database last stored an entry."""
         self._retry_at = 0.0
         self._problem = ""
+        self._problem_logged_at = -float(LOG_INTERVAL_SECONDS)
+        self.spool_problem = ""
+        """The reason why the spool could not be read or written in the last step, or empty."""
         self._set_aside_logged_at = -float(LOG_INTERVAL_SECONDS)
         self._is_foreign_logged = False
         self.database_is_down = False
         """Whether new deliveries go to the spool immediately."""
 
     def start(self) -> None:
-        """Drain in another thread until the spool is empty."""
+        """Drain in another thread until the spool is empty.
+
+        If the process cannot start a thread, the next callback tries again.
+        """
         with self._lock:
             self._was_started_again = True
             if self._is_running:
                 return
             self._is_running = True
-        start_thread("imcallback-drain", self._run)
+        try:
+            start_thread("imcallback-drain", self._run)
+        except RuntimeError as error:
+            self._is_running, self._retry_at = False, 0.0
+            self._begin_outage(describe(error))
 
     def start_if_due(self) -> None:
         """Start if the spool may hold deliveries of an earlier process, or entries set aside."""
@@ -282,10 +292,14 @@ class Drain:
                 if time.monotonic() >= self._retry_at:
                     self._release_set_aside()
                     self._log_foreign()
-                return self.step()
-        except Exception as error:  # the thread must survive, whatever the error is
+                state = self.step()
+            self.spool_problem = ""
+            return state
+        # A receiver of the signal may raise SystemExit, but the thread must survive.
+        except BaseException as error:
             if isinstance(error, StorageError):
                 self.note_spool_failure()
+                self.spool_problem = str(error)
             self._begin_outage(describe(error))
             return DrainState.PROBING
 
@@ -294,8 +308,11 @@ class Drain:
         self.spool.release_set_aside()
 
     def _begin_outage(self, problem: str) -> None:
-        """Log one line when deliveries begin to wait."""
-        if not self._problem:
+        """Log one line when deliveries begin to wait, and when the reason changes."""
+        now = time.monotonic()
+        is_new = problem != self._problem and now - self._problem_logged_at >= LOG_INTERVAL_SECONDS
+        if is_new or not self._problem:
+            self._problem_logged_at = now
             logger.error(
                 "The database does not store callbacks (%s). They wait in the spool %s and are "
                 "stored as soon as the database accepts them. Check the database, and run "

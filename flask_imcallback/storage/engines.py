@@ -18,7 +18,7 @@ from sqlalchemy.pool import Pool, SingletonThreadPool
 
 from ..errors import ConfigError, ImCallbackError, StorageError
 from .database_errors import describe
-from .sqlite import resolve_path, set_up_sqlite, sqlite_path, watch_file
+from .sqlite import close_before_fork, resolve_path, set_up_sqlite, sqlite_path, watch_file
 from .threads import PerProcess
 
 WRITES = "imcallback_writes"
@@ -49,6 +49,7 @@ class _ProcessEngines:
     writing: Engine | None = None
     draining: Engine | None = None
     occasional: Engine | None = None
+    mark: str | None = None
 
 
 class Engines:
@@ -68,6 +69,7 @@ class Engines:
         if engines.host is None:
             try:
                 engines.host = _check(self._get_host_engine())
+                close_before_fork(engines.host)
             except ImCallbackError:
                 raise
             except Exception as error:  # a mistake in the host app
@@ -111,9 +113,12 @@ class Engines:
 
     def mark(self) -> str:
         """Return the mark of the database, or `UNKNOWN_DATABASE` if there is no engine."""
-        with suppress(Exception):
-            return database_mark(self.host().url)
-        return UNKNOWN_DATABASE
+        engines = self._process.get()
+        if engines.mark is None:
+            with suppress(Exception):
+                # Later, a relative path could lead to another file.
+                engines.mark = database_mark(self.host().url)
+        return engines.mark or UNKNOWN_DATABASE
 
     def has_clear_mark(self) -> bool:
         """Return False if another database may have the same mark."""

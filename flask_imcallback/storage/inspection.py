@@ -64,7 +64,12 @@ class Inspector:
                 )
             self._open_questions += 1
         question: _Question[T] = _Question()
-        start_thread("imcallback-health", lambda: self._run(question, function))
+        try:
+            start_thread("imcallback-health", lambda: self._run(question, function))
+        except RuntimeError as error:
+            with self._lock:
+                self._open_questions -= 1
+            raise StorageError(f"the process cannot start a thread ({error})") from error
         if not question.is_answered.wait(seconds):
             if question.connection is not None:
                 interrupt(question.connection)

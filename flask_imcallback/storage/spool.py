@@ -232,7 +232,7 @@ class Spool:
             for spool_id, encoded, failures in rows:
                 try:
                     entry = SpooledEntry(self, spool_id, failures, encoded)
-                except (ValueError, TypeError, LookupError) as error:
+                except Exception as error:  # damaged, or of a newer release
                     unreadable[spool_id] = error
                     continue
                 entries.append(entry)

@@ -8,11 +8,12 @@ import sqlite3
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
+from dataclasses import dataclass
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, event
+from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, event
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
 
 from .threads import PerProcess
@@ -31,8 +32,11 @@ BUSY_TIMEOUT_MILLISECONDS = 5000
 """Time for which SQLite waits for a lock. No request waits that long: see `Writer`."""
 
 FILE_KEY = "imcallback_file"
-"""Key of `Connection.info` with the path and the identity of the SQLite file that the connection
-has opened, or None for a database in memory."""
+"""Key of `Connection.info` with the `OpenFile` of the connection, or None for a database in memory.
+"""
+
+Identity = tuple[int, int]
+"""Device and inode of a file."""
 
 UNSAFE_JOURNAL_MODES = ("off", "memory")
 """Modes in which a crash during a transaction destroys the database file."""
@@ -43,6 +47,29 @@ CHECKPOINT_SECONDS, CHECKPOINT_PAUSE_SECONDS = 1.0, 0.2
 # A writer thread keeps its engine alive, so no engine that writes disappears from this set.
 _engines: PerProcess[WeakSet[Engine]] = PerProcess(WeakSet)
 """Our engines of SQLite files in this process."""
+
+
+_closed_before_fork: WeakSet[Engine] = WeakSet()
+
+
+def close_before_fork(engine: Engine) -> None:
+    """Close the idle connections of an engine before this process forks, if they open a file.
+
+    SQLite remembers the locks of a process. A child would believe in locks that only its parent
+    has. See https://sqlite.org/howtocorrupt.html, section 2.6.
+    """
+    if engine.dialect.name == "sqlite" and isinstance(engine.pool, QueuePool | NullPool):
+        _closed_before_fork.add(engine)
+
+
+def _close_idle_connections() -> None:
+    for engine in list(_closed_before_fork):
+        with suppress(Exception):  # whatever the error is, the fork goes on
+            engine.dispose()
+
+
+if hasattr(os, "register_at_fork"):  # not on Windows
+    os.register_at_fork(before=_close_idle_connections)
 
 
 def use_wal(driver: Any, _: object = None) -> None:
@@ -96,7 +123,7 @@ def resolve_path(url: URL) -> str | None:
     return os.path.realpath(database)
 
 
-def file_identity(path: str) -> tuple[int, int] | None:
+def file_identity(path: str) -> Identity | None:
     """Return the device and inode of the file, or None if it does not exist."""
     try:
         stat = os.stat(path)
@@ -105,25 +132,64 @@ def file_identity(path: str) -> tuple[int, int] | None:
     return stat.st_dev, stat.st_ino
 
 
-def watch_file(engine: Engine) -> None:
-    """Replace pooled connections to a SQLite file that was deleted or replaced meanwhile.
+@dataclass(frozen=True)
+class OpenFile:
+    """The SQLite file of a connection, and the files that it had when it was opened."""
 
-    Such a connection still reads and writes the old file, which is lost with the process. A
-    process that ends leaves a complete file.
+    path: str
+    identities: tuple[Identity | None, ...]
+
+    @classmethod
+    def of(cls, path: str) -> OpenFile:
+        return cls(path, _identities(path))
+
+    @property
+    def is_current(self) -> bool:
+        return self.identities[0] is not None and self.identities == _identities(self.path)
+
+
+def _identities(path: str) -> tuple[Identity | None, ...]:
+    """Return the identities of the file and of its log."""
+    return file_identity(path), file_identity(f"{path}-wal")
+
+
+def watch_file(engine: Engine) -> None:
+    """Replace pooled connections whose SQLite file was deleted or replaced meanwhile.
+
+    Such a connection still reads and writes the old file, which is lost with the process. The log
+    is watched too: after a fork, SQLite can believe in a lock that only the dead parent had. Then
+    another process can delete the log while this connection writes into it.
+
+    A process that ends leaves a complete file.
     """
     _engines.get().add(engine)
+    close_before_fork(engine)
 
     def note_file(driver: Any, record: Any) -> None:
-        # A `creator` may open another file than the URL names.
-        path = next((row[2] for row in driver.execute("PRAGMA database_list")), None)
-        record.info[FILE_KEY] = (path, file_identity(path)) if path else None
+        record.info[FILE_KEY] = None
+        with suppress(UnicodeError):  # Python cannot name the file, so nobody can watch it
+            path = _opened_path(driver, engine)
+            record.info[FILE_KEY] = OpenFile.of(path) if path else None
 
     def check_file(_: object, record: Any, __: object) -> None:
-        if not _is_current(record.info[FILE_KEY]):
+        file: OpenFile | None = record.info[FILE_KEY]
+        if file is not None and not file.is_current:
             raise DisconnectionError("the database file was deleted or replaced")
 
     event.listen(engine, "connect", note_file)
     event.listen(engine, "checkout", check_file)
+
+
+def _opened_path(driver: Any, engine: Engine) -> str | None:
+    """Return the path of the file that a connection has opened, or None without a file.
+
+    A `creator` may open another file than the URL names.
+    """
+    try:
+        path: str = driver.execute("PRAGMA database_list").fetchone()[2]
+        return path or None
+    except sqlite3.Error:  # the path is not UTF-8
+        return sqlite_path(engine)
 
 
 def is_file_current(connection: Connection) -> bool:
@@ -131,14 +197,8 @@ def is_file_current(connection: Connection) -> bool:
 
     Returns True for a database without a file. Needs an engine that `watch_file` has prepared.
     """
-    return _is_current(connection.info.get(FILE_KEY))
-
-
-def _is_current(file: tuple[str, tuple[int, int] | None] | None) -> bool:
-    if file is None:
-        return True
-    path, identity = file
-    return identity is not None and identity == file_identity(path)
+    file: OpenFile | None = connection.info.get(FILE_KEY)
+    return file is None or file.is_current
 
 
 @atexit.register
@@ -188,9 +248,17 @@ def file_lock(path: str | None, name: str = "lock") -> Iterator[Callable[[], Non
             # A separate file: opening and closing the database file would drop SQLite's locks.
             with suppress(OSError):
                 lock = _open_lock_file(f"{path}-{name}", beside=path)
-                stack.callback(os.close, lock)
+                stack.callback(_close_lock_file, lock)
                 fcntl.flock(lock, fcntl.LOCK_EX)
         yield stack.close
+
+
+def _close_lock_file(lock: int) -> None:
+    """Release the lock. A process that was forked meanwhile has the file open and would keep it."""
+    try:
+        fcntl.flock(lock, fcntl.LOCK_UN)
+    finally:
+        os.close(lock)
 
 
 def _open_lock_file(path: str, *, beside: str) -> int:

@@ -21,6 +21,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine
 
+from ..errors import StorageError
 from ..removals import Status
 from .database_errors import DeadlineError, Fault, FileReplacedError, classify
 from .entries import Entry
@@ -41,6 +42,9 @@ SLOW_TRANSACTION_SECONDS = 0.5
 LARGE_BODY_BYTES = 256 * 1024
 """Bodies of this size or larger are stored in their own transaction. If the database refuses the
 body, other deliveries are not affected."""
+
+MAX_IDLE_SECONDS = 5
+"""Time without an entry after which a worker ends. The next entry starts another one."""
 
 MAX_ATTEMPTS = 20
 """Attempts to run a transaction whose keys are taken, or that loses against other transactions."""
@@ -105,27 +109,30 @@ class Writer:
 
         The caller provides what the engine function needs, for example an app context. An entry
         that is not stored by the deadline is abandoned. A running transaction may still store it,
-        with the id that it has now.
+        with the id that it has now. Raises `StorageError` if the process cannot start a thread.
         """
         engine, deadline = self._get_engine(), time.monotonic() + seconds
         for entry in entries:
             entry.done = new_signal()
             self._queue.put(_QueuedEntry(engine, deadline, entry))
-        self._ensure_worker()
+        try:
+            self._ensure_worker()
+        except RuntimeError as error:
+            self._abandon(entries, seconds)
+            raise StorageError(f"the process cannot start a thread ({error})") from error
         for entry in entries:
             if not entry.done.wait(deadline - time.monotonic()):
                 self._abandon(entries, seconds)
                 return
 
     def _ensure_worker(self) -> None:
-        """Start a worker at the first call, and after a worker was abandoned."""
-        if self._worker is not None:
-            return
+        """Start a worker if there is none. Raises `RuntimeError` if no thread is free."""
         with self._lock:
             if self._worker is not None:
                 return
-            self._worker = worker = _Worker()
-        start_thread("imcallback-writer", lambda: self._work(worker))
+            worker = _Worker()
+            start_thread("imcallback-writer", lambda: self._work(worker))
+            self._worker = worker
 
     def _abandon(self, entries: Sequence[Entry], seconds: float) -> None:
         """Give up the unfinished entries, and the worker if it hangs."""
@@ -145,11 +152,17 @@ class Writer:
             self._worker = None
         if worker.connection is not None:
             interrupt(worker.connection)
-        self._ensure_worker()  # other callers wait for the queue
+        with suppress(RuntimeError):  # without a free thread, the next caller starts a worker
+            self._ensure_worker()  # other callers wait for the queue
 
     def _work(self, worker: _Worker) -> None:
         while not worker.is_abandoned:
-            first = self._queue.get()
+            try:
+                first = self._queue.get(timeout=MAX_IDLE_SECONDS)
+            except queue.Empty:
+                if self._end_idle(worker):
+                    return
+                continue
             worker.busy_since = time.monotonic()
             try:
                 # Deliveries that arrive while this process waits for the lock share a transaction.
@@ -160,6 +173,13 @@ class Writer:
             except Exception:  # the thread must survive, and its callers stop at their deadlines
                 logger.exception("The writer thread failed unexpectedly")
             worker.busy_since = 0
+
+    def _end_idle(self, worker: _Worker) -> bool:
+        """Return True if the worker may end. An app that nobody uses any more keeps no thread."""
+        with self._lock:
+            if self._queue.empty() and self._worker is worker:
+                self._worker = None
+        return self._worker is not worker
 
     def _adjust_transaction_size(self, seconds: float) -> None:
         if seconds > SLOW_TRANSACTION_SECONDS:

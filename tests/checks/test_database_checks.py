@@ -368,6 +368,7 @@ flask imcallback doctor
 """
 
 
+@pytest.mark.slow
 def test_doctor_names_a_full_disk(folder: Path) -> None:
     """SQLite would notice it only at the next commit."""
     env = os.environ | {

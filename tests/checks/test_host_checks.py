@@ -453,6 +453,7 @@ for finding in gevent.spawn(ask).get()["findings"]:
 """
 
 
+@pytest.mark.slow
 def test_a_running_app_names_gevent_without_patches(tmp_path: Path) -> None:
     """The driver of the database then blocks all requests of the process."""
     env = os.environ | {

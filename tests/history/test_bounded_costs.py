@@ -155,6 +155,7 @@ def test_a_pair_does_not_hide_a_narrower_filter(
         assert seconds(partial(ask, url)) < 0.1, url
 
 
+@pytest.mark.slow
 def test_more_sources_than_parameters(make_app: MakeApp, database_url: URL) -> None:
     """With 70,000 platforms, every query with a filter of sources is answered."""
     app = open_history(make_app, database_url)

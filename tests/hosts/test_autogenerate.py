@@ -11,6 +11,8 @@ import pytest
 from support import ROOT
 from support.hosts import HOST_TABLES, HOSTS, OUR_TABLES, Site
 
+pytestmark = pytest.mark.slow
+
 ALEMBIC_HAS_PLUGINS = tuple(map(int, version("alembic").split(".")[:2])) >= (1, 18)
 
 NO_PLUGIN = 'autogenerate_plugins=["alembic.autogenerate.*", "~alembic.autogenerate.imcallback"]'

@@ -32,6 +32,7 @@ def app_that_used_the_database() -> Flask:
     return app
 
 
+@pytest.mark.slow
 def test_workers_share_no_connection_over_a_fork(database_url: URL, tmp_path: Path) -> None:
     """The app is loaded, and uses the database, before gunicorn forks its workers.
 

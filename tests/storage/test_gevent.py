@@ -7,6 +7,7 @@ from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
+import pytest
 from sqlalchemy import URL
 
 from support import faults
@@ -30,6 +31,7 @@ def send_all(running: Running, callbacks: list[Callback]) -> None:
         list(pool.map(send, callbacks))
 
 
+@pytest.mark.slow
 def test_gevent_keeps_the_deadline_while_the_database_is_locked(
     database_url: URL, tmp_path: Path
 ) -> None:

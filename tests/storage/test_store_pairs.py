@@ -255,6 +255,7 @@ except StorageError as error:
 """
 
 
+@pytest.mark.slow
 def test_a_full_disk_is_found_before_the_spool_is_needed(tmp_path: Path) -> None:
     """The check writes to the disk, and leaves nothing behind."""
     disk = tmp_path / "disk"

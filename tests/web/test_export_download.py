@@ -512,6 +512,7 @@ def test_a_progress_bar_on_a_terminal(many: URL, tmp_path: Path, order: str) -> 
     assert len(rows_of("ndjson", silent.stdout)) == 30_000
 
 
+@pytest.mark.slow
 def test_a_progress_bar_without_removals(many: URL, tmp_path: Path) -> None:
     """The bar is complete at once."""
     terminal, child = pty.openpty()
