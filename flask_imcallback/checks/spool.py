@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from ..errors import ImCallbackError
 from ..runtime import Runtime
-from ..storage import Spool, Waiting
+from ..storage import Drain, Waiting
 from .disks import is_disk_full
 from .findings import Finding, failure, ok, warning
 
@@ -27,7 +27,7 @@ def check_spool(runtime: Runtime) -> Iterator[Finding]:
         )
         return
     spool = runtime.drain.spool
-    if problem := find_spool_problem(spool):
+    if problem := find_spool_problem(runtime.drain):
         yield problem
     else:
         yield ok(f"The spool {spool.path} can be written")
@@ -52,8 +52,9 @@ def check_spool(runtime: Runtime) -> Iterator[Finding]:
     yield from judge_waiting(waiting)
 
 
-def find_spool_problem(spool: Spool) -> Finding | None:
+def find_spool_problem(drain: Drain) -> Finding | None:
     """Return the reason why the spool cannot store a callback now, or None. Creates no file."""
+    spool = drain.spool
     if is_disk_full(str(spool.path)):
         return failure(
             "The disk of the spool is full",
@@ -68,6 +69,12 @@ def find_spool_problem(spool: Spool) -> Finding | None:
             f"{WHY_UNUSABLE} The error: {error}.",
             "Let the user of the app write the file and its folder, or set IMCALLBACK_SPOOL to "
             "another file.",
+        )
+    if drain.spool_problem:
+        return failure(
+            "The spool cannot be drained",
+            f"Its callbacks stay in {spool.path}. The error: {drain.spool_problem}.",
+            "Stop the app, and repair a copy of the file with the command .recover of sqlite3.",
         )
     return None
 

@@ -70,7 +70,7 @@ class HealthCheck:
         try:
             drain = runtime.drain
             self._problems = Problems(
-                find_database_problem(runtime), find_spool_problem(drain.spool) if drain else None
+                find_database_problem(runtime), find_spool_problem(drain) if drain else None
             )
         finally:
             self._is_running = False

@@ -76,10 +76,9 @@ def _look_into_spool(runtime: Runtime) -> tuple[Waiting | None, str]:
     """Return the summary of the spool, and the reason why the spool cannot be used."""
     if runtime.drain is None:
         return None, ""
-    spool = runtime.drain.spool
-    problem = find_spool_problem(spool)
+    problem = find_spool_problem(runtime.drain)
     try:
-        waiting = spool.waiting()
+        waiting = runtime.drain.spool.waiting()
     except StorageError as error:
         return None, str(error)
     return waiting, problem.why if problem else ""
