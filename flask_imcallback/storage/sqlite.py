@@ -38,6 +38,9 @@ FILE_KEY = "imcallback_file"
 Identity = tuple[int, int]
 """Device and inode of a file."""
 
+FORK_DELAY_SECONDS, FORK_POLL_SECONDS = 0.5, 0.005
+"""Maximum time by which a fork waits for the transactions of other threads."""
+
 UNSAFE_JOURNAL_MODES = ("off", "memory")
 """Modes in which a crash during a transaction destroys the database file."""
 
@@ -50,6 +53,8 @@ _engines: PerProcess[WeakSet[Engine]] = PerProcess(WeakSet)
 
 
 _closed_before_fork: WeakSet[Engine] = WeakSet()
+_in_use: set[int] = set()
+"""The ids of the pool records whose connections are in use."""
 
 
 def close_before_fork(engine: Engine) -> None:
@@ -63,13 +68,17 @@ def close_before_fork(engine: Engine) -> None:
 
 
 def _close_idle_connections() -> None:
+    """Wait a moment for the transactions that run, and close all connections."""
+    deadline = time.monotonic() + FORK_DELAY_SECONDS
+    while _in_use and time.monotonic() < deadline:
+        time.sleep(FORK_POLL_SECONDS)
     for engine in list(_closed_before_fork):
         with suppress(Exception):  # whatever the error is, the fork goes on
             engine.dispose()
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(before=_close_idle_connections)
+    os.register_at_fork(before=_close_idle_connections, after_in_child=_in_use.clear)
 
 
 def use_wal(driver: Any, _: object = None) -> None:
@@ -134,10 +143,11 @@ def file_identity(path: str) -> Identity | None:
 
 @dataclass(frozen=True)
 class OpenFile:
-    """The SQLite file of a connection, and the files that it had when it was opened."""
+    """The SQLite file of a connection, as it was when the connection was opened."""
 
     path: str
-    identities: tuple[Identity | None, ...]
+    identities: tuple[Identity | None, Identity | None]
+    """The file and its log (`-wal`)."""
 
     @classmethod
     def of(cls, path: str) -> OpenFile:
@@ -145,11 +155,14 @@ class OpenFile:
 
     @property
     def is_current(self) -> bool:
-        return self.identities[0] is not None and self.identities == _identities(self.path)
+        """Whether other processes see what the connection writes."""
+        if self.identities[0] is None or self.identities != _identities(self.path):
+            return False
+        has_log = self.identities[1] is not None
+        return not has_log or os.path.lexists(f"{self.path}-shm")
 
 
-def _identities(path: str) -> tuple[Identity | None, ...]:
-    """Return the identities of the file and of its log."""
+def _identities(path: str) -> tuple[Identity | None, Identity | None]:
     return file_identity(path), file_identity(f"{path}-wal")
 
 
@@ -157,8 +170,8 @@ def watch_file(engine: Engine) -> None:
     """Replace pooled connections whose SQLite file was deleted or replaced meanwhile.
 
     Such a connection still reads and writes the old file, which is lost with the process. The log
-    is watched too: after a fork, SQLite can believe in a lock that only the dead parent had. Then
-    another process can delete the log while this connection writes into it.
+    and its index (`-shm`) are watched too: after a fork, SQLite can believe in a lock that only the
+    parent had. Then another process can delete both while this connection uses them.
 
     A process that ends leaves a complete file.
     """
@@ -175,9 +188,14 @@ def watch_file(engine: Engine) -> None:
         file: OpenFile | None = record.info[FILE_KEY]
         if file is not None and not file.is_current:
             raise DisconnectionError("the database file was deleted or replaced")
+        _in_use.add(id(record))
+
+    def note_end(_: object, record: Any) -> None:
+        _in_use.discard(id(record))
 
     event.listen(engine, "connect", note_file)
     event.listen(engine, "checkout", check_file)
+    event.listen(engine, "checkin", note_end)
 
 
 def _opened_path(driver: Any, engine: Engine) -> str | None:

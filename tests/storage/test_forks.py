@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
+import os
+import sqlite3
+import subprocess
+import sys
+from contextlib import closing
+from dataclasses import replace
+from datetime import timedelta
 from pathlib import Path
 
 import pytest
@@ -10,8 +18,9 @@ from sqlalchemy import URL, text
 
 from flask_imcallback import ImCallback
 from flask_imcallback.runtime import get_runtime
-from support.apps import MakeApp, rows
-from support.deliveries import ANONYMOUS, DELIVERY, record
+from flask_imcallback.storage.sqlite import file_lock
+from support.apps import MakeApp, close_connections, rows, save_counts
+from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, record
 from support.faults import in_child
 from support.load import HEADER, SETTINGS, Load, check
 from support.serving import serving
@@ -78,3 +87,62 @@ def test_a_lock_that_a_thread_holds_during_a_fork_stops_nobody(make_app: MakeApp
             lock.release()
     assert status == 0
     assert len(rows(app)[0]) == 2
+
+
+OPEN_AND_CLOSE = """import sqlite3, sys
+connection = sqlite3.connect(sys.argv[1])
+connection.execute("SELECT count(*) FROM imcallback_delivery").fetchone()
+connection.close()"""
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_keeps_its_log_when_its_parent_closes_the_file(
+    make_app: MakeApp, tmp_path: Path
+) -> None:
+    """After a fork, the child has its own locks. So no other process deletes the log it uses."""
+    app = make_app(URL.create("sqlite", database=str(tmp_path / "test.db")))
+    record(app, ANONYMOUS)
+    save_counts(app)
+    child_is_ready, parent_has_closed = os.pipe(), os.pipe()
+
+    def child() -> None:
+        record(app, DELIVERY)
+        os.write(child_is_ready[1], b"1")
+        os.read(parent_has_closed[0], 1)
+        command = [sys.executable, "-c", OPEN_AND_CLOSE, str(tmp_path / "test.db")]
+        subprocess.run(command, check=True)
+        record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(seconds=1)))
+
+    pid = os.fork()
+    if pid == 0:
+        status = 1
+        try:
+            child()
+            status = 0
+        finally:
+            os._exit(status)
+    os.read(child_is_ready[0], 1)
+    close_connections(app)
+    os.write(parent_has_closed[1], b"1")
+    assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    with closing(sqlite3.connect(tmp_path / "test.db")) as connection:
+        assert connection.execute("SELECT count(*) FROM imcallback_delivery").fetchone() == (3,)
+
+
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_keeps_no_lock_file(tmp_path: Path) -> None:
+    """A child that was forked while its parent had the lock has the lock file open, too."""
+    path = tmp_path / "test.db"
+    path.touch()
+    may_end = os.pipe()
+    with file_lock(str(path)):
+        pid = os.fork()
+        if pid == 0:
+            os.read(may_end[0], 1)
+            os._exit(0)
+    try:
+        with open(f"{path}-lock") as lock:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    finally:
+        os.write(may_end[1], b"1")
+        os.waitpid(pid, 0)

@@ -5,9 +5,12 @@ from __future__ import annotations
 import logging
 import math
 import re
+import sys
+import threading
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
+from contextlib import contextmanager, suppress
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
@@ -32,7 +35,7 @@ from flask_imcallback.storage.entries import Entry
 from flask_imcallback.storage.recorder import LARGE_ENTRY_ROWS
 from flask_imcallback.storage.spool import SetAside, Spool, Waiting
 from support import faults, servers
-from support.apps import MakeApp, rows, wait_until
+from support.apps import MakeApp, join, rows, wait_until
 from support.callbacks import BODY, SECRET
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, entry_of, make_entries, record, write
 
@@ -394,8 +397,13 @@ def test_a_hanging_commit_that_succeeds_later_is_stored_once(
         (b'{"version": 2}', "a newer release of flask-imcallback wrote this entry (version 2)"),
         (b"\xff", "codec can't decode byte"),
         (b"{}", "KeyError"),
+        (
+            b'{"version": 1, "row": {"id": 1e999, "body": null, "fingerprint": null, '
+            b'"nonce": null}}',
+            "OverflowError",
+        ),
     ],
-    ids=["newer", "damaged", "incomplete"],
+    ids=["newer", "damaged", "incomplete", "no time"],
 )
 def test_an_unreadable_entry_is_set_aside_and_kept(
     make_app: MakeApp, content: bytes, problem: str
@@ -408,6 +416,71 @@ def test_an_unreadable_entry_is_set_aside_and_kept(
     assert problem in drain(app)
     assert len(rows(app)[0]) == 1
     assert waiting_in(app).set_aside == 1
+
+
+def test_a_receiver_that_ends_its_thread_does_not_end_the_drain(make_app: MakeApp) -> None:
+    """A receiver of the signal raises SystemExit. The next callback is drained, too."""
+    app = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET])
+
+    def leave(_: Flask, removals: list[Record]) -> None:
+        sys.exit(1)
+
+    with removals_recorded.connected_to(leave):
+        assert post(app, "first") == 200
+        with app.app_context():
+            upgrade()
+        wait_until(lambda: len(rows(app)[1]) == 1)
+    put(app, *make_entries(app, 1))
+    drain = app.extensions["imcallback"].drain
+    drain.start()
+    wait_until(lambda: len(rows(app)[0]) == 2)
+
+
+def test_the_drain_starts_when_a_thread_is_free(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The process has too many threads for a moment. Nothing is lost, and the drain works later."""
+    app = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET])
+    assert post(app, "first") == 200
+    wait_until(lambda: app.extensions["imcallback"].drain._problem)
+    with app.app_context():
+        upgrade()
+    wait_until(lambda: len(rows(app)[1]) == 1)
+    join("imcallback-drain")
+    put(app, *make_entries(app, 1))
+    with no_thread_starts(monkeypatch):
+        app.extensions["imcallback"].drain.start()
+        assert waiting_in(app).count == 1
+    assert post(app, "second") == 200
+    wait_until(lambda: len(rows(app)[0]) == 3)
+
+
+@pytest.mark.parametrize("spool", [None, "spool.db"])
+def test_callbacks_are_stored_when_a_thread_is_free(
+    make_app: MakeApp, monkeypatch: pytest.MonkeyPatch, spool: str | None
+) -> None:
+    """Without a thread, a callback gets 503 at once and is in the log. The next one is stored."""
+    app = make_app(IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_SPOOL=spool)
+    with no_thread_starts(monkeypatch):
+        began = time.monotonic()
+        assert post(app, "first") == 503
+        assert time.monotonic() - began < 1
+        assert app.test_client().get("/imcallback/health").status_code == 503
+    assert post(app, "second") == 200
+    assert [row["owner_id"] for row in rows(app)[1]] == ["second"]
+    assert app.test_client().get("/imcallback/health").status_code == 200
+
+
+@contextmanager
+def no_thread_starts(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """Let the start of threads fail, as it does above the limit of the system."""
+
+    def refuse(*_: object) -> None:
+        raise RuntimeError("can't start new thread")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Thread, "start", refuse)
+        yield
 
 
 def test_a_look_into_a_large_spool_is_quick(make_app: MakeApp) -> None:

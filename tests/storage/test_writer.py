@@ -320,6 +320,19 @@ def test_lost_connections_are_replaced(
         assert len(rows(app)[0]) == 3
 
 
+def test_an_idle_writer_keeps_no_thread(make_app: MakeApp, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Apps that nobody uses any more keep no threads. The next delivery starts another one."""
+    monkeypatch.setattr("flask_imcallback.storage.writer.MAX_IDLE_SECONDS", 0.1)
+    app = make_app()
+    writer = new_writer(app)
+    entries = make_entries(app, 2)
+    with app.app_context():
+        writer.write(entries[:1], 30)
+        wait_until(lambda: writer._worker is None)
+        writer.write(entries[1:], 30)
+    assert [entry.error for entry in entries] == [None, None]
+
+
 def test_a_deleted_database_file_is_noticed(tmp_path: Path, make_app: MakeApp) -> None:
     """A row in a deleted SQLite file would be lost with the process, so the write must fail."""
     path = tmp_path / "test.db"
