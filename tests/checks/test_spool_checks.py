@@ -12,6 +12,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +21,9 @@ from flask import Flask
 from sqlalchemy import URL, QueuePool, create_engine
 
 from flask_imcallback import ImCallback, upgrade
+from flask_imcallback.checks import judge_waiting
 from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage import Waiting
 from support import ROOT
 from support.apps import MakeApp, close_connections, rows
 from support.callbacks import run_command
@@ -399,3 +402,11 @@ def test_a_spool_in_the_database_file_is_told(make_app: MakeApp, folder: Path) -
         f"Both are {path}. While the database is locked or damaged, the spool is too.",
         "Set IMCALLBACK_SPOOL to another file.",
     )
+
+
+@pytest.mark.parametrize(("minutes", "level"), [(9, "warning"), (11, "failure")])
+def test_a_callback_that_waits_too_long_is_a_failure(minutes: int, level: str) -> None:
+    """The database works, but the drain does not store an old callback."""
+    oldest = datetime.now(UTC) - timedelta(minutes=minutes)
+    waiting = Waiting(count=1, oldest=oldest, set_aside=0, foreign={})
+    assert [finding.level for finding in judge_waiting(waiting)] == [level]
