@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import time_machine
 from flask import Flask
 from sqlalchemy import URL, QueuePool, create_engine
 
@@ -27,7 +28,7 @@ from flask_imcallback.storage import Waiting
 from support import ROOT
 from support.apps import MakeApp, close_connections, rows
 from support.callbacks import run_command
-from support.deliveries import DELIVERY, entry_of
+from support.deliveries import DELIVERY, MOMENT, entry_of
 from support.doctor import NOBODY, diagnose, files_in, has_finding, without_root
 
 WHY_UNUSABLE = "While the database is unavailable, callbacks get 503, and only the log keeps them."
@@ -235,7 +236,8 @@ def test_waiting_callbacks_are_a_warning(make_app: MakeApp) -> None:
     """The app stores them by itself. `spool --drain` does it now."""
     app = make_app(**GUARDS)
     put(app, 2)
-    result = diagnose(app)
+    with time_machine.travel(MOMENT + timedelta(minutes=1)):
+        result = diagnose(app)
     lines = (
         "2 callbacks wait in the spool",
         "The oldest was received at 2026-11-20 18:05:00 UTC. The history does not show it yet.",
