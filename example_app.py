@@ -13,13 +13,12 @@ import shlex
 import socket
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from flask import Flask
 
-from flask_imcallback import ConfigError, ImCallback
-
-DEMO_APP_ID = "1400000000"
+from flask_imcallback import ConfigError, ImCallback, OpenIMProvider, Settings, TencentProvider
 
 app = Flask(__name__)
 app.config.from_prefixed_env()
@@ -33,7 +32,7 @@ if is_demo:
         demo_file.touch(0o600)  # other users of this machine must not read the secrets
         demo_file.write_text(json.dumps(new_secrets))
     demo = json.loads(demo_file.read_text())
-    app.config["IMCALLBACK_TENCENT_APPS"] = {DEMO_APP_ID: []}
+    app.config["IMCALLBACK_TENCENT_APPS"] = {"1400000000": []}
     app.config["IMCALLBACK_SECRETS"] = [demo["secret"]]
     app.config["IMCALLBACK_HISTORY_TOKENS"] = [demo["token"]]
     app.config["SECRET_KEY"] = app.config["SECRET_KEY"] or demo["secret_key"]
@@ -44,6 +43,52 @@ except ConfigError as error:
     if __name__ == "__main__":
         sys.exit(f"Error: {error}")
     raise
+
+
+DEMO_CALLBACKS = {  # what happens: the command, whose list changes, who leaves it
+    TencentProvider: {
+        "Alice removes Bob and Carol from her blocklist": (
+            "Sns.CallbackBlackListDelete",
+            "alice",
+            ["bob", "carol"],
+        ),
+        "Alice deletes Bob from her friend list": ("Sns.CallbackFriendDelete", "alice", ["bob"]),
+        "Alice stops following Bob": ("Follow.CallbackAfterFollowDelete", "alice", ["bob"]),
+        "An administrator removes Bob from the group @TGS#team": (
+            "Group.CallbackAfterMemberExit",
+            "@TGS#team",
+            ["bob"],
+        ),
+        "The group @TGS#team of Alice and Carol is dismissed": (
+            "Group.CallbackAfterGroupDestroyed",
+            "@TGS#team",
+            ["alice", "carol"],
+        ),
+    },
+    OpenIMProvider: {
+        "Dave removes Erin from his blocklist": (
+            "callbackAfterRemoveBlackCommand",
+            "dave",
+            ["erin"],
+        ),
+        "Dave deletes Erin from his friend list": (
+            "callbackAfterDeleteFriendCommand",
+            "dave",
+            ["erin"],
+        ),
+        "Erin quits the group team": ("callbackAfterQuitGroupCommand", "team", ["erin"]),
+        "Somebody removes Frank from the group team": (
+            "callbackAfterKickGroupCommand",
+            "team",
+            ["frank"],
+        ),
+        "The group team of Dave and Grace is dismissed": (
+            "callbackAfterDisMissGroupCommand",
+            "team",
+            ["dave", "grace"],
+        ),
+    },
+}
 
 
 def print_demo(address: str) -> None:
@@ -57,56 +102,32 @@ The demo keeps these files in {app.root_path}
 The installed packages are in {sys.prefix}
 Ctrl-C stops the demo. The next start keeps the data. To begin again, delete the folder instance.
 
+Send callbacks from a second terminal, as an IM server does.
+HTTP 200 means that the removal is stored. Any other status means that the callback is refused.
+""")
+    for line in demo_lines(f"http://{address}/imcallback"):
+        print(line)
+    print(f"""=== See what is recorded ===
+
 Open the history in a browser. If the browser asks, the user is demo and the password is {token}
 
 http://demo:{token}@{address}/imcallback/
 
-Send callbacks from a second terminal, as an IM server does.
-HTTP 200 means that the removal is stored. Any other status means that the callback is refused.
-""")
-    for title, command in demo_callbacks(f"http://{address}/imcallback"):
-        print(f"{title}:\n{command}\n")
-    print(f"""List the history as JSON:
+List the history as JSON:
 {curl(f"http://{address}/imcallback/history")} -H 'Authorization: Bearer {token}'
 """)
 
 
-def demo_callbacks(url: str) -> list[tuple[str, str]]:
-    """Return what happens, and the curl command that reports it, for each callback."""
-    tencent = f"{url}/tencent/{demo['secret']}?SdkAppid={DEMO_APP_ID}&contenttype=json"
-    tencent += "&OptPlatform=iOS&CallbackCommand="
-    openim = f"{url}/openim/{demo['secret']}/"
-    pairs = [{"From_Account": "alice", "To_Account": target} for target in ("bob", "carol")]
-    callbacks = []
-    for title, start, command, fields in (
-        (
-            "Alice removes Bob and Carol from her blocklist (Tencent)",
-            tencent,
-            {"CallbackCommand": "Sns.CallbackBlackListDelete"},
-            {"PairList": pairs},
-        ),
-        (
-            "Alice deletes Bob from her friend list (Tencent)",
-            tencent,
-            {"CallbackCommand": "Sns.CallbackFriendDelete"},
-            {"PairList": pairs[:1]},
-        ),
-        (
-            "Dave removes Erin from his blocklist (OpenIM)",
-            openim,
-            {"callbackCommand": "callbackAfterRemoveBlackCommand"},
-            {"ownerUserID": "dave", "blackUserID": "erin"},
-        ),
-        (
-            "Dave deletes Erin from his friend list (OpenIM)",
-            openim,
-            {"callbackCommand": "callbackAfterDeleteFriendCommand"},
-            {"ownerUserID": "dave", "friendUserID": "erin"},
-        ),
-    ):
-        request = curl(start + "".join(command.values()))
-        callbacks.append((title, f"{request} -d '{json.dumps(command | fields)}'"))
-    return callbacks
+def demo_lines(url: str) -> Iterator[str]:
+    """Yield what each callback reports, and the curl command that sends it."""
+    settings = Settings.from_config(app.config)
+    for provider, callbacks in DEMO_CALLBACKS.items():
+        yield f"=== Callbacks of {provider.title} ===\n"
+        for title, (command, owner_id, target_ids) in callbacks.items():
+            (callback,) = provider(settings).sample(command, owner_id, target_ids)
+            query = f"?{callback.query}" if callback.query else ""
+            body = shlex.quote(callback.body.decode().strip())
+            yield f"{title}:\n{curl(url + callback.path + query)} -d {body}\n"
 
 
 def curl(url: str) -> str:

@@ -1,6 +1,7 @@
 """Settings for gunicorn: `gunicorn -c python:flask_imcallback.gunicorn app:app`."""
 
 import logging
+import signal
 from typing import Any
 
 bind = "127.0.0.1:8000"
@@ -20,7 +21,13 @@ control_socket_disable = True
 
 
 def post_worker_init(worker: Any) -> None:
-    """Write the log of the extension like gunicorn's own log, unless the app configures logging."""
+    """Prepare a worker for Ctrl-C, and write the log of the extension like gunicorn's own log.
+
+    If the app configures logging, its configuration applies.
+    """
+    # Ctrl-C reaches all processes, and the master then also stops its workers. A worker that
+    # handles both signals at once hangs for `graceful_timeout`.
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
     logger = logging.getLogger("flask_imcallback")
     if not logger.hasHandlers():
         logger.handlers.extend(worker.log.error_log.handlers)

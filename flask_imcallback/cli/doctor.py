@@ -236,7 +236,8 @@ OUR_REFUSALS = {
     ),
     503: Refusal(
         "The running app cannot store callbacks, and no IM server sends them again.",
-        "Read the log of the running app. It has the cause and the packets.",
+        "Read the log of the running app. It has the cause and the packets. Repair the cause, and "
+        "store the packets with flask imcallback replay.",
     ),
 }
 """HTTP status -> its meaning if the extension answered."""

@@ -187,7 +187,10 @@ def make_send(providers: Iterable[Provider]) -> click.Command:
         ),
         click.Argument(["command"]),
         click.Option(
-            ["--owner"], default="alice", show_default=True, help="The account whose list changes."
+            ["--owner"],
+            default="alice",
+            show_default=True,
+            help="The account whose list changes, or the group that loses the target.",
         ),
         click.Option(
             ["--target", "targets"],

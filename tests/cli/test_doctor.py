@@ -324,7 +324,7 @@ def test_doctor_warns_of_a_slow_answer(make_app: MakeApp) -> None:
         ({"IMCALLBACK_URL_PREFIX": "/another"}, "Check the prefix of the proxy"),
         ({"IMCALLBACK_TENCENT_APPS": {}}, "tencent: the probe is answered 404"),
         ({"IMCALLBACK_MAX_BODY": 10}, "answered 413"),
-        ({"migrate": False, "url": MEMORY, "IMCALLBACK_SPOOL": None}, "cannot store callbacks"),
+        ({"migrate": False, "url": MEMORY, "IMCALLBACK_SPOOL": None}, "flask imcallback replay"),
         ({"url": "other.db"}, "is not in this app's database"),
     ],
 )

@@ -9,6 +9,7 @@ from datetime import UTC, datetime, timedelta
 from flask import Flask
 from sqlalchemy import URL
 
+from flask_imcallback.removals import Cause, Relation, Removal
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import id_at
 from support import ROOT
@@ -52,8 +53,10 @@ def test_the_data_of_an_account_is_deleted(database_url: URL, make_app: MakeApp)
     record(app, DELIVERY)
     record(app, DELIVERY)
     record(app, make_delivery(("carol", "alice"), ("carol", "dave")))
+    kick = Removal(Relation.GROUP, "team", "dave", actor_id="alice", cause=Cause.KICKED)
+    record(app, replace(DELIVERY, removals=(kick,), body=b"kick"))
     kept = record(app, make_delivery(("carol", "dave"), ("Alice", "bob")))
-    assert len(rows(app)[0]) == 4
+    assert len(rows(app)[0]) == 5
     execute(app, BY_ACCOUNT)
     deliveries, removals = rows(app)
     assert [row["id"] for row in deliveries] == [kept[0].delivery_id]

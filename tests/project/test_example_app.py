@@ -21,15 +21,24 @@ from urllib.parse import urlsplit
 
 import pytest
 
+from flask_imcallback import PROVIDERS
 from support import ROOT
 from support.apps import wait_until
 from support.servers import free_port
 
 pytestmark = pytest.mark.slow
 
-REMOVALS = [
+REMOVALS = [  # newest first
+    ("openim", "group", "team", "grace"),
+    ("openim", "group", "team", "dave"),
+    ("openim", "group", "team", "frank"),
+    ("openim", "group", "team", "erin"),
     ("openim", "friend", "dave", "erin"),
     ("openim", "blacklist", "dave", "erin"),
+    ("tencent", "group", "@TGS#team", "carol"),
+    ("tencent", "group", "@TGS#team", "alice"),
+    ("tencent", "group", "@TGS#team", "bob"),
+    ("tencent", "follow", "alice", "bob"),
     ("tencent", "friend", "alice", "bob"),
     ("tencent", "blacklist", "alice", "carol"),
     ("tencent", "blacklist", "alice", "bob"),
@@ -126,7 +135,10 @@ def test_the_demo_shows_what_to_try(folder: Path) -> None:
     port = free_port()
     with demo(folder, port) as printed:
         curls = re.findall(r"^curl .*$", printed, re.MULTILINE)
-        assert len(curls) == 5
+        commands = [command for provider in PROVIDERS for command in provider.commands]
+        assert len(curls) == len(commands) + 1
+        for command, curl in zip(commands, curls, strict=False):
+            assert command in curl
         for curl in curls:
             assert printed.count(curl) == 1
             status, answer = send(curl)
@@ -135,7 +147,7 @@ def test_the_demo_shows_what_to_try(folder: Path) -> None:
         names = ("provider", "relation", "owner_id", "target_id")
         assert [tuple(removal[name] for name in names) for removal in removals] == REMOVALS
 
-        refused = curls[3].replace("/openim/", "/openim/wrong-")
+        refused = curls[-2].replace("/openim/", "/openim/wrong-")
         assert send(refused)[0] == 403
 
         (page,) = re.findall(r"^http://demo:(.*)@(.*)/imcallback/$", printed, re.MULTILINE)
@@ -148,7 +160,7 @@ def test_the_demo_shows_what_to_try(folder: Path) -> None:
         (count,) = connection.execute("SELECT count(*) FROM imcallback_removal").fetchone()
     assert count == len(REMOVALS)
     with demo(folder, port) as printed:
-        assert json.loads(send(curls[4])[1])["data"] == removals
+        assert json.loads(send(curls[-1])[1])["data"] == removals
         run_printed_command_lines(printed, folder)
     assert not (folder.parent / "home").exists()
     assert {path.name for path in folder.iterdir()} <= {

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -42,3 +45,12 @@ def test_the_log_of_a_host_stays_as_it_is(tmp_path: Path) -> None:
     )
     assert len(re.findall(REFUSED, log)) == 1, log
     assert "Callbacks are stored in" not in log
+
+
+def test_ctrl_c_is_left_to_the_master(tmp_path: Path) -> None:
+    """A worker ignores Ctrl-C, because a worker that gets two signals at once can hang."""
+    with serving(tmp_path, "--workers", "1") as running:
+        (worker,) = running.workers
+        os.kill(worker, signal.SIGINT)
+        time.sleep(0.5)
+        assert running.workers == [worker], running.log()
