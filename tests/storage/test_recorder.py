@@ -68,6 +68,8 @@ def test_a_delivery_is_stored_as_it_arrived(database_url: URL, make_app: MakeApp
             "relation": "friend",
             "owner_id": pair.owner_id,
             "target_id": pair.target_id,
+            "actor_id": pair.actor_id,
+            "cause": pair.cause,
             "position": position,
             "delivery_id": id_at(MOMENT),
             "client_ip": "203.0.113.7",
