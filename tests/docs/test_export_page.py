@@ -195,7 +195,7 @@ def record(make_app: MakeApp) -> Record:
 def test_the_cells_of_the_page(record: Record) -> None:
     """The table shows the cells that are written."""
     table = re.findall(r"^\| `(.+)` \| `(.+)` \| `(.+)` \|$", PAGE, re.MULTILINE)
-    assert len(table) == 7
+    assert len(table) == 8
     for text, *cells in table:
         for formulas, cell in zip(("escape", "keep"), cells, strict=True):
             options = FileOptions(format="csv", spreadsheet="yes", formulas=formulas)
