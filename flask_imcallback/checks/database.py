@@ -22,6 +22,12 @@ ASK_SECONDS = 8.0
 MAX_CLOCK_DIFFERENCE = timedelta(seconds=5)
 DEFAULT_FILE = "imcallback.db"
 
+PACKET_BYTES_PER_BODY_BYTE = 2
+"""A driver may need two bytes of a statement for each byte of a body."""
+PACKET_MARGIN_BYTES = 512 * 1024
+"""Space in a statement for everything but the body."""
+MEBIBYTE = 1024 * 1024
+
 
 def check_database(app: Flask, runtime: Runtime) -> Iterator[Finding]:
     """Check the database of an app. Leaves nothing in it, and creates no file."""
@@ -40,6 +46,7 @@ def check_database(app: Flask, runtime: Runtime) -> Iterator[Finding]:
     if any(finding.level == "failure" for finding in findings):
         return
     yield ok(f"The database stores callbacks ({state.server})")
+    yield from _check_packet_size(runtime, state)
     yield from _check_isolation_level(runtime.process.get().engines.host())
     yield from _check_clock(runtime)
 
@@ -150,6 +157,26 @@ def note_database(app: Flask, runtime: Runtime, engine: Engine) -> Finding:
             "SQLALCHEMY_DATABASE_URI, or pass db= or engine= to ImCallback.",
         )
     return note(description)
+
+
+def _check_packet_size(runtime: Runtime, state: DatabaseState) -> Iterator[Finding]:
+    """Check that MariaDB accepts the largest callback.
+
+    It breaks the connection of a larger statement, so the error is the same as in an outage.
+    """
+    body_bytes = runtime.settings.max_body
+    needed = PACKET_BYTES_PER_BODY_BYTE * body_bytes + PACKET_MARGIN_BYTES
+    if state.max_packet_bytes is None or state.max_packet_bytes >= needed:
+        return
+    yield failure(
+        "The database server refuses large callbacks",
+        f"Its setting max_allowed_packet is {state.max_packet_bytes}. A callback of "
+        f"{body_bytes} bytes, which IMCALLBACK_MAX_BODY allows, needs {needed}. The server breaks "
+        f"the connection of a larger one, as if it were down. {WAITING}",
+        # The server rounds the setting down, so the remedy is rounded up.
+        f"Set max_allowed_packet = {-(-needed // MEBIBYTE)}M in the section [mysqld] of the "
+        "server's configuration, and restart the server. Or lower IMCALLBACK_MAX_BODY.",
+    )
 
 
 def _check_isolation_level(engine: Engine) -> Iterator[Finding]:

@@ -120,6 +120,8 @@ class DatabaseState:
     """The reason why account ids cannot be stored, and the remedy. Empty without a problem."""
     durability_problem: str
     """The reason why a power cut loses callbacks, and the remedy. Empty without a problem."""
+    max_packet_bytes: int | None
+    """The size of the largest statement that MariaDB accepts. None for other databases."""
 
 
 def inspect_database(connection: Connection) -> DatabaseState:
@@ -132,6 +134,7 @@ def inspect_database(connection: Connection) -> DatabaseState:
         is_at_head=is_head(revision),
         encoding_problem=encoding_problem(encoding),
         durability_problem=_durability_problem(connection),
+        max_packet_bytes=_max_packet_bytes(connection),
     )
 
 
@@ -190,3 +193,10 @@ def _durability_problem(connection: Connection) -> str:
         if value != 1:
             return f"the setting innodb_flush_log_at_trx_commit is {value}: set it to 1"
     return ""
+
+
+def _max_packet_bytes(connection: Connection) -> int | None:
+    if connection.dialect.name not in ("mysql", "mariadb"):
+        return None
+    size: int | None = connection.scalar(text("SELECT @@max_allowed_packet"))
+    return size

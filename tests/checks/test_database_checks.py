@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import json
 import os
 import sqlite3
 import subprocess
@@ -20,7 +21,8 @@ from sqlalchemy import URL, NullPool, create_engine, text
 
 from flask_imcallback.checks import database as database_checks
 from support import ROOT, faults, servers
-from support.apps import MakeApp
+from support.apps import MakeApp, rows
+from support.callbacks import BODY
 from support.doctor import diagnose, files_in, has_finding, without_root
 
 WAITING = "Callbacks wait in the spool. Without a spool they are lost."
@@ -657,3 +659,50 @@ def test_doctor_warns_of_a_server_that_syncs_no_commit(
         "In the database, the setting fsync of PostgreSQL is off: set it to on.",
         "Change the setting, unless a cluster makes up for it.",
     ), result.output
+
+
+LARGEST_BODY_BYTES = 8_126_464
+"""The largest body for which the default of MariaDB, 16 MiB, is enough."""
+
+
+def test_doctor_names_a_server_that_refuses_large_callbacks(
+    make_app: MakeApp, database_servers: dict[str, Server]
+) -> None:
+    """The setting of MariaDB must fit the setting of the app. The remedy is rounded up."""
+    with servers.database(database_servers["mariadb"]) as url:
+        app = make_app(url, **GUARDS, IMCALLBACK_MAX_BODY=LARGEST_BODY_BYTES + 1)
+        result = diagnose(app)
+    assert has_finding(
+        result,
+        "FAILURE",
+        "The database server refuses large callbacks",
+        "Its setting max_allowed_packet is 16777216. A callback of 8126465 bytes, which "
+        "IMCALLBACK_MAX_BODY allows, needs 16777218. The server breaks the connection of a larger "
+        f"one, as if it were down. {WAITING}",
+        "Set max_allowed_packet = 17M in the section [mysqld] of the server's configuration, and "
+        "restart the server. Or lower IMCALLBACK_MAX_BODY.",
+    ), result.output
+    assert result.exit_code == 1
+
+
+def test_the_largest_callback_that_doctor_accepts_is_stored(
+    make_app: MakeApp, database_servers: dict[str, Server]
+) -> None:
+    """The driver needs two bytes of the statement for each byte of this body."""
+    body = json.dumps(BODY | {"pad": ""})[:-2] + '\\"' * (LARGEST_BODY_BYTES // 2)
+    body = body[: LARGEST_BODY_BYTES - 4].rstrip("\\") + '\\""}'
+    body += " " * (LARGEST_BODY_BYTES - len(body))
+    with servers.database(database_servers["mariadb"]) as url:
+        app = make_app(
+            url,
+            **GUARDS,
+            IMCALLBACK_MAX_BODY=LARGEST_BODY_BYTES,
+            IMCALLBACK_SPOOL=None,
+            IMCALLBACK_DEADLINE=30,
+        )
+        result = diagnose(app)
+        assert "max_allowed_packet" not in result.output
+        path = f"/imcallback/openim/{GUARDS['IMCALLBACK_SECRETS'][0]}"
+        assert app.test_client().post(path, data=body).status_code == 200
+        (delivery,), _ = rows(app)
+    assert len(delivery["body"]) == LARGEST_BODY_BYTES

@@ -19,7 +19,7 @@ COMMAND = "callbackAfterRemoveBlackCommand"
 PATH = f"/imcallback/openim/{SECRET}"
 PACKETS = (
     json.dumps(BODY).encode(),
-    b'{"callbackCommand": "callbackX", "text": "\\u202e\xe4\xbd\xa0"}',
+    b'{"callbackCommand": "callbackAfterAddFriendCommand", "text": "\\u202e\xe4\xbd\xa0"}',
     b"\xff[\x1b",
 )
 
@@ -79,6 +79,9 @@ def test_the_table_shows_why_a_delivery_is_unreadable(app: Flask) -> None:
     [
         (("--status", "unreadable"), 1),
         (("--status", "unreadable", "--status", "ignored"), 2),
+        (("--command", COMMAND), 1),
+        (("--command", COMMAND, "--command", "callbackAfterAddFriendCommand"), 2),
+        (("--command", COMMAND, "--status", "ignored"), 0),
         (("--since", "2026-01-01T00:00:00Z"), 3),
         (("--until", "2026-01-01T00:00:00Z"), 0),
         (("--limit", "2"), 2),

@@ -487,8 +487,11 @@ def test_send_takes_a_command_that_no_provider_records(make_app: MakeApp) -> Non
         assert (
             "choose the provider of the command 'Sns.CallbackSomethingNew' with --provider. "
             "The enabled providers are: tencent, openim. They record: Sns.CallbackBlackListDelete, "
-            "Sns.CallbackFriendDelete, callbackAfterRemoveBlackCommand, "
-            "callbackAfterDeleteFriendCommand\n"
+            "Sns.CallbackFriendDelete, Follow.CallbackAfterFollowDelete, "
+            "Group.CallbackAfterMemberExit, Group.CallbackAfterGroupDestroyed, "
+            "callbackAfterRemoveBlackCommand, callbackAfterDeleteFriendCommand, "
+            "callbackAfterQuitGroupCommand, callbackAfterKickGroupCommand, "
+            "callbackAfterDisMissGroupCommand\n"
         ) in result.output
         assert run_command(app, *command, "--url", url, "--provider", "tencent").exit_code == 0
     assert [(row["provider"], row["command"]) for row in rows(app)[0]] == [
@@ -523,8 +526,14 @@ def test_the_help_of_send_lists_the_commands(make_app: MakeApp) -> None:
         "  The commands that record removals:\n"
         "    tencent: Sns.CallbackBlackListDelete\n"
         "    tencent: Sns.CallbackFriendDelete\n"
+        "    tencent: Follow.CallbackAfterFollowDelete\n"
+        "    tencent: Group.CallbackAfterMemberExit\n"
+        "    tencent: Group.CallbackAfterGroupDestroyed\n"
         "    openim: callbackAfterRemoveBlackCommand\n"
         "    openim: callbackAfterDeleteFriendCommand\n"
+        "    openim: callbackAfterQuitGroupCommand\n"
+        "    openim: callbackAfterKickGroupCommand\n"
+        "    openim: callbackAfterDisMissGroupCommand\n"
     ) in result.output
 
 

@@ -31,7 +31,9 @@ from support.callbacks import BODY, SECRET
 from support.deliveries import ANONYMOUS, MICROSECOND, make_delivery, record
 
 COMMAND = "callbackAfterRemoveBlackCommand"
-NEW_COMMAND = "callbackAfterEverythingCommand"
+NEW_COMMAND = "callbackAfterDeleteAllFriendsCommand"
+OTHER_COMMAND = "callbackAfterAddFriendCommand"
+"""A command that is kept, and that removes nobody."""
 SETTINGS: Mapping[str, Any] = {
     "IMCALLBACK_SECRETS": [SECRET],
     "IMCALLBACK_TENCENT_APPS": {"1400000000": []},
@@ -207,7 +209,7 @@ def test_a_repeated_unreadable_callback_is_recorded_once(
 
 def test_a_command_without_removals_becomes_ignored(make_app: MakeApp) -> None:
     """The packet can be read now, and it removes nobody."""
-    post(old_app(make_app), {"callbackCommand": "callbackX", "old-": 1}, path=f"{SECRET}/callbackX")
+    post(old_app(make_app), {"callbackCommand": OTHER_COMMAND, "old-": 1}, path=SECRET)
     app = new_app(make_app)
     assert run_replay(app, "--unreadable").stdout == "1 ignored, 0 still unreadable\n"
     ((delivery,), removals) = rows(app)
@@ -218,7 +220,7 @@ def test_an_ignored_delivery_is_recorded(make_app: MakeApp) -> None:
     """A newer provider learned the command. Other ignored deliveries stay as they are."""
     old = old_app(make_app)
     post(old, {"callbackCommand": NEW_COMMAND, "targets": ["a"]}, path=SECRET, status=200)
-    post(old, {"callbackCommand": "callbackX"}, path=SECRET, status=200)
+    post(old, {"callbackCommand": OTHER_COMMAND}, path=SECRET, status=200)
     app = new_app(make_app)
     assert run_replay(app, "--ignored").stdout == "1 recorded, 1 still ignored\n"
     assert [r["target_id"] for r in rows(app)[1]] == ["a"]

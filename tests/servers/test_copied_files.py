@@ -100,7 +100,9 @@ from flask_imcallback.storage.sqlite import watch_file
 engine = create_engine(f"sqlite:///{sys.argv[1]}")
 watch_file(engine)
 with engine.begin() as connection:
-    connection.exec_driver_sql("INSERT INTO imcallback_source VALUES (1, 'a', 'b', 'c', 'd', 'e')")
+    connection.exec_driver_sql(
+        "INSERT INTO imcallback_source VALUES (1, 'a', 'b', 'c', 'd', 'e', 'f')"
+    )
 os.unlink(sys.argv[1])
 """
 

@@ -25,6 +25,8 @@ DURABILITY = {
     "mysql": "the setting innodb_flush_log_at_trx_commit is 0: set it to 1",
 }
 """The servers of the tests are quick and not durable."""
+MAX_PACKET_BYTES = {"sqlite": None, "postgresql": None, "mysql": 16 * 1024 * 1024}
+"""The default of MariaDB."""
 
 
 def test_the_state_of_a_database_is_known(database_url: URL, make_app: MakeApp) -> None:
@@ -36,6 +38,7 @@ def test_the_state_of_a_database_is_known(database_url: URL, make_app: MakeApp) 
         assert (state.encoding, state.encoding_problem) == (ENCODINGS[kind], "")
         assert (state.revision, state.is_at_head) == ("0001_tables", True)
         assert state.durability_problem == DURABILITY[kind]
+        assert state.max_packet_bytes == MAX_PACKET_BYTES[kind]
         with get_runtime().engine().connect() as connection:
             assert connection.execute(counters.select()).all() == []
 

@@ -43,9 +43,12 @@ def test_a_removal_as_json(database_url: URL, make_app: MakeApp) -> None:
         store(
             ("other", "other"),
             ("o\u00e1\n😀", "</script>\u2028"),
+            relation=Relation.GROUP,
+            actor_id="admin 😀",
+            cause=Cause.KICKED,
             provider="tencent",
             app_id="1400000000",
-            command="Sns.CallbackFriendDelete",
+            command="Group.CallbackAfterMemberExit",
             client_ip="203.0.113.7",
             platform="iOS",
             request_id="2ea4e023",
@@ -55,9 +58,9 @@ def test_a_removal_as_json(database_url: URL, make_app: MakeApp) -> None:
     assert list(row) == MEMBERS
     first_id = row["id"] - 1
     assert list(row.values()) == [
-        *(first_id + 1, "tencent", "1400000000", "Sns.CallbackFriendDelete", "friend"),
-        *("o\u00e1\n😀", "</script>\u2028", 1, first_id, "203.0.113.7", "iOS", "2ea4e023"),
-        "2026-11-20T18:05:00.123456Z",
+        *(first_id + 1, "tencent", "1400000000", "Group.CallbackAfterMemberExit", "group"),
+        *("o\u00e1\n😀", "</script>\u2028", "admin 😀", "kicked", 1, first_id),
+        *("203.0.113.7", "iOS", "2ea4e023", "2026-11-20T18:05:00.123456Z"),
     ]
     assert response.mimetype == "application/json"
     assert list(response.get_json()) == ["data", "next_cursor"]
@@ -270,7 +273,8 @@ def test_a_plus_must_be_escaped(make_app: MakeApp) -> None:
 
 PARAMETERS = (
     "The parameters are since, until, order, limit, cursor, provider, app_id, command, relation, "
-    "owner_id, target_id, account_id, peer_id, platform, client_ip, request_id, delivery_id"
+    "owner_id, target_id, account_id, peer_id, actor_id, group_id, cause, platform, client_ip, "
+    "request_id, delivery_id"
 )
 
 

@@ -78,16 +78,20 @@ MANY = 200_000
 
 def fill(url: URL, count: int) -> None:
     """Insert `count` removals with SQL, which is faster than recording them."""
-    removal = "imcallback_removal (id, delivery_id, source_id, owner_id, target_id, client_ip,"
-    source = "imcallback_source (id, provider, app_id, command, relation, platform)"
+    source = "imcallback_source (id, provider, app_id, command, relation, cause, platform)"
+    removal = (
+        "imcallback_removal "
+        "(id, delivery_id, source_id, owner_id, target_id, actor_id, client_ip, request_id)"
+    )
     engine = create_engine(url)
     with engine.begin() as connection:
         execute = connection.exec_driver_sql
-        execute(f"INSERT INTO {source} VALUES (999, 'openim', '', 'callbackX', 'friend', 'iOS')")
+        values = "(999, 'openim', '', 'callbackX', 'friend', '', 'iOS')"
+        execute(f"INSERT INTO {source} VALUES {values}")
         execute(
             f"WITH RECURSIVE n(n) AS (SELECT 0 UNION ALL SELECT n + 1 FROM n WHERE n + 1 < {count})"
-            f" INSERT INTO {removal} request_id) SELECT {id_at(PAST)} + n, {id_at(PAST)} + n, 999,"
-            " 'owner', 'target', '203.0.113.7', 'a request id' FROM n"
+            f" INSERT INTO {removal} SELECT {id_at(PAST)} + n, {id_at(PAST)} + n, 999,"
+            " 'owner', 'target', '', '203.0.113.7', 'a request id' FROM n"
         )
     engine.dispose()
 
