@@ -17,7 +17,7 @@ from sqlalchemy import URL
 
 from support import ROOT
 from support.apps import DATABASES
-from support.servers import free_port
+from support.servers import family, free_port
 from support.serving import Running, environment, start
 
 START_SECONDS = 30
@@ -158,7 +158,7 @@ def running(server: WsgiServer, folder: Path, url: URL, **variables: str) -> Ite
     process = start(folder, server.command_for_tests(port), env, cwd=folder)
     host = Running(process, port, folder, url)
     try:
-        _wait_until_ready(host)
+        _wait_until_ready(server, host)
         yield host
     finally:
         with suppress(ProcessLookupError):
@@ -180,13 +180,29 @@ def stop(server: WsgiServer, host: Running) -> int:
     return host.process.wait(STOP_SECONDS)
 
 
-def _wait_until_ready(host: Running) -> None:
+def _wait_until_ready(server: WsgiServer, host: Running) -> None:
     deadline = time.monotonic() + START_SECONDS
     while True:
         assert host.process.poll() is None, host.log()
         assert time.monotonic() < deadline, host.log()
         with suppress(OSError):
             socket.create_connection(("127.0.0.1", host.port), timeout=1).close()
-            if host.ask("GET", "/host-page") == (200, {"host": True}):
+            is_ready = host.ask("GET", "/host-page") == (200, {"host": True})
+            if is_ready and (not server.name.startswith("gunicorn") or _has_ready_workers(host)):
                 return
         time.sleep(0.02)
+
+
+def _has_ready_workers(host: Running) -> bool:
+    """Return True if both workers of gunicorn handle signals by themselves.
+
+    A worker that gets SIGTERM before loses it, and gunicorn waits for this worker.
+    """
+    master, *workers = (_caught_signals(pid) for pid in family(host.process.pid))
+    return len(workers) == 2 and master not in workers
+
+
+def _caught_signals(pid: int) -> str:
+    """Return the signals that a process handles, as the kernel shows them."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return status.partition("SigCgt:")[2].split()[0]
