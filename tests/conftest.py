@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+import signal
 from collections.abc import Iterator
 from contextlib import ExitStack, suppress
 from pathlib import Path
@@ -15,6 +16,15 @@ from sqlalchemy import URL
 from flask_imcallback import ImCallback, upgrade
 from support import servers
 from support.apps import DATABASES, MakeApp, close_connections, join
+
+
+def pytest_configure() -> None:
+    """Let the servers of the tests handle Ctrl-C, also if a shell runs the tests in the background.
+
+    A shell without job control lets a background process and its children ignore the signal.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
