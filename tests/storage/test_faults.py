@@ -246,7 +246,7 @@ def test_the_disk_of_the_spool_is_full_too(database: Database, tmp_path: Path) -
         log = running.log()
         for callback in load.callbacks:
             if callback.outcome is Outcome.REFUSED:
-                assert json.dumps(json.loads(callback.body)) in log
+                assert json.dumps(callback.body.decode()) in log
 
 
 @run_on("postgresql")
