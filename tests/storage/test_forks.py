@@ -21,7 +21,7 @@ from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.sqlite import file_lock
 from support.apps import MakeApp, close_connections, rows, save_counts
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, record
-from support.faults import in_child
+from support.faults import fork, in_child
 from support.load import HEADER, SETTINGS, Load, check
 from support.serving import serving
 from support.torture import create_tables
@@ -113,14 +113,7 @@ def test_a_child_keeps_its_log_when_its_parent_closes_the_file(
         subprocess.run(command, check=True)
         record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(seconds=1)))
 
-    pid = os.fork()
-    if pid == 0:
-        status = 1
-        try:
-            child()
-            status = 0
-        finally:
-            os._exit(status)
+    pid = fork(child)
     os.read(child_is_ready[0], 1)
     close_connections(app)
     os.write(parent_has_closed[1], b"1")
@@ -136,10 +129,7 @@ def test_a_child_keeps_no_lock_file(tmp_path: Path) -> None:
     path.touch()
     may_end = os.pipe()
     with file_lock(str(path)):
-        pid = os.fork()
-        if pid == 0:
-            os.read(may_end[0], 1)
-            os._exit(0)
+        pid = fork(lambda: os.read(may_end[0], 1))
     try:
         with open(f"{path}-lock") as lock:
             fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)

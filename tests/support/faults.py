@@ -289,8 +289,8 @@ def read_only(administrator: URL) -> Iterator[None]:
         ask(administrator, apply)
 
 
-def in_child(function: Callable[[], object]) -> int:
-    """Run a function in a forked process. Returns its exit status, or 99 after 20 seconds."""
+def fork(function: Callable[[], object]) -> int:
+    """Start a process that runs a function, and return its id. Its exit status is 0 or 1."""
     child = os.fork()
     if child == 0:
         status = 1
@@ -299,6 +299,12 @@ def in_child(function: Callable[[], object]) -> int:
             status = 0
         finally:
             os._exit(status)
+    return child
+
+
+def in_child(function: Callable[[], object]) -> int:
+    """Run a function in a forked process. Returns its exit status, or 99 after 20 seconds."""
+    child = fork(function)
     for _ in range(200):
         ended, status = os.waitpid(child, os.WNOHANG)
         if ended:
