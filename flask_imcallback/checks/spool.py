@@ -81,20 +81,15 @@ def find_spool_problem(drain: Drain) -> Finding | None:
 
 def judge_waiting(waiting: Waiting) -> Iterator[Finding]:
     """Yield the findings about the deliveries in the spool, if the database works."""
-    if waiting.oldest and datetime.now(UTC) - waiting.oldest > MAX_WAITING_TIME and waiting.count:
-        yield failure(
-            f"{count_callbacks(waiting.count, 'waits', 'wait')} in the spool for too long",
-            f"The oldest was received at {waiting.oldest:%Y-%m-%d %H:%M:%S} UTC. The drain does "
-            "not store it.",
-            "Run flask imcallback spool --drain. It stores the callbacks or prints the reason.",
-        )
-    elif waiting.count:
-        yield warning(
-            f"{count_callbacks(waiting.count, 'waits', 'wait')} in the spool",
-            f"The oldest was received at {waiting.oldest:%Y-%m-%d %H:%M:%S} UTC. The history does "
-            "not show it yet.",
-            "Run flask imcallback spool --drain. It stores the callbacks or prints the reason.",
-        )
+    if waiting.count and waiting.oldest:
+        title = f"{count_callbacks(waiting.count, 'waits', 'wait')} in the spool"
+        received = f"The oldest was received at {waiting.oldest:%Y-%m-%d %H:%M:%S} UTC."
+        remedy = "Run flask imcallback spool --drain. It stores the callbacks or prints the reason."
+        if datetime.now(UTC) - waiting.oldest > MAX_WAITING_TIME:
+            why = f"{received} The drain does not store it."
+            yield failure(f"{title} for too long", why, remedy)
+        else:
+            yield warning(title, f"{received} The history does not show it yet.", remedy)
     if waiting.set_aside:
         yield failure(
             f"{count_callbacks(waiting.set_aside, 'is', 'are')} set aside in the spool",
