@@ -3,8 +3,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 
-.PHONY: run check test lint docs translations screenshots vendor fuzz torture test-oldest test-between benchmark benchmark-history
-.PHONY: clean needed
+.PHONY: run check test lint docs translations screenshots vendor fuzz torture test-oldest test-between
+.PHONY: benchmark benchmark-hour benchmark-history clean needed
 
 # pip keeps no cache in the home of the user, here and in the tests.
 export PIP_NO_CACHE_DIR := 1
@@ -54,11 +54,11 @@ check: lint
 needed:
 	@$(CHECK) test
 
-# Run all checks and all tests. Obtains PostgreSQL, MariaDB and Chromium first.
+# Run all checks and all tests except the long ones. Obtains PostgreSQL, MariaDB and Chromium first.
 test: needed lint $(VENV)/readers
 	PYTHONPATH=tests $(BIN)/python -m support.servers
 	PYTHONPATH=tests $(BIN)/python -m support.browsers
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 3 -m "not long"
 
 # Build the documentation into build/docs. A warning fails.
 docs: $(VENV)/tested
@@ -90,12 +90,18 @@ ROUNDS ?= 100
 torture: $(VENV)/tested
 	PYTHONPATH=tests $(BIN)/python -m support.torture --rounds $(ROUNDS) $(SCENARIOS)
 
+# Repeat tests of faults, servers and changed logs on further databases and on a Galera cluster.
+.PHONY: test-long
+test-long: needed $(VENV)/tested
+	PYTHONPATH=tests $(BIN)/python -m support.servers
+	$(BIN)/python -m pytest -n 2 -m long
+
 # Run all tests with the oldest dependencies that setup.cfg allows.
 test-oldest:
 	$(PYTHON) -m venv .venv-oldest
 	.venv-oldest/bin/pip install --quiet --editable '.[test,readers]' \
 		--constraint tests/oldest.txt
-	.venv-oldest/bin/python -m pytest -n 2
+	.venv-oldest/bin/python -m pytest -n 3 -m "not long"
 
 # Run the tests that depend on dependencies between the oldest and the newest versions.
 test-between:
@@ -104,20 +110,29 @@ test-between:
 		--constraint tests/between.txt
 	.venv-between/bin/python -m pytest -n 2 tests/storage tests/providers tests/hosts tests/history
 
-# Measure how fast this extension and other apps store callbacks. Takes about 20 minutes.
-# `.venv-benchmark/bin/python benchmarks/run.py --help` lists more measurements.
-benchmark:
-	$(PYTHON) -m venv .venv-benchmark
-	.venv-benchmark/bin/pip install --quiet \
+.PHONY: $(VENV)-benchmark
+$(VENV)-benchmark:
+	@$(PYTHON) -m venv $@
+	@$@/bin/pip install --quiet \
 		--editable '.[postgresql,mysql,serve]' --requirement benchmarks/requirements.txt
-	.venv-benchmark/bin/python benchmarks/run.py --output build/benchmark.md
+
+# Measure how fast this extension and other apps store callbacks. Takes about 15 minutes.
+# `.venv-benchmark/bin/python benchmarks/run.py --help` lists the options, for example a comparison
+# with another commit.
+benchmark: $(VENV)-benchmark
+	$</bin/python benchmarks/run.py --output build/benchmark.md
+
+# Measure an hour of load on ten million removals. DATABASE, SECONDS and REMOVALS change this.
+DATABASE ?= sqlite
+SECONDS ?= 3600
+REMOVALS ?= 10000000
+benchmark-hour: $(VENV)-benchmark
+	$</bin/python benchmarks/hour.py --database $(DATABASE) --seconds $(SECONDS) \
+		--removals $(REMOVALS) --output build/hour-$(DATABASE).md
 
 # Measure the history on ten million removals, on SQLite and PostgreSQL. Takes half an hour.
-benchmark-history:
-	$(PYTHON) -m venv .venv-benchmark
-	.venv-benchmark/bin/pip install --quiet \
-		--editable '.[postgresql,mysql,serve]' --requirement benchmarks/requirements.txt
-	.venv-benchmark/bin/python benchmarks/history.py --output build/history.md
+benchmark-history: $(VENV)-benchmark
+	$</bin/python benchmarks/history.py --output build/history.md
 
 # Remove everything that the other commands make, except the data of the demo in `instance`.
 clean:

@@ -25,6 +25,7 @@ from .history import (
     RemovalFilters,
     StreamFilters,
 )
+from .log import Feed, FeedPage, FeedRecord
 from .providers import (
     PROVIDERS,
     SECRET_STEP,
@@ -76,6 +77,9 @@ __all__ = [
     "DeliveryPage",
     "DeliveryRecord",
     "Description",
+    "Feed",
+    "FeedPage",
+    "FeedRecord",
     "History",
     "HistoryFilters",
     "HistoryQueryError",

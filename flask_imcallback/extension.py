@@ -12,6 +12,7 @@ from sqlalchemy import Engine
 from . import cli, web
 from .errors import ConfigError
 from .history import History
+from .log import Feed
 from .providers import PROVIDERS, Provider
 from .runtime import EXTENSION, build_runtime, get_runtime
 from .storage import CallbackCount, protect_tables
@@ -107,3 +108,8 @@ class ImCallback:
     def history(self) -> History:
         """The history of the current app."""
         return get_runtime().history
+
+    @property
+    def feed(self) -> Feed:
+        """The feed of the current app: the removals in the order of the log."""
+        return get_runtime().feed

@@ -1,5 +1,6 @@
 """Settings for gunicorn: `gunicorn -c python:flask_imcallback.gunicorn app:app`."""
 
+import gc
 import logging
 import signal
 from typing import Any
@@ -25,10 +26,16 @@ def post_worker_init(worker: Any) -> None:
 
     If the app configures logging, its configuration applies.
     """
-    # Ctrl-C reaches all processes, and the master then also stops its workers. A worker that
-    # handles both signals at once hangs for `graceful_timeout`.
+    # Ctrl-C reaches all processes, and the master then stops its workers by SIGQUIT. The handler of
+    # gunicorn's threads takes a lock that the interrupted code may hold. Then the worker hangs for
+    # `graceful_timeout`. The handler of SIGTERM takes no lock.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
+    signal.signal(signal.SIGQUIT, worker.handle_exit)
     logger = logging.getLogger("flask_imcallback")
     if not logger.hasHandlers():
         logger.handlers.extend(worker.log.error_log.handlers)
         logger.setLevel(logger.level or logging.INFO)
+    # A full garbage collection looks at every object of the app, and all requests of the worker
+    # wait for it: 60 ms with the example app. What exists now is never garbage.
+    gc.collect()
+    gc.freeze()

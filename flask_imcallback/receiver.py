@@ -7,14 +7,15 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
 from .errors import BodyTooLargeError, PacketError, VerificationError
 from .providers import CallbackRequest, Origin, Provider, Reply
-from .removals import Status, announce
+from .removals import Removal, Status, announce
 from .settings import Settings
+from .storable_text import is_storable
 from .storage import MAX_REMOVALS, CallbackCounters, Delivery, Entry, Recorder
 
 logger = logging.getLogger("flask_imcallback")
@@ -125,18 +126,9 @@ class Receiver:
 
         A packet that cannot be read gets the status `unreadable`, and no answer.
         """
-        delivery = Delivery(
-            provider=provider.name,
-            repeats_callbacks=provider.repeats_callbacks,
-            origin=_read_origin(provider, request),
-            received_at=request.received_at,
-            remote_addr=request.remote_addr,
-            authenticated_by=authenticated_by,
-            query=encode_kept_query(provider, request.query),
-            headers=_kept_headers(provider, request),
-            body=body.content,
-            status=Status.UNREADABLE,
-        )
+        origin, problem = _read_origin(provider, request), ""
+        status, reply = Status.UNREADABLE, None
+        removals: tuple[Removal, ...] = ()
         try:
             if body.problem:
                 raise PacketError(body.problem)
@@ -151,10 +143,25 @@ class Receiver:
             problem = "the packet cannot be read"
         else:
             status = Status.IGNORED if callback.removals is None else Status.RECORDED
-            origin = replace(delivery.origin, command=callback.command)
+            if callback.command != origin.command:
+                origin = replace(origin, command=callback.command)
             removals = callback.removals or ()
-            return replace(delivery, status=status, origin=origin, removals=removals), reply
-        return replace(delivery, error=problem), None
+        known = _known_texts(origin, body.content) if removals else ()
+        delivery = Delivery(
+            provider=provider.name,
+            repeats_callbacks=provider.repeats_callbacks,
+            origin=origin,
+            received_at=request.received_at,
+            remote_addr=request.remote_addr,
+            authenticated_by=authenticated_by,
+            query=encode_kept_query(provider, request.query, known),
+            headers=_kept_headers(provider, request, known),
+            body=body.content,
+            status=status,
+            removals=removals,
+            error=problem,
+        )
+        return delivery, reply
 
     def _store(self, delivery: Delivery, sender: object) -> None:
         """Record the delivery with its removals, then count it and send the signal."""
@@ -210,12 +217,35 @@ def _named_commands(provider: Provider, delivery: Delivery) -> set[str]:
     return commands
 
 
-def encode_kept_query(provider: Provider, query: Mapping[str, Sequence[str]]) -> str:
-    """Return the part of a query that holds no secret and may be stored and logged."""
-    kept = {name: values for name, values in query.items() if name.lower() in provider.kept_query}
-    return urlencode(kept, doseq=True, errors="replace")
+def encode_kept_query(
+    provider: Provider, query: Mapping[str, Sequence[str]], known: Collection[str] = ()
+) -> str:
+    """Return the part of a query that holds no secret and may be stored and logged.
+
+    Values in `known` are left out.
+    """
+    kept = [
+        (name, value)
+        for name, values in query.items()
+        if name.lower() in provider.kept_query
+        for value in values
+        if value not in known
+    ]
+    return urlencode(kept, errors="replace")
 
 
-def _kept_headers(provider: Provider, request: CallbackRequest) -> dict[str, str]:
+def _kept_headers(
+    provider: Provider, request: CallbackRequest, known: Collection[str]
+) -> dict[str, str]:
     names = KEPT_HEADERS | provider.kept_headers
-    return {name: value for name, value in request.headers.items() if name in names}
+    headers = request.headers.items()
+    return {name: value for name, value in headers if name in names and value not in known}
+
+
+def _known_texts(origin: Origin, body: bytes) -> set[str]:
+    """Return the values that other fields of the delivery hold, so query and headers need not.
+
+    A delivery without removals keeps them, because a later release may read its packet again.
+    """
+    texts = {origin.app_id, origin.command, origin.client_ip, origin.platform, origin.request_id}
+    return {text for text in texts if text and is_storable(text)} | {str(len(body))}

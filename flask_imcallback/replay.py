@@ -6,8 +6,9 @@ database, and can become readable with a newer provider.
 
 from __future__ import annotations
 
+import hashlib
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from urllib.parse import parse_qs
@@ -21,14 +22,15 @@ from .providers import Callback, CallbackRequest, Origin, Provider
 from .removals import Status, announce
 from .runtime import Runtime
 from .storage import (
+    FINGERPRINT_BYTES,
     FIRST_ID_STEP_MICROSECONDS,
     AlreadyStored,
     Delivery,
     Entry,
     LostEntry,
+    Repetition,
     TakenId,
     Writer,
-    change_kept_delivery,
     concerns_entry,
     describe,
     find_key_conflict,
@@ -56,7 +58,7 @@ class LogReport:
 
     def add_stored(self, entry: Entry) -> None:
         self.stored += 1
-        self.oldest = min(self.oldest or entry.row["received_at"], entry.row["received_at"])
+        self.oldest = min(self.oldest or entry.received_at, entry.received_at)
 
 
 def replay_log(
@@ -91,7 +93,9 @@ def _replay_chunk(
         for _, entry in chunk:
             entry.was_stored_before = _is_stored(runtime.engine(), entry)
     else:
-        writer = Writer(runtime.writing_engine, retry_until_deadline=True)
+        writer = Writer(
+            runtime.writing_engine, retry_until_deadline=True, on_stored=runtime.sequencer.wake
+        )
         writer.write([entry for _, entry in chunk], CHUNK_SECONDS)
     for number, entry in chunk:
         if entry.error and concerns_entry(entry.error):
@@ -120,46 +124,84 @@ def _is_stored(engine: Engine, entry: LostEntry) -> bool:
 class KeptReport:
     """The result of the replay of kept deliveries."""
 
-    changed: dict[Status, int] = field(default_factory=dict)
-    """Number of deliveries by their new status."""
+    recorded: int = 0
+    """Number of deliveries whose removals are recorded now."""
+    recorded_before: int = 0
+    """Number of deliveries whose removals were recorded before."""
+    without_removals: int = 0
+    """Number of unreadable deliveries that can be read now, and that remove nobody."""
     unchanged: int = 0
-    """Number of deliveries that still have the old status."""
+    """Number of deliveries that have the same result as when they arrived."""
     oldest: datetime | None = None
-    """The time at which the oldest changed delivery was received."""
+    """The time at which the oldest recorded delivery was received."""
 
-    def add_changed(self, entry: Entry) -> None:
-        status = Status(entry.row["status"])
-        self.changed[status] = self.changed.get(status, 0) + 1
-        self.oldest = min(self.oldest or entry.row["received_at"], entry.row["received_at"])
+    def add_recorded(self, entry: Entry) -> None:
+        self.recorded += 1
+        self.oldest = min(self.oldest or entry.received_at, entry.received_at)
+
+
+class RecordedBeforeError(Exception):
+    """A callback whose removals another delivery has."""
+
+
+class ReplayedEntry(Entry):
+    """The delivery that records the packet of a kept delivery. Its fingerprint stores it once."""
+
+    def mark_duplicate(self, first_id: int) -> None:
+        """Refuse to store a repetition, because another replay stored the removals."""
+        raise RecordedBeforeError
 
 
 def replay_kept(app: Flask, runtime: Runtime, status: Status, *, is_dry_run: bool) -> KeptReport:
     """Read the packets of all deliveries with this status again, the oldest first.
 
-    A delivery whose packet has another result now gets the new status and its removals, in one
-    transaction. A dry run changes nothing. Needs an app context. Raises `StorageError`.
+    If a packet has removals now, they are stored with a new delivery of nearly the same time, whose
+    `duplicate_of` is the kept delivery. The kept delivery stays as it arrived. A dry run changes
+    nothing. Needs an app context. Raises `StorageError`.
     """
     report = KeptReport()
-    for record in _kept_deliveries(runtime, status):
-        provider = runtime.providers.get(record.provider)
-        callback = _read_again(provider, record) if provider else None
-        entry = _make_entry(provider, record, callback) if provider and callback else None
-        if entry is None or entry.row["status"] == status:
-            report.unchanged += 1
-        elif is_dry_run:
-            report.add_changed(entry)
-        elif change_kept_delivery(runtime.writing_engine(), entry, status):
-            report.add_changed(entry)
-            announce(app, entry.records)
+    for page in _kept_pages(runtime, status):
+        entries = []
+        for record in page:
+            provider = runtime.providers.get(record.provider)
+            callback = _read_again(provider, record) if provider else None
+            if provider and callback and callback.removals is not None:
+                entry = _make_entry(provider, record, callback)
+                if isinstance(find_key_conflict(runtime.engine(), entry), Repetition):
+                    report.recorded_before += 1
+                else:
+                    entries.append(entry)
+            elif callback and status is Status.UNREADABLE:
+                report.without_removals += 1
+            else:
+                report.unchanged += 1
+        if not is_dry_run:
+            Writer(runtime.writing_engine, retry_until_deadline=True).write(entries, CHUNK_SECONDS)
+        for entry in entries:
+            _report_kept(app, entry, report, is_dry_run)
     return report
 
 
-def _kept_deliveries(runtime: Runtime, status: Status) -> Iterator[DeliveryRecord]:
-    """Yield the deliveries with this status that are stored now, the oldest first."""
+def _report_kept(app: Flask, entry: Entry, report: KeptReport, is_dry_run: bool) -> None:
+    if isinstance(entry.error, RecordedBeforeError):
+        report.recorded_before += 1
+    elif entry.error:
+        raise StorageError(
+            f"cannot record the delivery {entry.row['duplicate_of']} ({describe(entry.error)}): "
+            "check the database, and run the command again"
+        ) from entry.error
+    else:
+        report.add_recorded(entry)
+        if not is_dry_run:
+            announce(app, entry.records)
+
+
+def _kept_pages(runtime: Runtime, status: Status) -> Iterator[Sequence[DeliveryRecord]]:
+    """Yield the deliveries with this status that are stored now, the oldest first, in pages."""
     query = DeliveryQuery(status=(status,), until=datetime.now(UTC), order="asc")
     while True:
         page = runtime.history.read_delivery_page(query)
-        yield from page.data
+        yield page.data
         if page.next_cursor is None:
             return
         query = replace(query, cursor=page.next_cursor)
@@ -185,8 +227,8 @@ def _read_again(provider: Provider, record: DeliveryRecord) -> Callback | None:
         return None
 
 
-def _make_entry(provider: Provider, record: DeliveryRecord, callback: Callback) -> Entry:
-    """Return the entry of a delivery whose packet can be read now."""
+def _make_entry(provider: Provider, record: DeliveryRecord, callback: Callback) -> ReplayedEntry:
+    """Return the entry of a new delivery for a packet that can be read now."""
     delivery = Delivery(
         provider=record.provider,
         repeats_callbacks=provider.repeats_callbacks,
@@ -203,7 +245,17 @@ def _make_entry(provider: Provider, record: DeliveryRecord, callback: Callback) 
         query=record.query,
         headers=record.headers,
         body=record.body,
-        status=Status.IGNORED if callback.removals is None else Status.RECORDED,
+        status=Status.RECORDED,
         removals=callback.removals or (),
     )
-    return Entry.from_delivery(delivery, record.id)
+    # An ignored delivery has the fingerprint of the callback itself.
+    fingerprint = delivery.fingerprint if record.status is Status.UNREADABLE else None
+    entry = ReplayedEntry.from_delivery(delivery, record.id + 1)
+    entry.row["duplicate_of"] = record.id
+    entry.row["fingerprint"] = fingerprint or _replay_fingerprint(record.id)
+    return entry
+
+
+def _replay_fingerprint(kept_id: int) -> bytes:
+    """Return the fingerprint that all replays of a kept delivery share."""
+    return hashlib.sha256(b"replay of %d" % kept_id).digest()[:FINGERPRINT_BYTES]

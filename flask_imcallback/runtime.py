@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -18,6 +19,22 @@ from sqlalchemy import Connection, Engine, event
 
 from .errors import ConfigError
 from .history import History
+from .log import (
+    ActKind,
+    Checkpoint,
+    Feed,
+    NotEvidenceError,
+    Report,
+    Retention,
+    Seal,
+    Sealer,
+    SecretKey,
+    Sequencer,
+    read_secret_key,
+    store_act,
+    stream_evidence,
+    verify_database,
+)
 from .providers import Provider
 from .receiver import Receiver
 from .removals import announce
@@ -37,8 +54,10 @@ from .storage import (
     describe,
     describe_url,
     inspect_database,
+    is_in_memory,
     new_lock,
     run_alembic,
+    sqlite_path,
     use_wal,
 )
 
@@ -46,9 +65,14 @@ logger = logging.getLogger("flask_imcallback")
 
 EXTENSION = "imcallback"
 """The key of the `Runtime` in `app.extensions`."""
+NUMBERING_SECONDS = 60
+"""Time that the numbering of the log may take before everything is sealed."""
 LITE_DEFAULT_BIND = "default"
 """The bind of Flask-SQLAlchemy-Lite that is used without `IMCALLBACK_BIND_KEY`."""
-RESERVED_NAMES = ("account", "deliveries", "health", "history", "page", "removal")
+RESERVED_NAMES = (
+    *("account", "checkpoint", "deliveries", "evidence", "feed", "group", "health", "history"),
+    *("page", "removal"),
+)
 """Path segments of our own URLs. A provider with such a name would hide one of our URLs."""
 
 
@@ -170,29 +194,51 @@ class ProcessState:
         settings: Settings,
         database: Database,
         secret_keys: Sequence[Any],
+        *,
         random_key: str,
+        seal_key: SecretKey | None,
     ) -> None:
         self.engines = Engines(database.engine)
+        self.sealer = Sealer(
+            self.engines.occasional, Path(app.instance_path), seal_key, settings.seal_seconds
+        )
+        self.sequencer = Sequencer(
+            self.engines.numbering,
+            app.app_context,
+            self.sealer.seal_if_due if settings.seal_seconds else None,
+        )
         self.drain: Drain | None = None
         if settings.spool is not None:
             spool = Spool(Path(app.instance_path, settings.spool), self.engines.mark)
             self.drain = Drain(
-                spool, self.engines.draining, app.app_context, partial(announce, app)
+                spool,
+                self.engines.draining,
+                app.app_context,
+                partial(announce, app),
+                on_stored=self.sequencer.wake,
             )
         self.lost_callbacks = LostCallbacks(secret_keys or settings.guards)
         self.recorder = Recorder(
             self.engines.writing,
+            self.engines.direct,
             deadline=settings.deadline,
             drain=self.drain,
             lost_callbacks=self.lost_callbacks,
+            on_stored=self.sequencer.wake,
         )
         self.counters = CallbackCounters(
             self.engines.occasional, self.engines.reading, app.app_context
         )
         self.inspector = Inspector(self.engines.occasional)
         self.receiver = Receiver(settings, self.recorder, self.counters)
-        self.history = History(self.engines.reading, secret_keys, settings.deadline, random_key)
+        self.history = History(self.engines.reading, secret_keys, random_key)
+        self.feed = Feed(self.engines.reading, self.sequencer)
         self.is_prepared = False
+
+    def close_connections(self) -> None:
+        """Close the idle connections of this process."""
+        self.recorder.stop_direct_writes()
+        self.engines.dispose()
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -239,6 +285,19 @@ class Runtime:
         return self.process.get().history
 
     @property
+    def sealer(self) -> Sealer:
+        return self.process.get().sealer
+
+    @property
+    def feed(self) -> Feed:
+        return self.process.get().feed
+
+    @property
+    def sequencer(self) -> Sequencer:
+        """The sequencer of this process, which numbers the log."""
+        return self.process.get().sequencer
+
+    @property
     def inspector(self) -> Inspector:
         """The inspector of the database, for health checks."""
         return self.process.get().inspector
@@ -253,6 +312,48 @@ class Runtime:
     def writing_engine(self) -> Engine:
         """Return our own engine for transactions that write. Needs an app context as `engine`."""
         return self.process.get().engines.writing()
+
+    def read_evidence(self, *, with_packets: bool = False) -> Iterator[bytes]:
+        """Yield the lines of the evidence. Needs an app context. Raises `StorageError`."""
+        process = self.process.get()
+        engine, sealer = process.engines.occasional(), process.sealer
+        return stream_evidence(engine, sealer.origin, sealer.key, with_packets=with_packets)
+
+    def verify_database(self, kept: Iterable[Checkpoint]) -> Report:
+        """Check all that is sealed, with the kept checkpoints and the one beside the app.
+
+        Needs an app context. Raises `StorageError` and `NotEvidenceError`.
+        """
+        process = self.process.get()
+        own = process.sealer.read_kept()
+        engine, origin = process.engines.occasional(), process.sealer.origin
+        return verify_database(engine, [*kept, *([own] if own else [])], origin)
+
+    def seal_log(self) -> list[Seal]:
+        """Number and seal all entries. Needs an app context. Raises `StorageError`."""
+        self.sequencer.catch_up(NUMBERING_SECONDS)
+        return self.sealer.seal()
+
+    def retention(self, actor: str) -> Retention:
+        """Return the retention of the log for an actor. Needs an app context."""
+        return Retention(self.process.get().engines.occasional(), self.seal_log, actor)
+
+    def store_act(self, kind: ActKind, actor: str, affected: int, detail: Mapping[str, Any]) -> int:
+        """Store an act in the log, and return its id. Needs an app context.
+
+        Raises `StorageError`.
+        """
+        act_id = store_act(self.writing_engine(), kind, actor, affected, detail)
+        self.sequencer.wake()
+        return act_id
+
+    def log_read(self, actor: str, affected: int, detail: Mapping[str, Any]) -> None:
+        """Store that an actor read removals or deliveries, if `IMCALLBACK_LOG_READING` is True.
+
+        An answer that shows nothing is no act. Needs an app context. Raises `StorageError`.
+        """
+        if self.settings.log_reading and affected:
+            self.store_act(ActKind.READ, actor, affected, detail)
 
     def inspect_database(self, seconds: float | None = None) -> DatabaseState:
         """Return the state of the database, after a write that was rolled back.
@@ -282,9 +383,10 @@ class Runtime:
         return self.process.get().is_prepared
 
     def prepare_database(self) -> None:
-        """Open the database, and drain the callbacks that an earlier process left in the spool.
+        """Open the database, and finish the work that an earlier process left.
 
-        Needs an app context. Raises `ConfigError`.
+        The drain stores the callbacks in the spool, and the sequencer numbers the log. Needs an app
+        context. Raises `ConfigError`.
         """
         state = self.process.get()
         try:
@@ -292,6 +394,12 @@ class Runtime:
         finally:
             if state.drain:
                 state.drain.start_if_due()
+        engine = state.engines.host()
+        path = sqlite_path(engine)
+        is_missing = path is not None and not os.path.lexists(path)
+        if not is_missing and not is_in_memory(engine):  # the sequencer would create a missing file
+            # Unlike `wake`, it logs no failure. This process has stored nothing yet.
+            state.sequencer.catch_up(0)
         is_open = self.settings.history_tokens or self.history_decorators
         if is_open and not _signing_keys(current_app):
             logger.warning(
@@ -321,12 +429,20 @@ def build_runtime(
     database.check(app)
     # Made before a fork, so that all workers of a server that preloads the app share it.
     random_key = secrets.token_hex(32)
+    seal_key = _read_seal_key(settings.seal_key)
     return Runtime(
         settings=settings,
         providers=_build_providers(providers, settings),
         history_decorators=tuple(history_decorators),
         process=PerProcess(
-            lambda: ProcessState(app, settings, database, _signing_keys(app), random_key)
+            lambda: ProcessState(
+                app,
+                settings,
+                database,
+                _signing_keys(app),
+                random_key=random_key,
+                seal_key=seal_key,
+            )
         ),
     )
 
@@ -346,6 +462,16 @@ def upgrade(revision: str = "head") -> None:
     unavailable, and `CommandError` of Alembic for an unknown revision.
     """
     run_alembic(get_runtime().engine(), "upgrade", revision)
+
+
+def _read_seal_key(text: str | None) -> SecretKey | None:
+    try:
+        return read_secret_key(text) if text else None
+    except NotEvidenceError as error:
+        raise ConfigError(
+            f"IMCALLBACK_SEAL_KEY cannot be used ({error}): print a new key with flask imcallback "
+            "new-key ORIGIN, or unset the key to sign nothing"
+        ) from None
 
 
 def _build_providers(providers: Iterable[Any], settings: Settings) -> dict[str, Provider]:

@@ -246,6 +246,18 @@ def _bind_key(key: str, value: object) -> str | None:
     return value
 
 
+def _seal_key(key: str, value: object) -> str | None:
+    if value is None:
+        return None
+    if not isinstance(value, str) or not value.startswith("PRIVATE+KEY+"):
+        _refuse(
+            key,
+            "must be a secret key that begins with PRIVATE+KEY+, or None, not "
+            f"{_describe_secret(value)}: print one with flask imcallback new-key ORIGIN",
+        )
+    return value.strip()
+
+
 def _setting(default: Any, check: Callable[[str, Any], Any], *, secret: bool = False) -> Any:
     return field(metadata={"default": default, "check": check}, repr=not secret)
 
@@ -283,6 +295,15 @@ class Settings:
     A relative path starts in the instance folder. None switches the spool off."""
     history_tokens: tuple[str, ...] = _setting([], _tokens, secret=True)
     """The bearer tokens that may read the history."""
+    log_reading: bool = _setting(False, _flag)
+    """Whether the log notes each answer that shows or counts removals or deliveries.
+    Exports are always noted."""
+    seal_key: str | None = _setting(None, _seal_key, secret=True)
+    """The secret key that signs checkpoints, as `flask imcallback new-key ORIGIN` prints it.
+    None: checkpoints are not signed."""
+    seal_seconds: int = _setting(60, _integer(0, 86_400))
+    """The seconds after which new log entries are sealed. With 0, the app seals nothing by itself:
+    run `flask imcallback seal`."""
     url_prefix: str = _setting("/imcallback", _url_prefix)
     """The path that all URLs of this extension begin with."""
     bind_key: str | None = _setting(None, _bind_key)

@@ -11,6 +11,7 @@ from .exemptions import exempt_views
 from .findings import Finding, Level, failure, guard, note, ok, warning
 from .hooks import EXEMPTION, GATE_REMEDY, check_hooks
 from .log import check_log
+from .seals import check_seals, judge_seals, read_seals
 from .server import check_server
 from .settings import check_settings
 from .spool import check_spool, count_callbacks, find_spool_problem, judge_waiting
@@ -24,6 +25,7 @@ __all__ = [
     "check_database",
     "check_hooks",
     "check_log",
+    "check_seals",
     "check_server",
     "check_settings",
     "check_spool",
@@ -35,8 +37,10 @@ __all__ = [
     "find_database_problem",
     "find_spool_problem",
     "guard",
+    "judge_seals",
     "judge_waiting",
     "note",
     "ok",
+    "read_seals",
     "warning",
 ]

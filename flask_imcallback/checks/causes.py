@@ -83,8 +83,8 @@ CAUSES = [
     ),
     Cause(
         "The database user may not use the tables",
-        "Grant SELECT, INSERT, UPDATE and DELETE on the tables imcallback_... to the user of the "
-        "app.",
+        "Grant SELECT and INSERT on the tables imcallback_..., UPDATE on imcallback_counter and "
+        "DELETE on imcallback_inbox to the user of the app.",
         frozenset({"42501"}),
         frozenset({1142, 1143}),
     ),

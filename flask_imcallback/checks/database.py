@@ -11,7 +11,14 @@ from flask import Flask
 from sqlalchemy import Engine
 
 from ..runtime import Runtime
-from ..storage import DatabaseState, has_file, is_of_newer_release, read_clock, sqlite_path
+from ..storage import (
+    DatabaseState,
+    has_file,
+    is_of_newer_release,
+    read_clock,
+    read_protection,
+    sqlite_path,
+)
 from .causes import WAITING, explain
 from .disks import is_disk_full
 from .findings import Finding, failure, note, ok, warning
@@ -49,6 +56,7 @@ def check_database(app: Flask, runtime: Runtime) -> Iterator[Finding]:
     yield from _check_packet_size(runtime, state)
     yield from _check_isolation_level(runtime.process.get().engines.host())
     yield from _check_clock(runtime)
+    yield from _check_protection(runtime)
 
 
 def find_database_problem(runtime: Runtime) -> Finding | None:
@@ -204,6 +212,35 @@ def _check_clock(runtime: Runtime) -> Iterator[Finding]:
     difference = max(before - database_time, database_time - after, timedelta())
     if difference > MAX_CLOCK_DIFFERENCE:
         yield explain_clock("the database", difference)
+
+
+def _check_protection(runtime: Runtime) -> Iterator[Finding]:
+    """Check that nobody can change stored rows by accident or in silence."""
+    try:
+        protection = runtime.inspector.ask(read_protection, ASK_SECONDS)
+    except Exception as error:
+        yield explain(error)
+        return
+    if not protection.is_visible:
+        yield note(
+            "The triggers that protect stored rows were not checked",
+            "This database user has no right TRIGGER, so the server shows it no triggers. Run "
+            "flask imcallback doctor as the owner of the tables.",
+        )
+    if protection.missing:
+        yield warning(
+            "Stored rows can be changed, because triggers are missing",
+            f"Missing or switched off: {', '.join(protection.missing)}.",
+            "Run flask imcallback protect as a database user who may create triggers.",
+        )
+    if protection.open_by:
+        acts = ", ".join(map(str, protection.open_by))
+        yield warning(
+            "Stored rows can be changed, because the door was left open",
+            f"The table imcallback_door has the acts {acts}. Only a transaction that prunes, "
+            "strips or erases puts a row there, and deletes it again.",
+            "Find out who inserted the rows, and run flask imcallback protect.",
+        )
 
 
 def explain_clock(other: str, difference: timedelta, provider: str = "") -> Finding:

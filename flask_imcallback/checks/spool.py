@@ -8,7 +8,7 @@ from datetime import UTC, datetime, timedelta
 
 from ..errors import ImCallbackError
 from ..runtime import Runtime
-from ..storage import Drain, Waiting
+from ..storage import UNKNOWN_DATABASE, Drain, Waiting
 from .disks import is_disk_full
 from .findings import Finding, failure, ok, warning
 
@@ -98,6 +98,14 @@ def judge_waiting(waiting: Waiting) -> Iterator[Finding]:
             "spool --drain.",
         )
     for mark, count in waiting.foreign.items():
+        if mark == UNKNOWN_DATABASE:
+            yield failure(
+                f"{count_callbacks(count, 'belongs', 'belong')} to an unknown database",
+                "A process kept them in the spool while it could not find out its database.",
+                f"Run flask imcallback spool --adopt {mark}, unless another deployment uses the "
+                "same spool",
+            )
+            continue
         yield failure(
             f"{count_callbacks(count, 'belongs', 'belong')} to another database",
             f"The spool holds them for {mark}. This app leaves them there.",

@@ -6,7 +6,17 @@ from flask import Flask
 from flask.cli import AppGroup
 
 from ..runtime import EXTENSION
-from . import deliveries, history, migrations, operations, replay
+from . import (
+    acts,
+    deliveries,
+    follow,
+    history,
+    migrations,
+    operations,
+    replay,
+    retention,
+    seals,
+)
 from .host_migrations import follow_host_migrations
 
 __all__ = ["add_commands", "follow_host_migrations"]
@@ -20,10 +30,21 @@ def add_commands(app: Flask) -> None:
         deliveries.deliveries,
         history.stats,
         history.export,
+        follow.follow,
+        acts.acts,
+        retention.strip,
+        retention.prune,
+        retention.erase,
+        seals.seal,
+        seals.checkpoint,
+        seals.evidence,
+        seals.verify,
+        seals.new_key,
         replay.replay,
         operations.status,
         operations.spool,
         operations.doctor,
+        operations.protect,
         operations.make_send(app.extensions[EXTENSION].providers.values()),
     ):
         group.add_command(command)

@@ -16,6 +16,7 @@ from ..history import (
     removal_json,
 )
 from ..runtime import get_runtime
+from .acts import log_read
 from .output import (
     FORMAT_OPTION,
     echo_table,
@@ -39,6 +40,7 @@ def _deliveries(id: int | None, format: str, **filters: Any) -> None:
         _show(id, format)
         return
     page = get_runtime().history.read_delivery_page(load_delivery_query(parameters))
+    log_read("deliveries", parameters, len(page.data))
     _echo_rows(DELIVERY.dump(page.data, many=True), format)
     if page.next_cursor:
         click.echo(f"There are more: --cursor {page.next_cursor}", err=True)
@@ -66,6 +68,7 @@ def _show(delivery_id: int, format: str) -> None:
     detail = get_runtime().history.get_delivery(delivery_id)
     if detail is None:
         raise click.ClickException(f"no delivery has the id {delivery_id}")
+    log_read("deliveries", {"id": [str(delivery_id)]}, 1)
     row = DELIVERY.dump(detail.delivery)
     if format == "ndjson":
         removals = [removal_json(record) for record in detail.removals]

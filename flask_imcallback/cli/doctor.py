@@ -25,6 +25,7 @@ from ..checks import (
     check_database,
     check_hooks,
     check_log,
+    check_seals,
     check_settings,
     check_spool,
     explain,
@@ -59,7 +60,7 @@ def examine(
     try:
         yield from _examine(app, runtime, url, idle_seconds)
     finally:
-        runtime.process.get().engines.dispose()
+        runtime.process.get().close_connections()
         if not had_folder:  # Flask-SQLAlchemy has created it
             with suppress(OSError):
                 os.rmdir(app.instance_path)
@@ -71,6 +72,7 @@ def _examine(
     yield from guard("the settings", lambda: check_settings(app, runtime))
     yield from guard("the log", check_log)
     yield from guard("the database", lambda: check_database(app, runtime))
+    yield from guard("the seals", lambda: check_seals(runtime))
     yield from guard("the spool", lambda: check_spool(runtime))
     yield from guard("the functions before each request", lambda: check_hooks(app, runtime))
     if url is None:
@@ -386,9 +388,7 @@ def _check_stored(
     """Look for the probe in the database."""
     try:
         with runtime.engine().connect() as connection:
-            is_stored = is_delivery_stored(
-                connection, provider.name, provider.probe_command, since, mark.encode()
-            )
+            is_stored = is_delivery_stored(connection, provider.probe_command, since, mark.encode())
     except Exception as error:
         problem = explain(error)
         yield warning(

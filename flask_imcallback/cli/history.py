@@ -33,6 +33,7 @@ from ..history import (
 )
 from ..removals import Record
 from ..runtime import get_runtime
+from .acts import export_acts, log_read
 from .output import (
     FORMAT_OPTION,
     echo_table,
@@ -45,7 +46,9 @@ from .output import (
 
 @report_wrong_options
 def _history(format: str, **filters: Any) -> None:
-    page = get_runtime().history.read_page(load_history_query(query_parameters(filters)))
+    parameters = query_parameters(filters)
+    page = get_runtime().history.read_page(load_history_query(parameters))
+    log_read("history", parameters, len(page.data))
     if format == "ndjson":
         for line in json_lines(page.data):
             click.echo(line)
@@ -60,9 +63,10 @@ def _history(format: str, **filters: Any) -> None:
 
 @report_wrong_options
 def _stats(format: str, **parameters: Any) -> None:
-    rows = stats_json(
-        get_runtime().history.read_counts(*load_stats_query(query_parameters(parameters)))
-    )
+    filters = query_parameters(parameters)
+    counts = get_runtime().history.read_counts(*load_stats_query(filters))
+    log_read("stats", filters, sum(count.count for count in counts))
+    rows = stats_json(counts)
     columns = ("bucket", "group", "count")
     if format == "ndjson":
         for row in rows:
@@ -78,16 +82,19 @@ def _stats(format: str, **parameters: Any) -> None:
 def _export(file: str, **parameters: Any) -> None:
     if parameters["format"] is None:
         parameters["format"] = _format_of_name(file)
-    query, options = load_export_query(query_parameters(parameters))
+    filters = query_parameters(parameters)
+    query, options = load_export_query(filters)
     chunks = get_runtime().history.read_chunks(query)
     if sys.stderr.isatty():
         chunks = _with_progress_bar(chunks, query)
-    parts = encode(options, chunks)
+    acts = export_acts("export", filters)
+    parts = encode(options, acts.count(chunks, len))
+    acts.begin()
     if file == "-":
         for part in parts:
             click.echo(part, nl=False)
     else:
-        _write_file(file, parts)
+        write_file(file, parts)
 
 
 def _format_of_name(file: str) -> str | None:
@@ -102,7 +109,7 @@ def _format_of_name(file: str) -> str | None:
     return ENDINGS.get(ending)
 
 
-def _write_file(file: str, parts: Iterable[bytes]) -> None:
+def write_file(file: str, parts: Iterable[bytes]) -> None:
     """Write the parts to a file. Until the last part is written, its name ends in `.part`."""
     unfinished = f"{file}.part"
     try:

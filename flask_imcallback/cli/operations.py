@@ -12,6 +12,7 @@ from ..history import CALLBACK_COUNT
 from ..providers import Provider
 from ..runtime import Runtime, get_runtime
 from ..storage import Spool
+from ..storage import protect as protect_tables
 from .doctor import examine
 from .output import echo_findings, echo_table, escape, make_command
 from .sender import Sender
@@ -118,6 +119,19 @@ doctor = make_command(
         show_default=True,
         help="The seconds that a connection must stay open between two callbacks.",
     ),
+)
+
+
+def _protect() -> None:
+    protect_tables(get_runtime().writing_engine())
+    click.echo("The tables are append-only", err=True)
+
+
+protect = make_command(
+    "protect",
+    "Create the triggers that make the tables append-only again, and shut the door in them. The "
+    "migration has done this already, unless doctor reports that triggers are missing.",
+    _protect,
 )
 
 

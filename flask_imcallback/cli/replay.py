@@ -44,7 +44,7 @@ def _replay_log(file: BinaryIO, trust: bool, dry_run: bool) -> None:
         f"{report.stored} {verb}, {report.already_stored} already there, "
         f"{len(report.problems)} could not be read"
     )
-    _hint_at_followers(report.oldest, dry_run)
+    _hint_at_times(report.oldest, dry_run)
     if report.problems:
         raise click.ClickException("not all lost callbacks of the log could be read")
 
@@ -52,17 +52,22 @@ def _replay_log(file: BinaryIO, trust: bool, dry_run: bool) -> None:
 def _replay_kept(status: Status, dry_run: bool) -> None:
     app = current_app._get_current_object()  # type: ignore[attr-defined]
     report = replay_kept(app, get_runtime(), status, is_dry_run=dry_run)
-    prefix = "to become " if dry_run else ""
-    parts = [f"{count} {prefix}{new.value}" for new, count in sorted(report.changed.items())]
-    click.echo(", ".join([*parts, f"{report.unchanged} still {status.value}"]))
-    _hint_at_followers(report.oldest, dry_run)
+    parts = [
+        f"{report.recorded} {'to record' if dry_run else 'recorded'}",
+        f"{report.recorded_before} already recorded",
+        f"{report.unchanged} still {status.value}",
+    ]
+    if report.without_removals:
+        parts.insert(2, f"{report.without_removals} without removals")
+    click.echo(", ".join(parts))
+    _hint_at_times(report.oldest, dry_run)
 
 
-def _hint_at_followers(oldest: datetime | None, dry_run: bool) -> None:
+def _hint_at_times(oldest: datetime | None, dry_run: bool) -> None:
     if oldest is not None and not dry_run:
         click.echo(
-            "The removals appear at the times at which they were received. Let followers of the "
-            f"history read again from {utc_text(oldest)}",
+            "The history shows the removals at the times at which they were received, from "
+            f"{utc_text(oldest)} on",
             err=True,
         )
 

@@ -15,10 +15,11 @@ from sqlalchemy import Connection
 from ..errors import TooWideError
 from ..storage import MAX_ID, id_at, moment_of
 from .buckets import bucket_starts
+from .finder import Finder
 from .queries import HistoryQuery, StatsQuery
 from .resolve import resolve
 from .results import RemovalCount
-from .statements import MAX_COUNT_ROWS, Finder
+from .statements import MAX_COUNT_ROWS
 from .time_limits import time_limit
 
 MAX_COUNTS = 10_000

@@ -118,7 +118,7 @@ class HistoryFilters(StreamFilters, total=False):
     limit: int
     """Maximum number of removals in the page, 1 to 1000. The default is 100."""
     cursor: str | None
-    """The `next_cursor` or `resume_cursor` of an earlier page with the same filters and order."""
+    """The `next_cursor` of the page before, with the same filters and order."""
 
 
 class DeliveryFilters(TypedDict, total=False):

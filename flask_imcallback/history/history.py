@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
-from datetime import UTC, datetime, timedelta
+from datetime import UTC, datetime
 from functools import partial
 from itertools import chain
 from typing import Any, Unpack
@@ -16,12 +16,24 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
 from ..removals import Cause, Record, Relation, Status
-from ..storage import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, SourceKey, id_at
+from ..storage import (
+    DELIVERIES_WITH_SOURCES,
+    EPOCH,
+    IS_NOT_RECORDED,
+    MAX_ID,
+    MAX_REMOVALS,
+    MICROSECOND,
+    SHARED_COLUMNS,
+    SourceKey,
+    id_at,
+    moment_of,
+)
 from ..storage import delivery as delivery_table
 from .counts import count_removals
-from .cursors import CursorCodec, Position, fit_page
+from .cursors import CursorCodec
 from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
-from .queries import STATS_FILTERS, STREAM_FILTERS, DeliveryQuery, HistoryQuery, StatsQuery
+from .finder import Finder
+from .queries import REMOVAL_FILTERS, STREAM_FILTERS, DeliveryQuery, HistoryQuery, StatsQuery
 from .resolve import ResolvedQuery, resolve
 from .results import (
     DeliveryDetail,
@@ -31,19 +43,23 @@ from .results import (
     RemovalCount,
     RemovalDetail,
 )
-from .statements import Finder, PageSpec, SearchResult
+from .statements import PageSpec
 
 CHUNK_REMOVALS = 2000
 """Number of removals that a stream reads in one step."""
 MAX_SCANNED_DELIVERIES = 9000
-"""Maximum number of deliveries that a page searches for a command. No index has the commands,
-because it would cost each delivery more than this rare search is worth."""
+"""Maximum number of deliveries that a page searches for a command or for recorded deliveries. No
+index has them, because it would cost each delivery more than this rare search is worth."""
 MAX_BODY_BYTES_PER_PAGE = 4 * 1024 * 1024
 """Maximum size of all packets in a page of deliveries. A larger packet has a page of its own."""
-COMMIT_MARGIN = timedelta(seconds=5)
-"""Time after the deadline in which a transaction may still commit. It includes a difference between
-clocks."""
-DELIVERY_COLUMNS = [delivery_table.c[field.name] for field in fields(DeliveryRecord)]
+DELIVERY_COLUMNS = [
+    *(column.label(name) for name, column in SHARED_COLUMNS.items()),
+    *(
+        delivery_table.c[field.name]
+        for field in fields(DeliveryRecord)
+        if field.name not in {*SHARED_COLUMNS, "received_at"}
+    ),
+]
 SOURCE_COLUMNS = ", ".join(["id", *SourceKey._fields])
 
 
@@ -54,12 +70,10 @@ class History:
         self,
         engine: Callable[[], Engine],
         secret_keys: Sequence[str],
-        deadline: float,
         random_key: str = "",
     ) -> None:
         self._engine = engine
         self._cursors = CursorCodec(secret_keys, random_key)
-        self._commit_time = COMMIT_MARGIN + timedelta(seconds=deadline)
 
     def find(self, **filters: Unpack[HistoryFilters]) -> Page:
         """Return a page of the removals that match all filters.
@@ -101,7 +115,7 @@ class History:
         Raises as `find` does, also if there are more than 10,000 counts.
         """
         stats = StatsQuery(bucket=bucket, group_by=group_by, tz=tz)
-        return self.read_counts(HistoryQuery.from_filters(filters, allowed=STATS_FILTERS), stats)
+        return self.read_counts(HistoryQuery.from_filters(filters, allowed=REMOVAL_FILTERS), stats)
 
     def deliveries(self, **filters: Unpack[DeliveryFilters]) -> DeliveryPage:
         """Return a page of deliveries, including deliveries without removals.
@@ -152,12 +166,21 @@ class History:
 
         Raises `HistoryQueryError` if the cursor is wrong.
         """
-        start = self._find_start(query)
+        start_id = self._find_start(query)
         with self._connect() as connection:
             resolved = resolve(connection, query)
             if query.is_descending:
-                return self._descending_page(connection, query, resolved, start)
-            return self._ascending_page(connection, query, resolved, start)
+                resolved = replace(resolved, below_id=min(resolved.below_id, start_id))
+            else:
+                resolved = replace(resolved, above_id=max(resolved.above_id, start_id))
+            page = PageSpec(query.is_descending, limit=query.limit + 1)
+            found = Finder(connection).find(resolved, page)
+            rows = found.rows[: query.limit]
+            data = _make_records(connection, rows)
+        if found.stopped_at is None and len(found.rows) <= query.limit:
+            return Page(data, None)
+        end_id = rows[-1].id if found.stopped_at is None else found.stopped_at
+        return Page(data, self._cursors.encode(end_id, query.digest))
 
     def read_chunks(self, query: HistoryQuery) -> Iterator[list[Record]]:
         """Return an iterator over the stream of a query, in lists of bounded length.
@@ -179,19 +202,20 @@ class History:
     def read_delivery_page(self, query: DeliveryQuery) -> DeliveryPage:
         """Return the page of a query for deliveries. Raises as `read_page` does."""
         column = delivery_table.c
-        start = self._find_start(query)
+        start_id = self._find_start(query)
         with self._connect() as connection:
-            sizes = connection.execute(_select_sizes(query, start))
+            sizes = connection.execute(_select_sizes(query, start_id))
             ids, is_last = _cut_to_limits(sizes, query.limit)
             end = None if is_last else ids[-1]
-            if is_last and query.command is not None:
-                end = connection.scalar(_select_last_scanned(query, start))
-            chosen = select(*DELIVERY_COLUMNS).where(column.id.in_(ids))
+            if is_last and _must_scan(query):
+                end = connection.scalar(_select_last_scanned(query, start_id))
+            chosen = select(*DELIVERY_COLUMNS).select_from(DELIVERIES_WITH_SOURCES)
+            chosen = chosen.where(column.id.in_(ids))
             rows = connection.execute(chosen.order_by(_order_by(query, column.id)))
             data = [_make_delivery_record(row) for row in rows]
         if end is None:
             return DeliveryPage(data, None)
-        return DeliveryPage(data, self._cursors.encode(Position(end), query.digest))
+        return DeliveryPage(data, self._cursors.encode(end, query.digest))
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
@@ -201,45 +225,11 @@ class History:
         except SQLAlchemyError as error:
             raise StorageError from error
 
-    def _find_start(self, query: HistoryQuery | DeliveryQuery) -> Position:
-        """Return the position at which the page of a query starts."""
+    def _find_start(self, query: HistoryQuery | DeliveryQuery) -> int:
+        """Return the id after which the page of a query starts."""
         if query.cursor is None:
-            return Position(MAX_ID if query.is_descending else -1)
+            return MAX_ID if query.is_descending else -1
         return self._cursors.decode(query.cursor, query.digest)
-
-    def _descending_page(
-        self, connection: Connection, query: HistoryQuery, resolved: ResolvedQuery, start: Position
-    ) -> Page:
-        resolved = replace(resolved, below_id=min(resolved.below_id, start.high_water_mark))
-        page = PageSpec(is_descending=True, limit=query.limit + 1)
-        found = Finder(connection).find(resolved, page)
-        rows = found.rows[: query.limit]
-        data = _make_records(connection, rows)
-        if found.stopped_at is None and len(found.rows) <= query.limit:
-            return Page(data, None)
-        end = rows[-1].id if found.stopped_at is None else found.stopped_at
-        return Page(data, self._cursors.encode(Position(end), query.digest))
-
-    def _ascending_page(
-        self, connection: Connection, query: HistoryQuery, resolved: ResolvedQuery, start: Position
-    ) -> Page:
-        now = datetime.now(UTC)
-        last_final_id = id_at(now - self._commit_time)
-        found = _find_new_rows(connection, resolved, start, query.limit + 1, last_final_id)
-        ids = [row.id for row in found.rows[: query.limit]]
-        fitted = fit_page(
-            start,
-            ids,
-            is_last=found.stopped_at is None and len(found.rows) <= query.limit,
-            last_read_id=found.stopped_at if found.stopped_at is not None else max(ids, default=0),
-            last_final_id=last_final_id,
-            now_id=id_at(now),
-        )
-        data = _make_records(connection, found.rows[: fitted.count])
-        cursor = self._cursors.encode(fitted.position, query.digest)
-        if fitted.is_last:
-            return Page(data, None, resume_cursor=cursor)
-        return Page(data, cursor, is_incomplete=bool(found.rows) and not data)
 
     def _iterate_chunks(self, query: ResolvedQuery, page: PageSpec) -> Iterator[list[Record]]:
         while True:
@@ -258,36 +248,6 @@ class History:
                 query = replace(query, below_id=last_id)
             else:
                 query = replace(query, above_id=last_id)
-
-
-def _find_new_rows(
-    connection: Connection,
-    query: ResolvedQuery,
-    start: Position,
-    limit: int,
-    last_final_id: int,
-) -> SearchResult:
-    """Return rows in ascending order from a position on, without rows that were returned before.
-
-    The search does not stop among ids above `last_final_id`. A cursor cannot hold such a position:
-    the next page would start at `last_final_id` again.
-    """
-    finder = Finder(connection)
-    rows: list[Any] = []
-    above_id = max(query.above_id, start.high_water_mark)
-    # Rows that were returned before are skipped in large parts, even if the pages are short.
-    rows_at_once = max(limit, CHUNK_REMOVALS) if start.already_returned else limit
-    page = PageSpec(is_descending=False, limit=rows_at_once)
-    while len(rows) < limit:
-        found = finder.find(replace(query, above_id=above_id), page)
-        rows += [row for row in found.rows if not start.has_returned(row.id)]
-        if len(found.rows) == page.limit:
-            above_id = found.rows[-1].id
-        elif found.stopped_at is not None and found.stopped_at > last_final_id:
-            above_id = found.stopped_at
-        else:
-            return SearchResult(rows[:limit], found.stopped_at if len(rows) < limit else None)
-    return SearchResult(rows[:limit])
 
 
 # tuple.__new__ skips the Python code of NamedTuple.__new__.
@@ -340,8 +300,8 @@ def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
 
 
 def _read_delivery(connection: Connection, delivery_id: int) -> DeliveryRecord | None:
-    query = select(*DELIVERY_COLUMNS).where(delivery_table.c.id == delivery_id)
-    row = connection.execute(query).one_or_none()
+    query = select(*DELIVERY_COLUMNS).select_from(DELIVERIES_WITH_SOURCES)
+    row = connection.execute(query.where(delivery_table.c.id == delivery_id)).one_or_none()
     return _make_delivery_record(row) if row else None
 
 
@@ -351,50 +311,65 @@ def _make_delivery_record(row: Row[Any]) -> DeliveryRecord:
         "status": Status(row.status),
         "headers": json.loads(row.headers),
         "body": bytes(row.body),
+        "received_at": moment_of(row.id),
     }
     return DeliveryRecord(**values)
 
 
-def _select_sizes(query: DeliveryQuery, start: Position) -> Select[int, int]:
+def _must_scan(query: DeliveryQuery) -> bool:
+    """Return True if no index has the deliveries of a query.
+
+    The index of the status has only the deliveries that are not recorded.
+    """
+    statuses = set(query.status or ())
+    return query.command is not None or (Status.RECORDED in statuses and statuses != set(Status))
+
+
+def _select_sizes(query: DeliveryQuery, start_id: int) -> Select[int, int]:
     """Return the SELECT of ids and body sizes for a page, with one row more than its limit."""
     column = delivery_table.c
     size = func.length(column.body).label("size")
     limit = query.limit + 1
-    if query.command is None:
-        return _select_in_order(query, start, limit, column.id, size)
+    if not _must_scan(query):
+        return _select_in_order(query, start_id, limit, column.id, size)
     # The inner LIMIT bounds the search, and leaves the database no other index to use.
-    scanned = _select_in_order(
-        query, start, MAX_SCANNED_DELIVERIES, column.id, size, column.command
-    ).subquery()
-    matching = select(scanned.c.id, scanned.c.size).where(scanned.c.command.in_(query.command))
+    columns = column.id, size, column.status, SHARED_COLUMNS["command"].label("command")
+    scanned = _select_in_order(query, start_id, MAX_SCANNED_DELIVERIES, *columns).subquery()
+    matching = select(scanned.c.id, scanned.c.size)
+    if query.command is not None:
+        matching = matching.where(scanned.c.command.in_(query.command))
+    if query.status is not None:
+        matching = matching.where(scanned.c.status.in_(set(query.status)))
     return matching.order_by(_order_by(query, scanned.c.id)).limit(limit)
 
 
-def _select_last_scanned(query: DeliveryQuery, start: Position) -> Select[int]:
-    """Return the SELECT of the last id that a page searches for a command, if there are more."""
-    scanned = _select_in_order(query, start, MAX_SCANNED_DELIVERIES, delivery_table.c.id)
+def _select_last_scanned(query: DeliveryQuery, start_id: int) -> Select[int]:
+    """Return the SELECT of the last id that a page scans, if there are more."""
+    scanned = _select_in_order(query, start_id, MAX_SCANNED_DELIVERIES, delivery_table.c.id)
     return scanned.limit(1).offset(MAX_SCANNED_DELIVERIES - 1)
 
 
-def _select_in_order(
-    query: DeliveryQuery, start: Position, limit: int, *columns: Any
-) -> Select[Any]:
-    """Return the SELECT of the next deliveries of a query, without its condition on commands.
+def _select_in_order(query: DeliveryQuery, start_id: int, limit: int, *columns: Any) -> Select[Any]:
+    """Return the SELECT of the next deliveries, without the conditions that no index answers.
 
-    Each status is a separate range, because an index lists the ids of one status in order.
+    Each rare status is a separate range, because an index lists the ids of one status in order.
     """
     column = delivery_table.c
-    mark = start.high_water_mark
-    conditions = [column.id < mark if query.is_descending else column.id > mark]
+    conditions = [column.id < start_id if query.is_descending else column.id > start_id]
     if query.since is not None:
         conditions.append(column.id >= id_at(query.since))
     if query.until is not None:
         conditions.append(column.id < id_at(query.until))
-    page = select(*columns).where(*conditions).order_by(_order_by(query, column.id)).limit(limit)
-    statuses = set(Status if query.status is None else query.status)
-    if statuses == set(Status):
+    page = select(*columns).select_from(
+        DELIVERIES_WITH_SOURCES if _must_scan(query) else delivery_table
+    )
+    page = page.where(*conditions).order_by(_order_by(query, column.id)).limit(limit)
+    if query.status is None or Status.RECORDED in query.status:
         return page
-    parts = [page.where(column.status == status).subquery() for status in sorted(statuses)]
+    parts = [
+        page.where(column.status == status, IS_NOT_RECORDED).subquery()
+        for status in sorted(set(query.status))
+    ]
     if not parts:
         return page.where(false())
     rows = union_all(*(select(part) for part in parts)).subquery()

@@ -28,7 +28,7 @@ from .filters import (
 
 HISTORY_FILTERS = tuple(HistoryFilters.__annotations__)
 STREAM_FILTERS = tuple(StreamFilters.__annotations__)
-STATS_FILTERS = tuple(RemovalFilters.__annotations__)
+REMOVAL_FILTERS = tuple(RemovalFilters.__annotations__)
 DELIVERY_FILTERS = tuple(DeliveryFilters.__annotations__)
 DEFAULT_LIMIT, MAX_LIMIT = 100, 1000
 ORDERS = ("desc", "asc")
@@ -58,7 +58,7 @@ class PagedQuery:
         _check_time("since", self.since)
         _check_time("until", self.until)
         check_choice("order", self.order, ORDERS)
-        _check_number("limit", self.limit, MAX_LIMIT)
+        check_number("limit", self.limit, MAX_LIMIT)
         if self.cursor is not None and not isinstance(self.cursor, str):
             raise HistoryQueryError("cursor", f"must be a string, not {format_value(self.cursor)}")
 
@@ -225,7 +225,7 @@ def _check_filters(alternatives: Mapping[str, tuple[Any, ...]]) -> None:
 def _check_filter(name: str, value: object) -> None:
     row = FILTERS[name]
     if row.is_id:
-        _check_number(name, value, MAX_ID)
+        check_number(name, value, MAX_ID)
     elif row.choices:
         check_choice(name, value, row.choices)
     elif not isinstance(value, str):
@@ -246,9 +246,10 @@ def check_choice(name: str, value: object, choices: Sequence[str]) -> None:
         raise HistoryQueryError(name, f"must be {join_choices(choices)}, not {format_value(value)}")
 
 
-def _check_number(name: str, value: object, maximum: int) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or not 1 <= value <= maximum:
-        problem = f"must be a whole number from 1 to {maximum}, not {format_value(value)}"
+def check_number(name: str, value: object, maximum: int, minimum: int = 1) -> None:
+    """Check that the value is a whole number of this range. Raises `HistoryQueryError`."""
+    if not isinstance(value, int) or isinstance(value, bool) or not minimum <= value <= maximum:
+        problem = f"must be a whole number from {minimum} to {maximum}, not {format_value(value)}"
         raise HistoryQueryError(name, problem)
 
 

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field, replace
 from datetime import datetime
 from typing import Any
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, select
 
 from ..removals import Relation
 from ..storage import MAX_ID, MAX_REMOVALS, id_at
@@ -17,42 +17,43 @@ from ..storage import source as source_table
 from .filters import GROUPS
 from .queries import HistoryQuery
 
-MAX_LISTED_SOURCES = 1000
-"""Maximum number of sources in the conditions of a statement. An IM server chooses the platforms,
-so there may be more sources than a statement can have parameters."""
+MAX_LISTED_SOURCES = 200
+"""Maximum number of sources whose ids are listed. An IM server chooses the platforms, so there may
+be many sources."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ResolvedQuery:
-    """The conditions of a query on the rows of the removal table.
-
-    Alternatives are distinct. None means that the condition is not used.
-    """
+    """The conditions of a query. Alternatives are distinct."""
 
     columns: Mapping[str, tuple[Any, ...]] = field(default_factory=dict)
-    """The alternatives of each column that has a condition. `source_id` has at most
-    `MAX_LISTED_SOURCES` + 1 of them. With one more, `source_texts` must be checked."""
-    account_id: tuple[str, ...] | None = None
-    peer_id: tuple[str, ...] | None = None
-    source_texts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
-    """The alternatives of each column of the source table that has a condition."""
-    delivery_spans: tuple[tuple[int, int], ...] = ()
-    """The first and the last removal id of each delivery in the column `delivery_id`."""
+    """Filter -> its alternatives, for the filters that are columns, `account_id` and `peer_id`.
+
+    `source_id` is there if a filter of sources is used, and at most `MAX_LISTED_SOURCES` match.
+    """
+    sources: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    """Column of the source table -> its alternatives."""
     above_id: int = -1
     """Only removals with a larger id match."""
     below_id: int = MAX_ID
     """Only removals with a smaller id match."""
 
     @property
-    def has_listed_sources(self) -> bool:
-        """Whether `source_id` lists all sources that match."""
-        return len(self.columns.get("source_id", ())) <= MAX_LISTED_SOURCES
-
-    @property
     def may_match_groups(self) -> bool:
         """Whether removals from groups can match."""
-        relations = self.source_texts.get("relation")
+        relations = self.sources.get("relation")
         return relations is None or Relation.GROUP in relations
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether no removal can match."""
+        return not all(self.columns.values())
+
+    def beyond(self, last_id: int, *, is_descending: bool) -> ResolvedQuery:
+        """Return the query for the removals that follow an id in the order of the page."""
+        if is_descending:
+            return replace(self, below_id=min(self.below_id, last_id))
+        return replace(self, above_id=max(self.above_id, last_id))
 
 
 NO_MATCH = ResolvedQuery(columns={"delivery_id": ()})
@@ -62,29 +63,21 @@ NO_MATCH = ResolvedQuery(columns={"delivery_id": ()})
 def resolve(connection: Connection, query: HistoryQuery) -> ResolvedQuery:
     """Return the query with ids, or `NO_MATCH` if no removal can match it."""
     texts = {name: tuple(dict.fromkeys(values)) for name, values in query.texts.items()}
+    if all(texts.values()):
+        texts = _resolve_groups(texts)
     if not all(texts.values()):
         return NO_MATCH
-    texts = _resolve_groups(texts)
-    if not all(texts.values()):
-        return NO_MATCH
-    accounts, peers = texts.pop("account_id", None), texts.pop("peer_id", None)
     sources = {name: texts.pop(name) for name in GROUPS if name in texts}
     columns: dict[str, tuple[Any, ...]] = {**texts}
-    spans: tuple[tuple[int, int], ...] = ()
-    if sources:
-        columns["source_id"] = _source_ids(connection, sources)
     if query.delivery_id is not None:
-        spans = _delivery_spans(connection, query.delivery_id)
-        columns["delivery_id"] = tuple(first for first, _ in spans)
-    if not all(columns.values()):
+        columns["delivery_id"] = tuple(dict.fromkeys(query.delivery_id))
+    if sources:
+        ids = _source_ids(connection, sources)
+        if len(ids) <= MAX_LISTED_SOURCES:
+            columns["source_id"] = ids
+    resolved = ResolvedQuery(columns=columns, sources=sources)
+    if resolved.is_empty:
         return NO_MATCH
-    resolved = ResolvedQuery(
-        columns=columns,
-        account_id=accounts,
-        peer_id=peers,
-        source_texts=sources,
-        delivery_spans=spans,
-    )
     if query.since is not None:
         resolved = replace(resolved, above_id=first_id_at(connection, query.since) - 1)
     if query.until is not None:
@@ -99,15 +92,12 @@ def first_id_at(connection: Connection, moment: datetime) -> int:
     skipped.
     """
     first, column = id_at(moment), removal_table.c
-    owner = select(column.delivery_id).where(column.id >= first).order_by(column.id).limit(1)
-    delivery_id = connection.scalar(owner)
+    next_removal = select(column.id - column.position).where(column.id >= first)
+    delivery_id: int | None = connection.scalar(next_removal.order_by(column.id).limit(1))
     if delivery_id is None or delivery_id >= first:
         return first
-    is_earlier = (
-        column.id.between(first, delivery_id + MAX_REMOVALS),
-        column.delivery_id == delivery_id,
-    )
-    return 1 + (connection.scalar(select(func.max(column.id)).where(*is_earlier)) or first)
+    count = select(delivery_table.c.removal_count).where(delivery_table.c.id == delivery_id)
+    return delivery_id + (connection.scalar(count) or MAX_REMOVALS)
 
 
 Texts = dict[str, tuple[str, ...]]
@@ -140,14 +130,3 @@ def _source_ids(connection: Connection, values: Texts) -> tuple[int, ...]:
     conditions = [source_table.c[name].in_(texts) for name, texts in values.items()]
     ids = select(source_table.c.id).where(*conditions).limit(MAX_LISTED_SOURCES + 1)
     return tuple(connection.scalars(ids))
-
-
-def _delivery_spans(
-    connection: Connection, delivery_ids: tuple[int, ...]
-) -> tuple[tuple[int, int], ...]:
-    """Return the first and the last removal id of each delivery that has removals."""
-    column = delivery_table.c
-    rows = connection.execute(
-        select(column.id, column.removal_count).where(column.id.in_(delivery_ids))
-    )
-    return tuple((first, first + count - 1) for first, count in rows if count)

@@ -15,13 +15,6 @@ class Page:
     data: list[Record]
     next_cursor: str | None
     """The cursor of the next page. None on the last page."""
-    resume_cursor: str | None = None
-    """On the last page in ascending order: the cursor that later returns newer removals."""
-    is_incomplete: bool = False
-    """Whether the page is empty because a cursor cannot hold more id ranges.
-
-    Wait a second, then continue with `next_cursor`.
-    """
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

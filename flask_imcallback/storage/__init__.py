@@ -1,14 +1,32 @@
-"""The only room that changes the database.
+"""The room that writes callbacks to the database.
 
 It has the tables, ids, recorder, writer, spool, drain, counters and migrations.
 """
 
+from .append_only import Protection, open_door, protect, read_protection
 from .autogenerate import is_our_table, protect_tables
 from .counters import ACCEPTED, EXIT_SECONDS, REFUSED, CallbackCount, CallbackCounters
-from .database_errors import DeadlineError, Fault, classify, concerns_entry, describe
+from .database_errors import (
+    DeadlineError,
+    Fault,
+    classify,
+    concerns_entry,
+    describe,
+    is_read_only,
+)
 from .drain import Drain
-from .engines import Engines, create_private_file, describe_url, has_file
-from .entries import Delivery, Entry
+from .engines import (
+    UNKNOWN_DATABASE,
+    WRITES,
+    Engines,
+    create_private_file,
+    database_mark,
+    describe_url,
+    drop_idle_connections,
+    has_file,
+    is_in_memory,
+)
+from .entries import FINGERPRINT_BYTES, NONCE_BYTES, Delivery, Entry
 from .ids import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
 from .inspection import (
     DatabaseState,
@@ -18,8 +36,7 @@ from .inspection import (
     is_delivery_stored,
     read_clock,
 )
-from .kept_deliveries import change_kept_delivery
-from .key_conflicts import AlreadyStored, TakenId, find_key_conflict
+from .key_conflicts import AlreadyStored, Repetition, TakenId, find_key_conflict
 from .lost_callbacks import LostCallbacks, LostEntry, is_log_visible
 from .migrations import (
     VERSION_TABLE,
@@ -30,21 +47,43 @@ from .migrations import (
 )
 from .recorder import Recorder
 from .spool import SetAside, Spool, Waiting
-from .sqlite import sqlite_path, use_wal
-from .tables import SourceKey, delivery, metadata, removal, source
-from .threads import PerProcess, new_lock
+from .sqlite import LockTakenError, file_lock, sqlite_path, use_wal
+from .tables import (
+    DELIVERIES_WITH_SOURCES,
+    IS_NOT_RECORDED,
+    SHARED_COLUMNS,
+    SourceKey,
+    act,
+    delivery,
+    door,
+    erasure,
+    inbox,
+    log,
+    metadata,
+    removal,
+    seal,
+    source,
+)
+from .threads import PerProcess, Signal, new_lock, new_queue, new_signal, start_thread
 from .writer import FIRST_ID_STEP_MICROSECONDS, Writer
 
 __all__ = [
     "ACCEPTED",
+    "DELIVERIES_WITH_SOURCES",
     "EPOCH",
     "EXIT_SECONDS",
+    "FINGERPRINT_BYTES",
     "FIRST_ID_STEP_MICROSECONDS",
+    "IS_NOT_RECORDED",
     "MAX_ID",
     "MAX_REMOVALS",
     "MICROSECOND",
+    "NONCE_BYTES",
     "REFUSED",
+    "SHARED_COLUMNS",
+    "UNKNOWN_DATABASE",
     "VERSION_TABLE",
+    "WRITES",
     "AlreadyStored",
     "CallbackCount",
     "CallbackCounters",
@@ -56,42 +95,62 @@ __all__ = [
     "Entry",
     "Fault",
     "Inspector",
+    "LockTakenError",
     "LostCallbacks",
     "LostEntry",
     "PerProcess",
+    "Protection",
     "Recorder",
+    "Repetition",
     "SetAside",
+    "Signal",
     "SourceKey",
     "Spool",
     "TakenId",
     "Waiting",
     "Writer",
-    "change_kept_delivery",
+    "act",
     "check_write",
     "classify",
     "concerns_entry",
     "create_private_file",
     "current_revision",
+    "database_mark",
     "delivery",
     "describe",
     "describe_url",
+    "door",
+    "drop_idle_connections",
+    "erasure",
+    "file_lock",
     "find_key_conflict",
     "has_file",
     "id_at",
+    "inbox",
     "inspect_database",
     "is_at_head",
     "is_delivery_stored",
+    "is_in_memory",
     "is_log_visible",
     "is_of_newer_release",
     "is_our_table",
+    "is_read_only",
+    "log",
     "metadata",
     "moment_of",
     "new_lock",
+    "new_queue",
+    "new_signal",
+    "open_door",
+    "protect",
     "protect_tables",
     "read_clock",
+    "read_protection",
     "removal",
     "run_alembic",
+    "seal",
     "source",
     "sqlite_path",
+    "start_thread",
     "use_wal",
 ]

@@ -66,6 +66,9 @@ LongText = Text().with_variant(mysql.LONGTEXT(charset="utf8mb4"), "mysql", "mari
 
 Bytes = LargeBinary().with_variant(mysql.LONGBLOB(), "mysql", "mariadb")
 
-Fingerprint = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
+Digest = LargeBinary(32).with_variant(mysql.BINARY(32), "mysql", "mariadb")
+
+# Half of a SHA-256 is enough: nobody gains by two callbacks with the same fingerprint.
+Fingerprint = LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")
 
 Nonce = LargeBinary(16).with_variant(mysql.BINARY(16), "mysql", "mariadb")

@@ -21,7 +21,7 @@ from threading import Lock
 from typing import Any
 
 from sqlalchemy import Connection, Engine, insert, select
-from sqlalchemy.exc import IntegrityError, SQLAlchemyError
+from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
 from ..storable_text import MAX_TEXT_LENGTH, make_storable
@@ -245,8 +245,10 @@ class CallbackCounters:
                         saver.connection = None
                 return
             except SQLAlchemyError as error:
-                # MariaDB locks the gaps into which two processes insert rows.
-                if classify(error) is not Fault.RETRY or not attempts_left:
+                # Another process has inserted the same row, or MariaDB has found a deadlock between
+                # two such processes. The next attempt updates the row.
+                is_retried = classify(error) in (Fault.DUPLICATE_KEY, Fault.RETRY)
+                if not is_retried or not attempts_left:
                     raise
 
     def _log_failure(self, error: Exception) -> None:
@@ -272,7 +274,10 @@ class CallbackCounters:
 
 
 def _add(connection: Connection, key: Key, count: int, last_at: datetime) -> None:
-    """Add a count to its row, or insert the row."""
+    """Add a count to its row, or insert the row.
+
+    Raises `IntegrityError` if another process has inserted the row at the same time.
+    """
     provider, outcome, name = key
     names = {
         "provider": provider,
@@ -285,15 +290,10 @@ def _add(connection: Connection, key: Key, count: int, last_at: datetime) -> Non
         .where(*(column[key] == value for key, value in names.items()))
         .values(count=column.count + count, last_at=last_at)
     )
-    if connection.execute(update).rowcount:
-        return
-    try:
-        with connection.begin_nested():
-            connection.execute(
-                insert(counter_table).values(names | {"count": count, "last_at": last_at})
-            )
-    except IntegrityError:  # another process has inserted the row
-        connection.execute(update)
+    if not connection.execute(update).rowcount:
+        connection.execute(
+            insert(counter_table).values(names | {"count": count, "last_at": last_at})
+        )
 
 
 def _flush_at_exit(counters: CallbackCounters) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sqlite3
 from enum import Enum, auto
 
 from sqlalchemy.exc import (
@@ -32,16 +33,17 @@ class Fault(Enum):
 RETRY_STATES = {"40001", "40P01"}
 """PostgreSQL: serialization failure, deadlock."""
 
-DISCONNECTED_STATES = {"57P01", "57P02", "57P03", "25006"}
-"""PostgreSQL: the server shuts down or starts up, or is a read-only standby. `classify` adds
-class 08."""
+DISCONNECTED_STATES = {"57P01", "57P02", "57P03", "57P05", "25006"}
+"""PostgreSQL: the server shuts down or starts up, the session was idle for too long, or the server
+is a read-only standby. `classify` adds class 08."""
 
 MYSQL_RETRY_NUMBERS = {1213}
 """Deadlock. A Galera cluster also reports a conflict with another node like this, at COMMIT."""
 
-MYSQL_DISCONNECTED_NUMBERS = {1047, 1053, 1180, 1290, 1927, 2003, 2006, 2013, 2055}
-"""1047 and 1180: a Galera node without a majority. 1053: shutdown. 1290: a read-only standby.
-1927: the connection was killed. 2003: no connection. 2006, 2013 and 2055: the connection is lost.
+MYSQL_DISCONNECTED_NUMBERS = {1047, 1053, 1180, 1290, 1792, 1836, 1927, 2003, 2006, 2013, 2055}
+"""1047 and 1180: a Galera node without a majority. 1053: shutdown. 1290 and 1836: a read-only
+server. 1792: a session that began while the server was read-only. 1927: the connection was killed.
+2003: no connection. 2006, 2013 and 2055: the connection is lost.
 """
 
 
@@ -51,6 +53,9 @@ ENTRY_STATE_CLASSES = {"22", "23", "54", "P0"}
 MYSQL_ENTRY_NUMBERS = {1153, 1644}
 """Operational errors that concern one entry. 1153: max_allowed_packet is too small. 1644: a trigger
 refuses the row."""
+
+MYSQL_READ_ONLY_NUMBERS = {1290, 1792, 1836}
+"""1290 and 1836: a read-only server. 1792: a transaction that may only read."""
 
 
 class DeadlineError(StorageError):
@@ -78,6 +83,8 @@ def classify(error: BaseException | None) -> Fault:
         state in DISCONNECTED_STATES
         or (state or "").startswith("08")
         or number in MYSQL_DISCONNECTED_NUMBERS
+        # SQLite opens a file that it may not write for reading only. Meanwhile it may be writable.
+        or sqlite_code(error.orig) == sqlite3.SQLITE_READONLY
         or is_from_libpq
         or error.connection_invalidated
     )
@@ -101,10 +108,28 @@ def concerns_entry(error: BaseException | None) -> bool:
     return not isinstance(error, OperationalError | ProgrammingError)
 
 
+def is_read_only(error: BaseException | None) -> bool:
+    """Return True if the database can only be read, whatever the rights of its user are."""
+    if not isinstance(error, DBAPIError):
+        return False
+    state, number = _codes(error.orig)
+    return (
+        state == "25006"
+        or number in MYSQL_READ_ONLY_NUMBERS
+        or sqlite_code(error.orig) == sqlite3.SQLITE_READONLY
+    )
+
+
 def describe(error: BaseException | None) -> str:
     """Return the message of the database in one line, without the statement and parameters."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+
+
+def sqlite_code(error: BaseException | None) -> int:
+    """Return the primary result code of SQLite, or 0 for other drivers."""
+    code: int = getattr(error, "sqlite_errorcode", 0)
+    return code & 0xFF
 
 
 def _codes(error: BaseException | None) -> tuple[str | None, int]:

@@ -14,6 +14,7 @@ from sqlalchemy import Engine
 from ..errors import StorageError
 from ..removals import Record
 from .database_errors import Fault, classify, concerns_entry, describe
+from .engines import UNKNOWN_DATABASE
 from .entries import Entry
 from .spool import Spool, SpooledEntry
 from .sqlite import file_lock
@@ -90,9 +91,10 @@ class Drain:
         engine: Callable[[], Engine],
         context: Callable[[], AbstractContextManager[object]],
         announce: Callable[[Callable[[], list[Record]]], None],
+        on_stored: Callable[[], None] = lambda: None,
     ) -> None:
         self.spool = spool
-        self._writer = Writer(engine, retry_until_deadline=False)
+        self._writer = Writer(engine, retry_until_deadline=False, on_stored=on_stored)
         self._context = context
         self._announce = announce
         self._lock = new_lock()
@@ -180,6 +182,7 @@ class Drain:
         Needs an app context. Raises `StorageError` if the spool cannot be read or written.
         """
         with file_lock(str(self.spool.path), "drain-lock"):
+            self.spool.mark_own()
             chunk = self.spool.read(self._skipped_up_to, self._chunk_limit)
             if not chunk:
                 return self._restart_or_end()
@@ -351,6 +354,16 @@ class Drain:
             return
         self._is_foreign_logged = True
         for mark, count in foreign.items():
+            if mark == UNKNOWN_DATABASE:
+                logger.error(
+                    "%s callbacks in the spool %s are from a process that could not find out its "
+                    "database. Run `flask imcallback spool --adopt %s`, unless another deployment "
+                    "uses the same spool.",
+                    count,
+                    self.spool.path,
+                    mark,
+                )
+                continue
             logger.error(
                 "%s callbacks in the spool %s belong to the database %s, but this app uses %s. "
                 "They stay in the spool. Run `flask imcallback spool --adopt %s` if the database "

@@ -9,7 +9,7 @@ import random
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any
+from typing import Any, Self
 
 from ..providers import Origin
 from ..removals import Record, Removal, Status
@@ -18,19 +18,23 @@ from .column_types import ExactText
 from .ids import moment_of
 from .tables import SourceKey
 from .tables import delivery as delivery_table
+from .tables import source as source_table
 from .threads import Signal
 
 BYTES_PER_ROW = 1024
 """Number of bytes of a body that cost as much to store as one row."""
 
+JSON_ENCODER = json.JSONEncoder(separators=(",", ":"))
+
 NONCE_BYTES = 16
+FINGERPRINT_BYTES = 16
 
 COLUMN_LENGTHS = {
     column.name: column.type.length
-    for column in delivery_table.columns
+    for column in [*source_table.columns, *delivery_table.columns]
     if isinstance(column.type, ExactText)
 }
-"""Maximum length of each text column of a delivery, in code points."""
+"""Maximum length of each text of a delivery, in code points."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -62,11 +66,15 @@ class Delivery:
         if not can_repeat or self.status is Status.UNREADABLE:
             return None
         parts = [self.provider, self.origin.app_id, self.origin.command, self.origin.request_id]
-        return hashlib.sha256(json.dumps(parts).encode() + b"\n" + self.body).digest()
+        digest = hashlib.sha256(json.dumps(parts).encode() + b"\n" + self.body).digest()
+        return digest[:FINGERPRINT_BYTES]
 
 
 class Entry:
-    """A delivery on its way into a database: its row, its removals, and the result."""
+    """A delivery on its way into a database: its row, its removals, and the result.
+
+    The row has the columns of a delivery, and the provider and app of its source.
+    """
 
     def __init__(self, row: dict[str, Any], removals: Sequence[Removal]) -> None:
         self.row = row
@@ -84,7 +92,7 @@ class Entry:
         """Whether the row was in the database already: another process or attempt stored it."""
 
     @classmethod
-    def from_delivery(cls, delivery: Delivery, delivery_id: int) -> Entry:
+    def from_delivery(cls, delivery: Delivery, delivery_id: int) -> Self:
         """Return an entry for the delivery, with a new nonce.
 
         Characters that a database cannot store are replaced in all texts except the account ids.
@@ -105,12 +113,11 @@ class Entry:
         row = {
             **{name: make_storable(text, COLUMN_LENGTHS[name]) for name, text in texts.items()},
             "id": delivery_id,
-            "received_at": moment_of(delivery_id),
             "duplicate_of": None,
             "error": make_storable(delivery.error),
             "removal_count": len(delivery.removals),
             "query": make_storable(delivery.query),
-            "headers": json.dumps(dict(delivery.headers)),
+            "headers": JSON_ENCODER.encode(dict(delivery.headers)),
             "body": delivery.body,
             "fingerprint": delivery.fingerprint,
             "nonce": os.urandom(NONCE_BYTES),
@@ -133,40 +140,57 @@ class Entry:
 
     def assign_id(self, delivery_id: int) -> None:
         """Give the entry another id. The ids of its removals follow it."""
-        self.row = self.row | {"id": delivery_id, "received_at": moment_of(delivery_id)}
+        self.row = self.row | {"id": delivery_id}
 
     @property
-    def has_one_actor(self) -> bool:
-        """Whether all removals have the same actor. An unknown actor counts as an actor."""
-        return len({removal.actor_id for removal in self.removals}) == 1
+    def received_at(self) -> datetime:
+        """The time of the delivery. Its id holds the time."""
+        return moment_of(self.row["id"])
 
-    def source_keys(self) -> set[SourceKey]:
-        """Return the sources of the removals, one for each relation and cause."""
-        row = self.row
-        return {
-            SourceKey(
-                row["provider"],
-                row["app_id"],
-                row["command"],
-                relation.value,
-                cause.value,
-                row["platform"],
-            )
-            for relation, cause in {(removal.relation, removal.cause) for removal in self.removals}
-        }
+    def source_keys(self) -> dict[tuple[str, str], SourceKey]:
+        """Return the source of each relation and cause of the removals, in the order of the packet.
 
-    def removal_values(self, source_ids: Mapping[SourceKey, int]) -> list[tuple[int, str, str]]:
-        """Return the source id, owner and target of each removal."""
-        ids = {(key.relation, key.cause): source_ids[key] for key in self.source_keys()}
+        A delivery without removals has one source, which names no command and no platform. An
+        authentic sender can invent both for each packet without removals, and the source table must
+        stay small. The row of the delivery has them.
+        """
+        provider, app_id = self.row["provider"], self.row["app_id"]
+        if not self.removals:
+            return {("", ""): SourceKey(provider, app_id, "", "", "", "")}
+        command, platform = self.row["command"], self.row["platform"]
+        pairs = ((removal.relation.value, removal.cause.value) for removal in self.removals)
+        kinds = dict.fromkeys(pairs)
+        return {kind: SourceKey(provider, app_id, command, *kind, platform) for kind in kinds}
+
+    def delivery_values(self, source_ids: Mapping[tuple[str, str], int]) -> dict[str, Any]:
+        """Return the values of the row in the delivery table.
+
+        `source_ids` are the ids of the sources in `source_keys`.
+        """
+        values = self.row | {"source_id": next(iter(source_ids.values()))}
+        return values | {"command": "", "platform": ""} if self.removals else values
+
+    def removal_values(
+        self, source_ids: Mapping[tuple[str, str], int]
+    ) -> list[tuple[int, int, int, str, str, str]]:
+        """Return the rows in the removal table, in the order of its columns."""
+        delivery_id = self.row["id"]
         return [
-            (ids[removal.relation, removal.cause], removal.owner_id, removal.target_id)
-            for removal in self.removals
+            (
+                delivery_id + position,
+                source_ids[removal.relation.value, removal.cause.value],
+                position,
+                removal.owner_id,
+                removal.target_id,
+                removal.actor_id,
+            )
+            for position, removal in enumerate(self.removals)
         ]
 
     def records(self) -> list[Record]:
         """Return the removals as records of the history."""
         names = ("provider", "app_id", "command", "client_ip", "platform", "request_id")
-        shared = {name: self.row[name] for name in (*names, "received_at")}
+        shared = {name: self.row[name] for name in names}
         delivery_id = self.row["id"]
         return [
             Record(
@@ -178,6 +202,7 @@ class Entry:
                 target_id=removal.target_id,
                 actor_id=removal.actor_id,
                 cause=removal.cause,
+                received_at=self.received_at,
                 **shared,
             )
             for position, removal in enumerate(self.removals)

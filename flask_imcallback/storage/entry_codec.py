@@ -23,11 +23,10 @@ class UnknownVersionError(ValueError):
 
 
 def encode_entry(entry: Entry) -> bytes:
-    """Return the entry as bytes. The time of the delivery is in its id."""
+    """Return the entry as bytes."""
     row: dict[str, Any] = {
         name: b64encode(value).decode() if name in BYTES_COLUMNS and value is not None else value
         for name, value in entry.row.items()
-        if name != "received_at"
     }
     removals = [
         (
@@ -56,7 +55,7 @@ def decode_entry(encoded: bytes) -> tuple[dict[str, Any], list[Removal]]:
     row = content["row"]
     for name in BYTES_COLUMNS:
         row[name] = None if row[name] is None else b64decode(row[name], validate=True)
-    row["received_at"] = moment_of(row["id"])
+    moment_of(row["id"])  # raises for an id that is no time
     removals = [
         Removal(Relation(relation), owner_id, target_id, actor_id, Cause(cause))
         for relation, owner_id, target_id, actor_id, cause in content["removals"]

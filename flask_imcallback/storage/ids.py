@@ -9,10 +9,7 @@ the primary key, and a process needs no query to find an id.
 
 from __future__ import annotations
 
-import os
-import platform
 from datetime import UTC, datetime, timedelta
-from zlib import crc32
 
 from .threads import new_lock
 
@@ -27,17 +24,6 @@ MAX_ID = 2**53
 
 MAX_REMOVALS = 1_000_000
 """Every delivery has fewer removals, so their ids stay within one second of its id."""
-
-ID_BLOCK_SIZE = 1250
-"""Ids in one id block."""
-
-ID_BLOCK_COUNT = 8
-"""Number of id blocks. After 10 milliseconds, the first block comes again."""
-
-ID_BLOCK_THRESHOLD = 20
-"""Deliveries with this many removals or more get ids from a block of their own process."""
-
-_HOST_NAME = platform.node().encode()
 
 
 def id_at(moment: datetime) -> int:
@@ -67,22 +53,5 @@ class IdAllocator:
             first_id = id_at(received_at)
             if 0 < self._next_free_id - first_id < IDS_PER_SECOND:
                 first_id = self._next_free_id
-            if removal_count >= ID_BLOCK_THRESHOLD:
-                first_id += _distance_to_own_block(first_id, removal_count)
             self._next_free_id = first_id + max(removal_count, 1)
             return first_id
-
-
-def _distance_to_own_block(first_id: int, count: int) -> int:
-    """Return how far to move `first_id` so that `count` ids fit into a block of this process.
-
-    Without id blocks, processes that receive large deliveries often choose overlapping ids. If
-    `count` exceeds the block size, the ids begin at the start of a block.
-    """
-    block = (
-        os.getpid() + crc32(_HOST_NAME)
-    ) % ID_BLOCK_COUNT  # processes with the next numbers use other blocks
-    period = ID_BLOCK_SIZE * ID_BLOCK_COUNT
-    offset = (first_id - block * ID_BLOCK_SIZE) % period
-    fits = offset == 0 or offset + count <= ID_BLOCK_SIZE
-    return 0 if fits else period - offset

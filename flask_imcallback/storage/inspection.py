@@ -148,17 +148,13 @@ def check_write(connection: Connection) -> None:
         transaction.rollback()
 
 
-def is_delivery_stored(
-    connection: Connection, provider: str, command: str, since: datetime, mark: bytes
-) -> bool:
-    """Return True if a delivery with this provider and command has the mark in its body.
+def is_delivery_stored(connection: Connection, command: str, since: datetime, mark: bytes) -> bool:
+    """Return True if a delivery of this command, without removals, has the mark in its body.
 
     Deliveries that were received before `since` are not searched. Raises the errors of SQLAlchemy.
     """
     column = delivery.c
-    bodies = select(column.body).where(
-        column.id >= id_at(since), column.provider == provider, column.command == command
-    )
+    bodies = select(column.body).where(column.id >= id_at(since), column.command == command)
     return any(mark in body for body in connection.scalars(bodies))
 
 

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-from sqlalchemy import Engine, select
+from sqlalchemy import Connection, Engine, select
 
 from ..removals import Status
 from .entries import Entry
+from .ids import IDS_PER_SECOND
 from .tables import delivery as delivery_table
 from .tables import removal as removal_table
 
@@ -16,6 +19,8 @@ from .tables import removal as removal_table
 class AlreadyStored:
     """An entry that an earlier attempt has stored, in this process or in another drain."""
 
+    delivery_id: int
+    """The id of the delivery, which is another one if the first one was taken."""
     status: Status
 
 
@@ -41,15 +46,34 @@ def find_key_conflict(engine: Engine, entry: Entry) -> KeyConflict | None:
         same_id = select(column.nonce, column.status).where(column.id == row["id"])
         stored = connection.execute(same_id).one_or_none()
         if stored and stored.nonce == row["nonce"]:
-            return AlreadyStored(Status(stored.status))
-        if row["fingerprint"]:
-            same_callback = select(column.id).where(column.fingerprint == row["fingerprint"])
-            first_id = connection.scalar(same_callback)
-            if first_id is not None:
-                return Repetition(first_id)
+            return AlreadyStored(row["id"], Status(stored.status))
         last_id = row["id"] + max(len(entry.removals), 1) - 1
         removal_ids = select(removal_table.c.id).where(
             removal_table.c.id.between(row["id"], last_id)
         )
         is_taken = stored or connection.scalar(removal_ids.limit(1)) is not None
+        if is_taken and (moved := _find_moved(connection, row)):
+            return moved
+        if row["fingerprint"]:
+            same_callback = select(column.id, column.nonce, column.status).where(
+                column.fingerprint == row["fingerprint"]
+            )
+            first = connection.execute(same_callback).one_or_none()
+            if first and first.nonce == row["nonce"]:
+                return AlreadyStored(first.id, Status(first.status))
+            if first:
+                return Repetition(first.id)
     return TakenId() if is_taken else None
+
+
+def _find_moved(connection: Connection, row: Mapping[str, Any]) -> AlreadyStored | None:
+    """Return the delivery if an earlier attempt has stored it with a later id.
+
+    That attempt found the id taken, too. So it is rare, and the rows of a second may be read.
+    """
+    column = delivery_table.c
+    same_nonce = select(column.id, column.status).where(
+        column.id.between(row["id"], row["id"] + IDS_PER_SECOND), column.nonce == row["nonce"]
+    )
+    moved = connection.execute(same_nonce.limit(1)).one_or_none()
+    return moved and AlreadyStored(moved.id, Status(moved.status))

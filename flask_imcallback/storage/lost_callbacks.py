@@ -89,7 +89,7 @@ class LostCallbacks:
         line = {
             MARK: f"A callback of {entry.row['provider']} is lost: {problem}. "
             "Repair this, then run flask imcallback replay on this log",
-            "received_at": entry.row["received_at"].isoformat(),
+            "received_at": entry.received_at.isoformat(),
             **body,
             "entry": content,
         }

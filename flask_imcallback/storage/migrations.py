@@ -96,7 +96,7 @@ def _storage_errors() -> Iterator[None]:
         ) from error
 
 
-def make_config(engine: Engine) -> Config:
+def make_config(engine: Engine | None = None) -> Config:
     """Return Alembic's configuration.
 
     It holds an engine, because a URL as text would lose its password or its `%`.
@@ -107,7 +107,8 @@ def make_config(engine: Engine) -> Config:
     config = Config(stdout=sys.stdout)
     config.set_main_option("script_location", str(_folder()).replace("%", "%%"))
     config.set_main_option("path_separator", "os")
-    config.attributes["engine"] = engine.execution_options(**{WRITES: True})
+    if engine is not None:
+        config.attributes["engine"] = engine.execution_options(**{WRITES: True})
     return config
 
 

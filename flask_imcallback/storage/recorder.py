@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Callable
 
 from sqlalchemy import Engine
 
 from ..errors import StorageError
 from .database_errors import describe
+from .direct_writer import DirectWriter
 from .drain import Drain
 from .entries import Delivery, Entry
 from .ids import IdAllocator
@@ -20,17 +22,29 @@ seconds for them. The IM server does not wait so long, and other deliveries need
 
 
 class Recorder:
-    """The recorder of the deliveries of one app in one process. Threads may share it."""
+    """The recorder of the deliveries of one app in one process. Threads may share it.
+
+    `on_stored` is called after each transaction that stored deliveries. It must return immediately.
+    """
 
     def __init__(
         self,
         engine: Callable[[], Engine],
+        direct_engine: Callable[[], Engine],
         *,
         deadline: float,
         drain: Drain | None,
         lost_callbacks: LostCallbacks,
+        on_stored: Callable[[], None],
     ) -> None:
-        self._writer = Writer(engine, retry_until_deadline=drain is None)
+        self._on_stored = on_stored
+        self._direct_writer = DirectWriter(direct_engine)
+        self._writer = Writer(
+            engine,
+            retry_until_deadline=drain is None,
+            after_write=self._direct_writer.renew,
+            on_stored=on_stored,
+        )
         self._deadline = deadline
         self._drain = drain
         self._lost_callbacks = lost_callbacks
@@ -50,6 +64,10 @@ class Recorder:
             problem = str(error) if isinstance(error, StorageError) else describe(error)
             self._lost_callbacks.write(entry, problem)
             raise
+
+    def stop_direct_writes(self) -> None:
+        """Close the connection of the requests. Deliveries are stored by the writer thread."""
+        self._direct_writer.stop()
 
     def _store(self, entry: Entry) -> Entry | None:
         if self._drain is None:
@@ -80,8 +98,12 @@ class Recorder:
 
     def _try_database(self, entry: Entry) -> Exception | None:
         """Store the entry in the database. Returns the error, if any."""
+        deadline = time.monotonic() + self._deadline
         try:
-            self._writer.write([entry], self._deadline)
+            if self._writer.is_idle and self._direct_writer.write(entry, self._deadline):
+                self._on_stored()
+                return None
+            self._writer.write([entry], deadline - time.monotonic())
         except Exception as error:  # without an engine, the spool must take the delivery
             return error
         return entry.error

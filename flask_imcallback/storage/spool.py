@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, create_engine, event
+from sqlalchemy import URL, Connection, Engine, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
@@ -22,7 +22,7 @@ from .engines import UNKNOWN_DATABASE, WRITES, begin_sqlite, create_private_file
 from .entries import Entry
 from .entry_codec import decode_entry, encode_entry
 from .ids import moment_of
-from .sqlite import set_up_sqlite, use_wal, watch_file
+from .sqlite import GuardedNullPool, GuardedQueuePool, set_up_sqlite, use_wal, watch_file
 from .writer import Writer
 
 CREATE_TABLES = """
@@ -69,6 +69,9 @@ END;
 
 PUT_SECONDS = 3
 """Time that the spool may take to store a delivery. A late answer is better than no answer."""
+
+MAX_MARKED_ENTRIES = 1000
+"""Entries that get their mark in one transaction. Meanwhile the spool takes no delivery."""
 
 READ_LOCK_MILLISECONDS = 500
 """Time for which a reader of the spool waits for a lock."""
@@ -127,8 +130,10 @@ class Spool:
     def __init__(self, path: Path, get_mark: Callable[[], str]) -> None:
         self.path = path
         self._get_mark = get_mark
-        self._writing = self._new_engine(poolclass=QueuePool, pool_size=1, max_overflow=-1)
-        self._occasional = self._new_engine(poolclass=NullPool)
+        self._unmarked: list[int] = []
+        """The ids of the deliveries that this process kept for `UNKNOWN_DATABASE`."""
+        self._writing = self._new_engine(poolclass=GuardedQueuePool, pool_size=1, max_overflow=-1)
+        self._occasional = self._new_engine(poolclass=GuardedNullPool)
         self._writer = Writer(lambda: self._writing, retry_until_deadline=False, store=self._insert)
 
     def _new_engine(self, **options: Any) -> Engine:
@@ -157,6 +162,8 @@ class Spool:
         """
         entry.database = self.mark  # the writer thread has no app context
         self._writer.write([entry], PUT_SECONDS)
+        if entry.database == UNKNOWN_DATABASE:  # also after an error, because it may be stored
+            self._unmarked.append(entry.row["id"])
         if entry.error:
             raise self._error("write", entry.error) from entry.error
 
@@ -166,6 +173,23 @@ class Spool:
             connection.exec_driver_sql(
                 "INSERT INTO imcallback_spool (database, delivery_id, entry) VALUES (?, ?, ?)", rows
             )
+
+    def mark_own(self) -> None:
+        """Mark the entries that this process kept before it could find out its database.
+
+        Raises `StorageError`.
+        """
+        mark = self.mark
+        if mark == UNKNOWN_DATABASE:
+            return
+        while ids := self._unmarked[:MAX_MARKED_ENTRIES]:
+            with self.writing() as connection:
+                connection.exec_driver_sql(
+                    "UPDATE imcallback_spool SET database = ? "
+                    "WHERE database = ? AND delivery_id = ?",
+                    [(mark, UNKNOWN_DATABASE, delivery_id) for delivery_id in ids],
+                )
+            del self._unmarked[: len(ids)]  # other threads append meanwhile
 
     def waiting(self) -> Waiting:
         """Return a summary of the deliveries. Creates no file. Raises `StorageError`.

@@ -9,13 +9,15 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import parse_qs, unquote, urlsplit
 from weakref import WeakSet
 
-from sqlalchemy import URL, Connection, Engine, NullPool, QueuePool, event
+from sqlalchemy import URL, Connection, Engine, NullPool, Pool, QueuePool, event
 from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.pool import ConnectionPoolEntry
 
+from .database_errors import sqlite_code
 from .threads import PerProcess
 
 try:
@@ -38,8 +40,13 @@ FILE_KEY = "imcallback_file"
 Identity = tuple[int, int]
 """Device and inode of a file."""
 
-FORK_DELAY_SECONDS, FORK_POLL_SECONDS = 0.5, 0.005
-"""Maximum time by which a fork waits for the transactions of other threads."""
+LOCK_POLL_SECONDS = 0.0005
+
+FORK_DELAY_SECONDS, FORK_POLL_SECONDS = 2.0, 0.005
+"""Maximum time for which a fork waits for the transactions of other threads."""
+
+MAX_GATE_SECONDS = 1.0
+"""Maximum time for which a transaction waits for a fork. It must end before its deadline."""
 
 UNSAFE_JOURNAL_MODES = ("off", "memory")
 """Modes in which a crash during a transaction destroys the database file."""
@@ -53,8 +60,69 @@ _engines: PerProcess[WeakSet[Engine]] = PerProcess(WeakSet)
 
 
 _closed_before_fork: WeakSet[Engine] = WeakSet()
-_in_use: set[int] = set()
-"""The ids of the pool records whose connections are in use."""
+_given_up_before_fork: WeakSet[ConnectionOwner] = WeakSet()
+
+
+class _ForkGate:
+    """Keeps the threads of this process out of SQLite while the process forks.
+
+    The child would inherit the locks inside the library, and no thread that releases them.
+    """
+
+    def __init__(self) -> None:
+        self.is_shut = False
+        self._in_use: set[object] = set()
+
+    def enter(self, key: object) -> None:
+        """Note that a connection is opened or used. Waits while the process forks."""
+        self._in_use.add(key)
+        if not self.is_shut:
+            return
+        deadline = time.monotonic() + MAX_GATE_SECONDS
+        while self.is_shut and time.monotonic() < deadline:
+            self._in_use.discard(key)
+            time.sleep(FORK_POLL_SECONDS)
+            self._in_use.add(key)
+
+    def stay(self, key: object) -> None:
+        """Note another key. The caller is inside with a first key, so a fork waits for it."""
+        self._in_use.add(key)
+
+    def leave(self, key: object) -> None:
+        """Note that the connection rests in its pool, or is closed."""
+        self._in_use.discard(key)
+
+    @property
+    def is_free(self) -> bool:
+        """Whether no connection is in use."""
+        return not self._in_use
+
+    def open(self) -> None:
+        self.is_shut = False
+
+    def open_in_child(self) -> None:
+        self.is_shut = False
+        self._in_use.clear()
+
+
+_gate = _ForkGate()
+
+
+def _continue_in_child() -> None:
+    _given_up_before_fork.clear()
+    _gate.open_in_child()
+
+
+class ConnectionOwner(Protocol):
+    """An object that keeps a connection of a pool while nobody uses the connection."""
+
+    def give_up_connection(self) -> None:
+        """Close the connection, unless a transaction uses it. Returns immediately."""
+
+
+def give_up_before_fork(owner: ConnectionOwner) -> None:
+    """Close the connection of the owner before this process forks. See `close_before_fork`."""
+    _given_up_before_fork.add(owner)
 
 
 def close_before_fork(engine: Engine) -> None:
@@ -69,8 +137,13 @@ def close_before_fork(engine: Engine) -> None:
 
 def _close_idle_connections() -> None:
     """Wait a moment for the transactions that run, and close all connections."""
+    _gate.is_shut = True
     deadline = time.monotonic() + FORK_DELAY_SECONDS
-    while _in_use and time.monotonic() < deadline:
+    while True:
+        for owner in list(_given_up_before_fork):
+            owner.give_up_connection()
+        if _gate.is_free or time.monotonic() > deadline:
+            break
         time.sleep(FORK_POLL_SECONDS)
     for engine in list(_closed_before_fork):
         with suppress(Exception):  # whatever the error is, the fork goes on
@@ -78,12 +151,63 @@ def _close_idle_connections() -> None:
 
 
 if hasattr(os, "register_at_fork"):  # not on Windows
-    os.register_at_fork(before=_close_idle_connections, after_in_child=_in_use.clear)
+    os.register_at_fork(
+        before=_close_idle_connections,
+        after_in_parent=_gate.open,
+        after_in_child=_continue_in_child,
+    )
+
+
+class _GuardedPool(Pool):
+    """A pool that opens, lends and closes no connection while this process forks."""
+
+    _is_disposed = False
+
+    def dispose(self) -> None:
+        self._is_disposed = True
+        super().dispose()
+
+    def _do_get(self) -> ConnectionPoolEntry:
+        opening = object()
+        _gate.enter(opening)
+        try:
+            record = super()._do_get()
+            _gate.stay(record)
+            return record
+        finally:
+            _gate.leave(opening)
+
+    def _do_return_conn(self, record: ConnectionPoolEntry) -> None:
+        try:
+            super()._do_return_conn(record)
+            if self._is_disposed:  # while the connection was in use. The engine has a new pool
+                super().dispose()
+        finally:
+            _gate.leave(record)
+
+
+class GuardedQueuePool(_GuardedPool, QueuePool):
+    """A pool that keeps connections of SQLite."""
+
+
+class GuardedNullPool(_GuardedPool, NullPool):
+    """A pool that closes each connection of SQLite after its use."""
 
 
 def use_wal(driver: Any, _: object = None) -> None:
-    """Let readers and a writer work at the same time. The database file keeps this mode."""
-    driver.execute("PRAGMA journal_mode=WAL")
+    """Let readers and a writer work at the same time. The database file keeps this mode.
+
+    SQLite itself does not wait while other processes use a file that has another mode.
+    """
+    deadline = time.monotonic() + BUSY_TIMEOUT_MILLISECONDS / 1000
+    while True:
+        try:
+            driver.execute("PRAGMA journal_mode=WAL")
+            return
+        except sqlite3.OperationalError as error:
+            if sqlite_code(error) != sqlite3.SQLITE_BUSY or time.monotonic() >= deadline:
+                raise
+        time.sleep(LOCK_POLL_SECONDS)
 
 
 def set_up_sqlite(driver: Any) -> None:
@@ -96,7 +220,9 @@ def set_up_sqlite(driver: Any) -> None:
         driver.autocommit = sqlite3.LEGACY_TRANSACTION_CONTROL  # type: ignore[attr-defined]
     driver.isolation_level = None
     cursor = driver.cursor()
-    cursor.execute("PRAGMA synchronous=FULL")
+    # With FULL, a power cut can undo a commit in the journal mode DELETE, because SQLite does not
+    # wait until the journal is gone from the disk. In the mode WAL, FULL and EXTRA are the same.
+    cursor.execute("PRAGMA synchronous=EXTRA")
     cursor.execute(f"PRAGMA busy_timeout={BUSY_TIMEOUT_MILLISECONDS}")
     (journal_mode,) = cursor.execute("PRAGMA journal_mode").fetchone()
     if journal_mode in UNSAFE_JOURNAL_MODES and is_file(cursor):
@@ -188,14 +314,9 @@ def watch_file(engine: Engine) -> None:
         file: OpenFile | None = record.info[FILE_KEY]
         if file is not None and not file.is_current:
             raise DisconnectionError("the database file was deleted or replaced")
-        _in_use.add(id(record))
-
-    def note_end(_: object, record: Any) -> None:
-        _in_use.discard(id(record))
 
     event.listen(engine, "connect", note_file)
     event.listen(engine, "checkout", check_file)
-    event.listen(engine, "checkin", note_end)
 
 
 def _opened_path(driver: Any, engine: Engine) -> str | None:
@@ -226,7 +347,8 @@ def _empty_logs() -> None:
     No connection is closed: a process that forked after it opened a file could delete the log that
     its children still use.
     """
-    for engine in list(_engines.get()):
+    by_path = {sqlite_path(engine): engine for engine in list(_engines.get())}
+    for engine in by_path.values():
         with suppress(SQLAlchemyError, sqlite3.Error, OSError):  # SQLite reads the log next time
             _empty_log(engine)
 
@@ -253,22 +375,53 @@ def _has_log(path: str) -> bool:
     return False
 
 
+class LockTakenError(Exception):
+    """Another process holds the lock file."""
+
+
+def fail_if_locked(connection: Connection) -> None:
+    """Let SQLite raise an error at once if another process holds a lock.
+
+    It cannot be interrupted while it waits for a lock.
+    """
+    driver: Any = connection.connection.driver_connection
+    driver.execute("PRAGMA busy_timeout=0")
+
+
 @contextmanager
-def file_lock(path: str | None, name: str = "lock") -> Iterator[Callable[[], None]]:
+def file_lock(
+    path: str | None, name: str = "lock", *, seconds: float | None = None
+) -> Iterator[Callable[[], None]]:
     """Hold the lock file `path-name`. Yields a function that releases the lock early.
+
+    Raises `LockTakenError` if the lock is not free within `seconds`.
 
     `flock` wakes waiting processes in order. SQLite polls instead, and can starve a process. There
     is no lock if `path` is None, on Windows, or if the lock file cannot be opened. This is safe,
     because the locks of SQLite still apply.
     """
     with ExitStack() as stack:
-        if path is not None and fcntl is not None:
-            # A separate file: opening and closing the database file would drop SQLite's locks.
-            with suppress(OSError):
-                lock = _open_lock_file(f"{path}-{name}", beside=path)
-                stack.callback(_close_lock_file, lock)
-                fcntl.flock(lock, fcntl.LOCK_EX)
+        # A separate file: opening and closing the database file would drop SQLite's locks.
+        lock = _open_lock_file(f"{path}-{name}", beside=path) if path and fcntl else None
+        if lock is not None:
+            stack.callback(_close_lock_file, lock)
+            _lock_file(lock, seconds)
         yield stack.close
+
+
+def _lock_file(lock: int, seconds: float | None) -> None:
+    """Wait for the lock. Raises `LockTakenError`. Some network file systems have no locks."""
+    deadline = time.monotonic() + (seconds or 0)
+    flags = fcntl.LOCK_EX if seconds is None else fcntl.LOCK_EX | fcntl.LOCK_NB
+    with suppress(OSError):
+        while True:
+            try:
+                fcntl.flock(lock, flags)
+                return
+            except BlockingIOError:
+                if time.monotonic() >= deadline:
+                    raise LockTakenError from None
+                time.sleep(LOCK_POLL_SECONDS)
 
 
 def _close_lock_file(lock: int) -> None:
@@ -279,11 +432,18 @@ def _close_lock_file(lock: int) -> None:
         os.close(lock)
 
 
-def _open_lock_file(path: str, *, beside: str) -> int:
-    """Open the lock file. A file that root creates gets the owner of the file beside it."""
-    lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
-    if os.geteuid() == 0:
-        with suppress(OSError):
-            owner = os.stat(beside)
-            os.fchown(lock, owner.st_uid, owner.st_gid)
-    return lock
+def _open_lock_file(path: str, *, beside: str) -> int | None:
+    """Open the lock file, or return None.
+
+    A file that root creates gets the owner of the file beside it.
+    """
+    with suppress(OSError):
+        with suppress(FileNotFoundError):
+            return os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        lock = os.open(path, os.O_RDONLY | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        if os.geteuid() == 0:
+            with suppress(OSError):
+                owner = os.stat(beside)
+                os.fchown(lock, owner.st_uid, owner.st_gid)
+        return lock
+    return None

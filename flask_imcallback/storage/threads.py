@@ -85,7 +85,7 @@ class _GreenletSignal:
 
 def new_signal() -> Signal:
     """Return a signal for the calling thread or greenlet."""
-    return _GreenletSignal() if _runs_in_gevent() else threading.Event()
+    return _GreenletSignal() if runs_in_gevent() else threading.Event()
 
 
 def new_lock() -> threading.Lock:
@@ -129,7 +129,7 @@ def _is_patched() -> bool:
     return monkey is not None and bool(monkey.is_module_patched("threading"))
 
 
-def _runs_in_gevent() -> bool:
+def runs_in_gevent() -> bool:
     """Return True in a greenlet, even if uWSGI started it and no module is patched."""
     if _is_patched():
         return True

@@ -24,6 +24,7 @@ from sqlalchemy import Connection, Engine
 from ..errors import StorageError
 from ..removals import Status
 from .database_errors import DeadlineError, Fault, FileReplacedError, classify
+from .engines import drop_idle_connections
 from .entries import Entry
 from .inserts import store_entries
 from .key_conflicts import AlreadyStored, KeyConflict, Repetition, TakenId, find_key_conflict
@@ -86,7 +87,8 @@ class Writer:
     """A queue of entries and the thread that stores them. The threads of a process may share it.
 
     `store` inserts entries by a connection. After a lost connection, a writer with
-    `retry_until_deadline` retries until the deadline. Other writers retry once.
+    `retry_until_deadline` retries until the deadline. Other writers retry once. `on_stored` is
+    called in the writer thread when entries were stored. It must return immediately.
     """
 
     def __init__(
@@ -95,10 +97,14 @@ class Writer:
         *,
         retry_until_deadline: bool,
         store: Callable[[Connection, Sequence[Entry]], None] = store_entries,
+        after_write: Callable[[], None] = lambda: None,
+        on_stored: Callable[[], None] = lambda: None,
     ) -> None:
         self._get_engine = engine
         self._retry_until_deadline = retry_until_deadline
         self._store_entries = store
+        self._after_write = after_write
+        self._on_stored = on_stored
         self._lock = new_lock()
         self._queue = new_queue()
         self._worker: _Worker | None = None
@@ -124,6 +130,12 @@ class Writer:
             if not entry.done.wait(deadline - time.monotonic()):
                 self._abandon(entries, seconds)
                 return
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no entry waits and none is being stored."""
+        worker = self._worker
+        return self._queue.empty() and (worker is None or not worker.busy_since)
 
     def _ensure_worker(self) -> None:
         """Start a worker if there is none. Raises `RuntimeError` if no thread is free."""
@@ -170,6 +182,8 @@ class Writer:
                     started_at, worker.release_lock = time.monotonic(), release_lock
                     self._write_queued(first, worker)
                 self._adjust_transaction_size(time.monotonic() - started_at)
+                if self._queue.empty():
+                    self._after_write()
             except Exception:  # the thread must survive, and its callers stop at their deadlines
                 logger.exception("The writer thread failed unexpectedly")
             worker.busy_since = 0
@@ -261,7 +275,7 @@ class Writer:
     def _reconnect(self, engine: Engine, error: Exception, attempt: int) -> bool:
         """Prepare another attempt after a lost connection. Returns False to give up."""
         if not getattr(error, "connection_invalidated", False):
-            engine.dispose()  # all connections of the pool lead to this server
+            drop_idle_connections(engine)  # they all lead to this server
         if attempt and not self._retry_until_deadline:
             return False
         time.sleep(min(MAX_RETRY_PAUSE_SECONDS, attempt**2 * 0.01))
@@ -275,6 +289,8 @@ class Writer:
         """
         if isinstance(conflict, AlreadyStored):
             entry.was_stored_before = True
+            if entry.row["id"] != conflict.delivery_id:
+                entry.assign_id(conflict.delivery_id)
             if conflict.status is Status.DUPLICATE:
                 entry.removals = ()
             return True
@@ -297,6 +313,8 @@ class Writer:
                 if not entry.is_abandoned:
                     entry.error = error
                     entry.done.set()
+        if error is None:
+            self._on_stored()
 
 
 def interrupt(connection: Connection) -> None:
@@ -306,7 +324,16 @@ def interrupt(connection: Connection) -> None:
         if isinstance(driver, sqlite3.Connection):
             driver.interrupt()
             return
-        # PyMySQL has no public file descriptor.
-        source = driver if hasattr(driver, "fileno") else driver._sock
-        with socket.socket(fileno=os.dup(source.fileno())) as duplicate:
+        with socket.socket(fileno=os.dup(_find_socket(driver).fileno())) as duplicate:
             duplicate.shutdown(socket.SHUT_RDWR)
+
+
+def can_interrupt(connection: Connection) -> bool:
+    """Return False if the driver hides the socket of a connection, so that nobody can close it."""
+    driver: Any = connection.connection.driver_connection
+    return isinstance(driver, sqlite3.Connection) or _find_socket(driver) is not None
+
+
+def _find_socket(driver: Any) -> Any:
+    # PyMySQL has no public file descriptor.
+    return driver if hasattr(driver, "fileno") else getattr(driver, "_sock", None)

@@ -1,4 +1,4 @@
-"""The history over HTTP, as JSON and as files."""
+"""The history and the feed over HTTP, as JSON and as files."""
 
 from __future__ import annotations
 
@@ -25,9 +25,11 @@ from ..history import (
     shorten,
     stats_json,
 )
+from ..log import ActKind, feed_lines, load_feed_query
 from ..runtime import get_runtime
 from .access import View, add_reader_views
 from .problems import NOT_FOUND, NOT_INSTALLED, ProblemError, answer_with_problems, json_response
+from .reading import begin_file, file_acts, log_read
 from .requests import parse_id, read_parameters
 
 logger = logging.getLogger("flask_imcallback")
@@ -43,24 +45,30 @@ def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
 
 def _history() -> Response:
     page = get_runtime().history.read_page(load_history_query(read_parameters()))
+    log_read(len(page.data))
     # json.dumps would take four times as long.
     data = ", ".join(json_lines(page.data))
     text = f'{{"data": [{data}], "next_cursor": {json.dumps(page.next_cursor)}}}\n'
     response = Response(text, mimetype="application/json")
     if page.next_cursor is not None:
         _link_next(response, page.next_cursor)
-    if page.is_incomplete:
-        response.headers["Retry-After"] = "1"
-    if page.resume_cursor is not None:
-        response.headers["Resume-Cursor"] = page.resume_cursor
     return response
 
 
+def _feed() -> Response:
+    page = get_runtime().feed.read_page(load_feed_query(read_parameters()))
+    log_read(len(page.data))
+    data = ", ".join(feed_lines(page.data))
+    text = f'{{"data": [{data}], "last": {page.last}, "head": {page.head}}}\n'
+    return Response(text, mimetype="application/json")
+
+
 def _removal(removal_id: str) -> Response:
-    _refuse_parameters()
+    refuse_parameters()
     detail = get_runtime().history.get(parse_id(removal_id))
     if detail is None:
         raise ProblemError(NOT_FOUND, "No removal has this id.")
+    log_read(1)
     return json_response(
         removal_json(detail.removal) | {"delivery": DELIVERY.dump(detail.delivery)}
     )
@@ -68,27 +76,29 @@ def _removal(removal_id: str) -> Response:
 
 def _stats() -> Response:
     counts = get_runtime().history.read_counts(*load_stats_query(read_parameters()))
+    log_read(sum(count.count for count in counts))
     return json_response({"data": stats_json(counts)})
 
 
 def _export() -> Response:
     query, options = load_export_query(read_parameters())
-    chunks = get_runtime().history.read_chunks(query)
+    acts = file_acts(ActKind.EXPORT)
     try:
-        file = encode(options, chunks)
+        file = encode(options, acts.count(get_runtime().history.read_chunks(query), len))
     except ConfigError as error:
         raise ProblemError(NOT_INSTALLED, str(error)) from error
+    begin_file(acts)
     # The first bytes are made before the response starts, so an error still gets a status.
     file = chain([next(file, b"")], file)
     # The server never reads nor closes the body of a HEAD response.
-    body = iter(()) if request.method == "HEAD" else stream_with_context(_log_failures(file))
+    body = iter(()) if request.method == "HEAD" else stream_with_context(log_failures(file))
     response = Response(body, content_type=FORMATS[options.format].media_type)
     disposition = f'attachment; filename="removals.{options.format}"'
     response.headers["Content-Disposition"] = disposition
     return response
 
 
-def _log_failures(file: Iterator[bytes]) -> Iterator[bytes]:
+def log_failures(file: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the parts of a file. An error is logged, and then the server cuts the response off."""
     try:
         yield from file
@@ -99,6 +109,7 @@ def _log_failures(file: Iterator[bytes]) -> Iterator[bytes]:
 
 def _deliveries() -> Response:
     page = get_runtime().history.read_delivery_page(load_delivery_query(read_parameters()))
+    log_read(len(page.data))
     data = DELIVERY.dump(page.data, many=True)
     response = json_response({"data": data, "next_cursor": page.next_cursor})
     if page.next_cursor is not None:
@@ -107,10 +118,11 @@ def _deliveries() -> Response:
 
 
 def _delivery(delivery_id: str) -> Response:
-    _refuse_parameters()
+    refuse_parameters()
     detail = get_runtime().history.get_delivery(parse_id(delivery_id))
     if detail is None:
         raise ProblemError(NOT_FOUND, "No delivery has this id.")
+    log_read(1)
     removals = [removal_json(record) for record in detail.removals]
     return json_response(DELIVERY.dump(detail.delivery) | {"removals": removals})
 
@@ -120,13 +132,14 @@ ROUTES: dict[str, tuple[str, View]] = {
     "/history/stats": ("stats", _stats),
     "/history/export": ("export", _export),
     "/history/<imcallback_rest:removal_id>": ("removal", _removal),
+    "/feed": ("feed", _feed),
     "/deliveries": ("deliveries", _deliveries),
     "/deliveries/<imcallback_rest:delivery_id>": ("delivery", _delivery),
 }
 """URL rule -> its endpoint and its view."""
 
 
-def _refuse_parameters() -> None:
+def refuse_parameters() -> None:
     """Raise `HistoryQueryError` if the request has a parameter."""
     for name in read_parameters():
         raise HistoryQueryError(

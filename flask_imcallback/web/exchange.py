@@ -148,7 +148,7 @@ def read_query(text: str) -> dict[str, tuple[str, ...]]:
 
 def decode(text: str) -> str:
     """Return a text of a request as UTF-8. WSGI gives each byte as one character (PEP 3333)."""
-    return text.encode("latin-1", errors="replace").decode(errors="replace")
+    return text if text.isascii() else text.encode("latin-1", "replace").decode(errors="replace")
 
 
 def _describe_location(headers: list[tuple[str, str]]) -> str:

@@ -19,10 +19,13 @@ from ..checks import (
     find_database_problem,
     find_spool_problem,
     guard,
+    judge_seals,
     judge_waiting,
+    read_seals,
 )
 from ..errors import ImCallbackError
 from ..history import CALLBACK_COUNT, WAITING
+from ..log import SealState
 from ..runtime import Runtime, get_runtime
 from ..storage import PerProcess, Waiting
 from .access import TokenCheck, check_token
@@ -43,6 +46,8 @@ class Problems:
 
     database: Finding | None
     spool: Finding | None
+    seals: SealState | None
+    """None if the database cannot be read."""
 
 
 class HealthCheck:
@@ -69,8 +74,11 @@ class HealthCheck:
         self._budget, self._is_running = self._budget - 1, True
         try:
             drain = runtime.drain
+            problem = find_database_problem(runtime)
             self._problems = Problems(
-                find_database_problem(runtime), find_spool_problem(drain) if drain else None
+                problem,
+                find_spool_problem(drain) if drain else None,
+                None if problem else read_seals(runtime),
             )
         finally:
             self._is_running = False
@@ -108,12 +116,18 @@ def make_blueprint() -> Blueprint:
 def _health(check: HealthCheck) -> Response:
     """Return 503 if the database cannot store a callback now, otherwise 200.
 
-    A problem of the spool alone has the status 200, because callbacks are stored without the spool.
+    A problem of the spool or of the seals has the status 200, because callbacks are stored.
     Readers also see the counts of callbacks, the database, and the findings about this process.
     """
     runtime = get_runtime()
     problems, waiting = check.run(runtime), _look_into_spool(runtime)
-    problem = problems.database or problems.spool or _find_waiting_problem(waiting)
+    seals = problems.seals
+    problem = (
+        problems.database
+        or problems.spool
+        or _find_waiting_problem(waiting)
+        or (judge_seals(seals) if seals else None)
+    )
     title = problem.title if problem else ""
     body: dict[str, Any] = {
         "status": "unavailable" if problems.database else "degraded" if problem else "ok",
@@ -121,6 +135,8 @@ def _health(check: HealthCheck) -> Response:
     }
     if waiting is not None:
         body["spool"] = WAITING.dump(waiting)
+    if seals and seals.sealed_until:
+        body["sealed_until"] = seals.sealed_until
     if check_token() is TokenCheck.VALID:
         body |= _describe_process(runtime, problems)
     response = Response(

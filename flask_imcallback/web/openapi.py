@@ -31,7 +31,7 @@ ANSWERS = {
     "503": "The callback could not be stored anywhere.",
 }
 """HTTP status -> the meaning of the answer to a callback."""
-FILTERED_PATHS = ("/history", "/history/stats", "/history/export")
+FILTERED_PATHS = ("/history", "/history/stats", "/history/export", "/feed")
 """The paths that take the filters of removals."""
 PUBLIC_PATH = "/health"
 """The only path that everybody may read."""

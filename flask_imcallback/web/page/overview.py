@@ -13,7 +13,7 @@ from typing import Any
 
 from flask import current_app, url_for
 
-from ...checks import find_spool_problem
+from ...checks import find_spool_problem, read_seals
 from ...errors import StorageError
 from ...history import Page, RemovalCount
 from ...runtime import Runtime
@@ -44,6 +44,10 @@ class Overview:
     """The callbacks in the spool, if there is a spool that can be read."""
     spool_problem: str
     """The reason why the spool cannot be used, or an empty text."""
+    sealed_until: datetime | None
+    """The time of the newest seal of the log."""
+    seal_problem: str
+    """The reason why the log is not sealed, or an empty text."""
 
 
 def summarize(
@@ -62,6 +66,8 @@ def summarize(
     last = max(moments, default=None)
     silence = now - last if page and last else None
     waiting, spool_problem = _look_into_spool(runtime)
+    seals = read_seals(runtime)
+    sealed_until = seals.sealed_until if seals else ""
     return Overview(
         accepted=accepted[:MAX_SHOWN_COUNTS],
         refused=[count for count in counters if count.outcome == REFUSED][:MAX_SHOWN_COUNTS],
@@ -69,6 +75,8 @@ def summarize(
         silence=silence if silence and silence > _usual_silence(counts) else None,
         waiting=waiting,
         spool_problem=spool_problem,
+        sealed_until=datetime.fromisoformat(sealed_until) if sealed_until else None,
+        seal_problem=seals.problem if seals else "",
     )
 
 

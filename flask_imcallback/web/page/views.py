@@ -18,6 +18,7 @@ from ...runtime import get_runtime
 from ..access import View, add_reader_views
 from ..middleware import set_headers
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
+from ..reading import log_read
 from ..requests import parse_id, read_parameters
 from .context import PageContext, Parameters, read_zone
 from .environment import render
@@ -63,6 +64,7 @@ def _index() -> Response:
     runtime, parameters = get_runtime(), _drop_empty_parameters()
     query = _read_query(parameters)
     page = runtime.history.read_page(query)
+    log_read(len(page.data))
     now = datetime.now(UTC)
     timeline = count_timeline(runtime.history, query, read_zone(parameters), now)
     has_no_filters = query.digest == HistoryQuery().digest and query.cursor is None
@@ -99,11 +101,13 @@ def _story(required: str) -> Response:
     # Show two accounts in the order of time, and one account newest first.
     parameters.setdefault("order", ["asc" if "peer_id" in parameters else "desc"])
     query = _read_query(parameters)
+    page = get_runtime().history.read_page(query)
+    log_read(len(page.data))
     return _render(
         "account.html",
         parameters,
         query=query,
-        page=get_runtime().history.read_page(query),
+        page=page,
         export_filters=_export_filters(query),
     )
 
@@ -121,15 +125,20 @@ def _removal(removal_id: str) -> Response:
     packet = facts["body"] if facts["body"] is not None else facts["body_base64"]
     if len(packet) <= MAX_PACKET_LENGTH:
         packet = indent_json(packet)
-    siblings = HistoryQuery(delivery_id=(record.delivery_id,), order="asc", limit=DEFAULT_LIMIT)
+    query = HistoryQuery(delivery_id=(record.delivery_id,), order="asc", limit=DEFAULT_LIMIT)
+    siblings = history.read_page(query).data
+    log_read(len(siblings))
+    seal = get_runtime().sealer.find_seal(record.delivery_id)
     return _render(
         "removal.html",
         parameters,
+        seal=seal,
+        sealed_at=datetime.fromisoformat(seal.at) if seal else None,
         record=record,
         delivery=facts,
         packet=packet[:MAX_PACKET_LENGTH],
         is_whole_packet=len(packet) <= MAX_PACKET_LENGTH,
-        siblings=history.read_page(siblings).data,
+        siblings=siblings,
     )
 
 

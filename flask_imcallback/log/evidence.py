@@ -1,0 +1,241 @@
+"""The evidence of the log, and its verification in the database."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from sqlalchemy import Connection, Engine, Select, and_, or_, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..errors import StorageError
+from ..storage import DELIVERIES_WITH_SOURCES, WRITES, describe, read_protection
+from ..storage import act as act_table
+from ..storage import delivery as delivery_table
+from ..storage import erasure as erasure_table
+from ..storage import inbox as inbox_table
+from ..storage import log as log_table
+from ..storage import removal as removal_table
+from ..storage import seal as seal_table
+from ..storage import source as source_table
+from .lines import Line, read_lines
+from .retention import STRIPPED
+from .sealer import compute_checkpoint
+from .verifier import Checkpoint, Report, Seal, SecretKey, Tree, leaf_hash, verify
+
+SEALS_AT_ONCE = 100
+MAX_ROWS = 20
+"""Number of rows that a problem names."""
+COPIES = ("provider", "app_id", "command", "platform")
+"""Values that a delivery and its removals have from their sources."""
+
+
+def stream_evidence(
+    engine: Engine, origin: str, key: SecretKey | None, *, with_packets: bool = False
+) -> Iterator[bytes]:
+    """Yield the lines of the evidence. They show one state of the database. Raises `StorageError`.
+
+    The engine may need an app context.
+    """
+    with _open_snapshot(engine) as connection:
+        yield from _read_evidence(connection, origin, key, with_packets=with_packets)
+
+
+def count_deliveries(line: bytes) -> int:
+    """Return 1 for a line of the evidence that has a delivery, and 0 for any other line."""
+    return int(line.startswith(b'["delivery",'))
+
+
+def verify_database(engine: Engine, kept: Iterable[Checkpoint], origin: str) -> Report:
+    """Check the whole database. Raises `NotEvidenceError` and `StorageError`."""
+    problems: list[str] = []
+    report = Report()
+    with _open_snapshot(engine) as connection:
+        if ids := _find_without_source(connection):
+            problems.append(f"the source of these rows is missing: {ids}")
+        else:
+            lines = _read_evidence(
+                *(connection, origin, None),
+                inspect=lambda line: problems.extend(_check_unsealed(line)),
+            )
+            report = verify(lines, kept)
+        problems += _check_nodes(connection)
+        problems += _check_sources(connection)
+        problems += _check_strays(connection)
+        protection = read_protection(connection)
+    if protection.open_by:
+        problems.append(
+            "the tables are open for changes, because imcallback_door has rows: run flask "
+            "imcallback protect"
+        )
+    if protection.missing:
+        report.notes.append(
+            "the tables are not append-only, because triggers are missing: run flask imcallback "
+            f"protect. Missing are {', '.join(protection.missing)}"
+        )
+    for problem in problems:
+        report.add(problem)
+    return report
+
+
+@contextmanager
+def _open_snapshot(engine: Engine) -> Iterator[Connection]:
+    """Yield a connection that sees one state of the database, whatever others commit."""
+    options: dict[str, Any] = {WRITES: False}
+    if engine.dialect.name == "postgresql":
+        options["isolation_level"] = "REPEATABLE READ"
+    try:
+        with engine.execution_options(**options).connect() as connection:
+            yield connection
+    except SQLAlchemyError as error:
+        raise StorageError(
+            f"cannot read the log ({describe(error)}): check that the database answers, and run "
+            "`flask db upgrade` if a table is missing"
+        ) from error
+
+
+def _read_evidence(
+    connection: Connection,
+    origin: str,
+    key: SecretKey | None,
+    *,
+    with_packets: bool = False,
+    inspect: Callable[[Line], None] | None = None,
+) -> Iterator[bytes]:
+    for _, entry, marks, _ in _read_seals(connection):
+        yield f"{entry}\t{marks.hex()}\n".encode()
+        if marks:  # the entries of a seal without marks are pruned, or are being pruned
+            try:
+                seal = Seal.from_json(entry)
+            except ValueError:
+                continue  # the verifier reports this line
+            after, last = seal.first - 1, seal.last
+            for line in read_lines(connection, after, last, with_packets=with_packets):
+                if inspect:
+                    inspect(line)
+                yield line.to_bytes()
+    note = compute_checkpoint(connection, origin).sign(key)
+    yield json.dumps({"checkpoint": note}, ensure_ascii=False).encode() + b"\n"
+
+
+def _read_seals(connection: Connection) -> Iterator[tuple[int, str, bytes, bytes]]:
+    """Yield the number, the entry, the marks and the node of each seal."""
+    column = seal_table.c
+    query = select(column.number, column.entry, column.marks, column.node)
+    after = 0
+    while True:
+        rows = connection.execute(
+            query.where(column.number > after).order_by(column.number).limit(SEALS_AT_ONCE)
+        ).all()
+        yield from map(tuple, rows)
+        if len(rows) < SEALS_AT_ONCE:
+            return
+        after = rows[-1].number
+
+
+def _check_unsealed(line: Line) -> Iterator[str]:
+    """Yield what is wrong with the values of an entry that its sealed line does not hold."""
+    if not line.entry:
+        return
+    act, delivery = line.entry.act, line.entry.delivery
+    if act and act.packet is not None and (act.detail or act.nonce is not None):
+        yield (
+            f"the act {act.id} (log position {line.position}): somebody has written a detail into "
+            "its erased place"
+        )
+    if not delivery:
+        return
+    name = f"the delivery {delivery.id} (log position {line.position})"
+    if delivery.packet is not None:
+        for column, empty in STRIPPED.items():
+            if getattr(delivery, column) != empty:
+                yield f"{name}: its packet was taken away, but it has a new {column}"
+    if delivery.removal_count != line.removals:
+        yield f"{name}: it has {line.removals} of {delivery.removal_count} removals"
+    for record in line.records:
+        if record.id - record.position != delivery.id:
+            yield f"{name}: its removal {record.id} has the position {record.position}"
+        for column in COPIES:
+            if getattr(record, column) != getattr(delivery, column):
+                yield f"{name}: its removal {record.id} has another {column}"
+
+
+def _find_without_source(connection: Connection) -> str:
+    """Return the ids of removals and deliveries whose source is missing."""
+    for table in (removal_table, delivery_table):
+        query = (
+            select(table.c.id)
+            .join(source_table, source_table.c.id == table.c.source_id, isouter=True)
+            .where(source_table.c.id.is_(None))
+        )
+        if ids := _ids(connection, query):
+            return ids
+    return ""
+
+
+def _check_sources(connection: Connection) -> Iterator[str]:
+    """Yield the deliveries whose source does not fit. Their lines do not show it."""
+    delivery, source, removal = delivery_table.c, source_table.c, removal_table.c
+    names_more = or_(*[source[name] != "" for name in ("command", "relation", "cause", "platform")])
+    is_wrong = or_(
+        and_(delivery.removal_count > 0, or_(delivery.command != "", delivery.platform != "")),
+        and_(delivery.removal_count <= 0, names_more),
+        removal.source_id != delivery.source_id,
+    )
+    first_removal = DELIVERIES_WITH_SOURCES.join(
+        removal_table, removal.id == delivery.id, isouter=True
+    )
+    query = select(delivery.id).select_from(first_removal).where(is_wrong)
+    if ids := _ids(connection, query):
+        yield f"deliveries whose source does not fit: {ids}"
+
+
+def _check_nodes(connection: Connection) -> Iterator[str]:
+    """Yield the seals whose columns do not fit their entries."""
+    tree = Tree()
+    for number, entry, _, node in _read_seals(connection):
+        if tree.append(leaf_hash(entry.encode())) != node:
+            yield f"the node of seal {number} was changed"
+            return  # all later nodes would differ
+
+
+def _check_strays(connection: Connection) -> Iterator[str]:
+    """Yield the rows that no log position leads to."""
+    removal, delivery, log = removal_table.c, delivery_table.c, log_table.c
+    for kind, table, entry_id in (
+        ("deliveries", delivery_table, delivery.id),
+        ("acts", act_table, -act_table.c.id),
+    ):
+        query = (
+            select(table.c.id)
+            .join(log_table, log.entry_id == entry_id, isouter=True)
+            .join(inbox_table, inbox_table.c.entry_id == entry_id, isouter=True)
+            .where(log.entry_id.is_(None), inbox_table.c.entry_id.is_(None))
+        )
+        if ids := _ids(connection, query):
+            yield f"{kind} that are not in the log: {ids}"
+    is_outside = or_(
+        delivery.id.is_(None),
+        removal.position < 0,
+        removal.position >= delivery.removal_count,
+    )
+    query = (
+        select(removal.id)
+        .join(delivery_table, delivery.id == removal.id - removal.position, isouter=True)
+        .where(is_outside)
+    )
+    if ids := _ids(connection, query):
+        yield f"removals that belong to no delivery: {ids}"
+    of = erasure_table.c.delivery_id
+    erased = select(of).join(delivery_table, delivery.id == of, isouter=True)
+    if ids := _ids(
+        connection, erased.where(or_(delivery.id.is_(None), delivery.nonce.is_not(None)))
+    ):
+        yield f"erasures that belong to no erased delivery: {ids}"
+
+
+def _ids(connection: Connection, query: Select[tuple[int]]) -> str:
+    ids = [str(row[0]) for row in connection.execute(query.limit(MAX_ROWS + 1))]
+    return ", ".join(ids[:MAX_ROWS]) + (" and more" if len(ids) > MAX_ROWS else "")

@@ -1,0 +1,405 @@
+"""The sealer: it seals the entries of the log and publishes a checkpoint of all seals.
+
+Several processes may seal. The primary key of the seals lets only one of them win each number. A
+checkpoint is signed after the commit, and depends only on committed rows. So a crash in between
+loses nothing: the next process makes the same checkpoint again.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from hashlib import sha256
+from pathlib import Path
+
+from sqlalchemy import Connection, Engine, func, insert, select
+from sqlalchemy.exc import SQLAlchemyError
+
+from ..errors import ImCallbackError, StorageError
+from ..storage import (
+    WRITES,
+    Fault,
+    classify,
+    database_mark,
+    describe,
+    file_lock,
+    is_read_only,
+    sqlite_path,
+)
+from ..storage import log as log_table
+from ..storage import seal as seal_table
+from .entries import find_last_position
+from .lines import Line, read_lines
+from .verifier import (
+    Checkpoint,
+    NotEvidenceError,
+    Seal,
+    SecretKey,
+    Tree,
+    leaf_hash,
+    marks_of,
+    peak_ends,
+    read_checkpoint,
+    tree_root,
+)
+
+logger = logging.getLogger("flask_imcallback")
+checkpoint_logger = logging.getLogger("flask_imcallback.checkpoint")
+
+UNSIGNED_ORIGIN = "imcallback"
+"""The origin of checkpoints without a key."""
+CHECKPOINT_FILE = "imcallback_checkpoint"
+"""The start of the name of the file with the newest checkpoint. A hash of the database's address
+follows, because an app may change its database, for example to try something."""
+MAX_ENTRIES = 5000
+MAX_BYTES = 16 * 1024 * 1024
+"""Limits of a seal. A single larger entry has a seal of its own."""
+SLICE_ENTRIES, SLICE_PAUSE_SECONDS = 50, 0.002
+"""In the background, sealing lets the requests of this process run after each slice."""
+RETRY_SECONDS = 30
+"""Time after which sealing is tried again in the background if it failed."""
+OVERDUE = 10
+"""Sealing intervals after which unsealed entries are a problem."""
+
+
+@dataclass(frozen=True)
+class SealState:
+    """The state of the seals, for people."""
+
+    sealed_until: str
+    """The time of the newest seal. Empty if there is none."""
+    last_position: int
+    """The last log position that is sealed."""
+    problem: str
+    """The reason why nothing is sealed, and the remedy. Empty if all is well."""
+
+
+class Sealer:
+    """The seals of one app in one process. Threads may share it.
+
+    `engine` returns an engine for rare work, and may need an app context. `folder` gets the file
+    with the newest checkpoint.
+    """
+
+    def __init__(
+        self, engine: Callable[[], Engine], folder: Path, key: SecretKey | None, seconds: float
+    ) -> None:
+        self._get_engine = engine
+        self.key = key
+        self._seconds = seconds
+        self._due_at = 0.0
+        self._problem = ""
+        self._waiting = (0, 0.0)
+        """The first position without a seal, and since when this process knows it."""
+        self._folder = folder
+
+    @property
+    def origin(self) -> str:
+        """The name of the log in its checkpoints."""
+        return self.key.key.name if self.key else UNSIGNED_ORIGIN
+
+    @property
+    def path(self) -> Path:
+        """The file with the newest checkpoint of the database. May need an app context."""
+        mark = database_mark(self._get_engine().url)
+        return self._folder / f"{CHECKPOINT_FILE}_{sha256(mark.encode()).hexdigest()[:8]}"
+
+    def seal_if_due(self) -> float | None:
+        """Seal what is due. Returns the seconds after which to call again, or None.
+
+        The thread of the sequencer calls it. One call makes at most one seal. An error is logged.
+        """
+        now = time.monotonic()
+        if now < self._due_at:
+            return self._due_at - now
+        try:
+            wait = self._seal_one_if_due()
+            self._problem = ""
+        except ImCallbackError as error:
+            problem = str(error)
+            # A process that can only read leaves the seals to other processes.
+            if problem != self._problem and not is_read_only(error.__cause__):
+                logger.error("The log is not sealed: %s", problem)
+            self._problem, wait = problem, RETRY_SECONDS
+        self._due_at = time.monotonic() + (wait or 0)
+        return wait
+
+    def _seal_one_if_due(self) -> float | None:
+        with self._connect() as connection:
+            kept = self._check_kept(connection)
+            last = read_last_seal(connection)
+            has_entries = find_last_position(connection) > (last.last if last else 0)
+            age = _age(last)
+            if has_entries and not 0 <= age < self._seconds / 2:
+                is_full = self._add_seal(connection, last, pause=_pause)
+                self._publish(connection, kept)
+                return 0 if is_full else None
+            self._publish(connection, kept)
+        return self._seconds - age if has_entries else None
+
+    def seal(self) -> list[Seal]:
+        """Seal all entries that have a log position. Returns the new seals.
+
+        Needs an app context. Raises `StorageError`.
+        """
+        seals = []
+        with self._connect() as connection:
+            kept = self._check_kept(connection)
+            head = find_last_position(connection)
+            while True:
+                last = read_last_seal(connection)
+                if (last.last if last else 0) >= head:
+                    break
+                self._add_seal(connection, last)
+                newest = read_last_seal(connection)
+                if newest and newest != last:
+                    seals.append(newest)
+            self._publish(connection, kept)
+        return seals
+
+    def read_checkpoint(self) -> str:
+        """Return the newest checkpoint, signed if there is a key. Raises `StorageError`."""
+        with self._connect() as connection:
+            return compute_checkpoint(connection, self.origin).sign(self.key)
+
+    def inspect(self, connection: Connection) -> SealState:
+        """Return the state of the seals. Raises the errors of SQLAlchemy."""
+        try:
+            last = read_last_seal(connection)
+        except StorageError as error:
+            return SealState("", 0, str(error))
+        position = last.last if last else 0
+        return SealState(
+            last.at if last else "", position, self._find_problem(connection, position)
+        )
+
+    def find_seal(self, entry_id: int) -> Seal | None:
+        """Return the seal of a delivery, or None if it is not sealed. Raises `StorageError`."""
+        with self._connect() as connection:
+            query = select(log_table.c.position).where(log_table.c.entry_id == entry_id)
+            position = connection.scalar(query)
+            last = read_last_seal(connection)
+            if position is None or last is None or position > last.last:
+                return None
+            low, high = 1, last.number  # the table has no index of positions
+            while low < high:
+                middle = (low + high) // 2
+                if read_seal(connection, middle).last < position:
+                    low = middle + 1
+                else:
+                    high = middle
+            return read_seal(connection, low)
+
+    def _find_problem(self, connection: Connection, position: int) -> str:
+        try:
+            self._check_kept(connection)
+        except StorageError as error:
+            return str(error)
+        if not self._seconds or find_last_position(connection) == position:
+            self._waiting = (0, 0.0)
+            return ""
+        # The time of an entry says nothing, because the entry may come from the spool.
+        if self._waiting[0] != position + 1:
+            self._waiting = (position + 1, time.monotonic())
+        if time.monotonic() - self._waiting[1] > self._seconds * OVERDUE:
+            reason = f" ({self._problem})" if self._problem else ""
+            return (
+                f"the log position {position + 1} waits for its seal for too long{reason}: run "
+                "flask imcallback seal, and read the log of the app"
+            )
+        return ""
+
+    @contextmanager
+    def _connect(self) -> Iterator[Connection]:
+        """Yield a connection for reading. Raises `StorageError`."""
+        try:
+            # A transaction that may write would lock a SQLite file during the whole seal.
+            with self._get_engine().execution_options(**{WRITES: False}).connect() as connection:
+                yield connection
+        except SQLAlchemyError as error:
+            raise StorageError(
+                f"cannot read or write the seals ({describe(error)}): check that the database "
+                "answers, and run `flask db upgrade` if a table is missing"
+            ) from error
+
+    def read_kept(self) -> Checkpoint | None:
+        """Return the checkpoint in the file, or None if it is missing or of another origin.
+
+        Raises `StorageError` if it cannot be read.
+        """
+        try:
+            kept = read_checkpoint(self.path.read_text("utf-8"))
+        except (FileNotFoundError, NotADirectoryError):
+            return None
+        except (NotEvidenceError, OSError, ValueError) as error:
+            raise StorageError(
+                f"cannot read the checkpoint in {self.path} ({error}): make the file readable, or "
+                "remove it if it is damaged"
+            ) from error
+        if kept.origin != self.origin:
+            logger.warning(
+                "The log of seals has the new origin %s. The last checkpoint of the old origin: %r",
+                self.origin,
+                kept.text,
+            )
+            return None
+        return kept
+
+    def _check_kept(self, connection: Connection) -> Checkpoint | None:
+        """Return the kept checkpoint. Raises `StorageError` if the database does not fit it."""
+        kept = self.read_kept()
+        if kept and compute_checkpoint(connection, self.origin, kept.size) != kept:
+            raise StorageError(
+                f"the database does not hold the seals of {self.path}, a checkpoint of "
+                f"{kept.size} seals. If somebody has restored a backup or put another database in "
+                f"its place, begin a log with a new origin: {self._remedy()}. If not, somebody has "
+                "changed the log: run flask imcallback verify"
+            )
+        return kept
+
+    def _remedy(self) -> str:
+        if self.key:
+            return f"run flask imcallback new-key {self.origin}/2, and set IMCALLBACK_SEAL_KEY"
+        return f"keep a copy of {self.path}, and then remove the file"
+
+    def _add_seal(
+        self,
+        connection: Connection,
+        last: Seal | None,
+        pause: Callable[[], None] | None = None,
+    ) -> bool:
+        """Seal the next entries. Returns whether the seal is full, so that more may follow.
+
+        Nothing happens if another process makes this seal at the same time.
+        """
+        number = last.number + 1 if last else 1
+        first = last.last + 1 if last else 1
+        head = find_last_position(connection)
+        leaves: list[bytes] = []
+        removals = acts = 0
+        for line in take_lines(connection, first, head, pause):
+            leaves.append(leaf_hash(line.sealed))
+            removals += line.removals
+            acts += line.is_act
+        seal = Seal(
+            number=number,
+            at=datetime.now(UTC).isoformat().replace("+00:00", "Z"),
+            first=first,
+            last=first + len(leaves) - 1,
+            deliveries=len(leaves) - acts,
+            removals=removals,
+            acts=acts,
+            root=tree_root(leaves),
+        )
+        node = read_tree(connection, number - 1).append(leaf_hash(seal.to_json().encode()))
+        connection.rollback()
+        row = {
+            "number": number,
+            "last_position": seal.last,
+            "entry": seal.to_json(),
+            "node": node,
+            "marks": marks_of(leaves),
+        }
+        engine = self._get_engine()
+        try:
+            with file_lock(sqlite_path(engine)), engine.begin() as writing:
+                writing.execute(insert(seal_table).values(row))
+        except Exception as error:
+            if classify(error) in (Fault.DUPLICATE_KEY, Fault.RETRY):
+                return True  # another process has sealed
+            raise
+        return seal.last < head
+
+    def _publish(self, connection: Connection, kept: Checkpoint | None) -> None:
+        """Write the newest checkpoint to the log and to the file, if the file has an older one."""
+        connection.rollback()  # to see the newest seals
+        checkpoint = compute_checkpoint(connection, self.origin)
+        if not checkpoint.size or (kept and kept.size >= checkpoint.size):
+            return
+        note = checkpoint.sign(self.key)
+        checkpoint_logger.info("The newest checkpoint of the log: %r", note)
+        unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}")
+        try:
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+            unfinished.write_text(note, "utf-8")
+            unfinished.replace(self.path)
+        except OSError as error:
+            with suppress(OSError):
+                unfinished.unlink()
+            logger.warning(
+                "The newest checkpoint cannot be kept in %s (%s). Make the folder writable, or "
+                "keep the checkpoints of the log of this app.",
+                self.path,
+                error,
+            )
+
+
+def take_lines(
+    connection: Connection, first: int, head: int, pause: Callable[[], None] | None = None
+) -> Iterator[Line]:
+    """Yield the lines of the next seal, which begins at the position `first`."""
+    total_bytes = 0
+    last = min(head, first - 1 + MAX_ENTRIES)
+    for number, line in enumerate(read_lines(connection, first - 1, last)):
+        total_bytes += len(line.sealed) + line.packet_bytes
+        if number and total_bytes > MAX_BYTES:
+            return
+        yield line
+        if pause and number % SLICE_ENTRIES == 0:
+            pause()
+
+
+def read_last_seal(connection: Connection) -> Seal | None:
+    """Return the newest seal, or None if nothing is sealed. Raises `StorageError`."""
+    query = select(seal_table.c.entry).order_by(seal_table.c.number.desc()).limit(1)
+    entry = connection.scalar(query)
+    return None if entry is None else parse_seal(entry)
+
+
+def read_seal(connection: Connection, number: int) -> Seal:
+    """Return the seal with this number, which must exist. Raises `StorageError`."""
+    query = select(seal_table.c.entry).where(seal_table.c.number == number)
+    return parse_seal(connection.execute(query).scalar_one())
+
+
+def parse_seal(entry: str) -> Seal:
+    """Return the seal with this entry. Raises `StorageError` if somebody has changed it."""
+    try:
+        return Seal.from_json(entry)
+    except ValueError as error:
+        raise StorageError(
+            f"cannot read a seal ({error}): somebody has changed imcallback_seal. Run flask "
+            "imcallback verify"
+        ) from error
+
+
+def read_tree(connection: Connection, size: int) -> Tree:
+    """Return the tree of the first seals. Each seal holds the peak that ends with it."""
+    ends = peak_ends(size)
+    column = seal_table.c
+    rows = connection.execute(select(column.number, column.node).where(column.number.in_(ends)))
+    nodes = {row.number: row.node for row in rows}
+    return Tree(size, [nodes.get(end, b"") for end in ends])
+
+
+def compute_checkpoint(connection: Connection, origin: str, size: int | None = None) -> Checkpoint:
+    """Return the checkpoint of the first seals, or of all seals."""
+    if size is None:
+        size = connection.scalar(select(func.max(seal_table.c.number))) or 0
+    return Checkpoint(origin, size, read_tree(connection, size).root())
+
+
+def _age(seal: Seal | None) -> float:
+    """Return the seconds since a seal. It is negative if the clock was set back."""
+    if seal is None:
+        return float("inf")
+    return (datetime.now(UTC) - datetime.fromisoformat(seal.at)).total_seconds()
+
+
+def _pause() -> None:
+    time.sleep(SLICE_PAUSE_SECONDS)
