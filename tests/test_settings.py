@@ -403,8 +403,8 @@ def test_keys_that_no_platform_sets_stop_the_start(key: str) -> None:
             (
                 name,
                 f"a provider cannot have the name {name!r}: use up to 32 of the characters a to z, "
-                "0 to 9 and '_', but none of "
-                "account, deliveries, health, history, page, removal",
+                "0 to 9 and '_', but none of account, checkpoint, deliveries, evidence, feed, "
+                "group, health, history, page, removal",
             )
             for name in ("history", "health", "page", "Mine", "my/own", "", "x" * 33)
         ),

@@ -495,8 +495,8 @@ def test_doctor_names_a_user_who_may_not_write(
         "FAILURE",
         "The database user may not use the tables",
         f"{WAITING} The error: {FORBIDDEN[dialect].format(database=url.database)}",
-        "Grant SELECT, INSERT, UPDATE and DELETE on the tables imcallback_... to the user of the "
-        "app.",
+        "Grant SELECT and INSERT on the tables imcallback_..., UPDATE on imcallback_counter and "
+        "DELETE on imcallback_inbox to the user of the app.",
     ), result.output
     assert "reader-pass-word" not in result.output
     assert result.exit_code == 1

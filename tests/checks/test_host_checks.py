@@ -25,6 +25,7 @@ from support import ROOT
 from support.apps import MakeApp
 from support.callbacks import served
 from support.doctor import diagnose, has_finding
+from support.loggers import keeping_enabled_loggers
 
 SECRET = "a-secret-of-16-characters"
 TOKEN = "a-token-of-20-characters"
@@ -115,11 +116,12 @@ def test_doctor_names_an_unwise_setting(
 @contextmanager
 def changed(logger: logging.Logger) -> Iterator[logging.Logger]:
     """Restore the logger of the extension at the end."""
-    state = logger.disabled, logger.level, logger.handlers[:], logger.propagate
+    state = logger.level, logger.handlers[:], logger.propagate
     try:
-        yield logger
+        with keeping_enabled_loggers():
+            yield logger
     finally:
-        logger.disabled, logger.level, logger.handlers[:], logger.propagate = state
+        logger.level, logger.handlers[:], logger.propagate = state
         logger.manager._clear_cache()  # type: ignore[attr-defined]
 
 

@@ -175,6 +175,7 @@ def test_an_unusable_spool_is_named_before_it_is_needed(
 def test_doctor_creates_no_spool(make_app: MakeApp, tmp_path: Path) -> None:
     """A spool of root would lock the app out."""
     app = make_app(**GUARDS)
+    rows(app)  # SQLite creates its own files at the first use
     before = files_in(tmp_path)
     result = diagnose(app)
     assert result.exit_code == 0

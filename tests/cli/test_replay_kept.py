@@ -93,7 +93,7 @@ def run_replay(app: Flask, *options: str) -> Result:
 
 
 def test_an_unreadable_delivery_is_recorded(database_url: URL, make_app: MakeApp) -> None:
-    """Its status and its removals change together, once. Its id and its time stay the same."""
+    """A new delivery of the same time has its removals. The kept delivery stays as it arrived."""
     old = old_app(make_app, database_url)
     post(old, BODY | {"ownerUserID": "old-1"})
     post(old, BODY | {"ownerUserID": "old-2"}, path=SECRET)
@@ -105,30 +105,35 @@ def test_an_unreadable_delivery_is_recorded(database_url: URL, make_app: MakeApp
     announced: list[Any] = []
     with removals_recorded.connected_to(lambda _, removals: announced.extend(removals), app):
         result = run_replay(app, "--unreadable")
-    assert result.stdout == "3 recorded, 1 still unreadable\n"
-    assert result.stderr == (
-        "The removals appear at the times at which they were received. Let followers of the "
-        f"history read again from {before[0]['received_at']:%Y-%m-%dT%H:%M:%S.%fZ}\n"
-    )
-    assert run_replay(app, "--unreadable").output == "1 still unreadable\n"
+    assert result.stdout == "3 recorded, 0 already recorded, 1 still unreadable\n"
     deliveries, removals = rows(app)
-    changed = {"status", "error", "removal_count", "command"}
-    assert [{name: row[name] for name in row if name not in changed} for row in deliveries] == [
-        {name: row[name] for name in row if name not in changed} for row in before
-    ]
-    assert [(row["status"], row["error"], row["removal_count"]) for row in deliveries[:3]] == [
-        ("recorded", "", 1)
-    ] * 3
-    assert {row["command"] for row in deliveries} == {COMMAND}
+    new = [row for row in deliveries if row["status"] == "recorded"]
+    assert result.stderr == (
+        "The history shows the removals at the times at which they were received, from "
+        f"{new[0]['received_at']:%Y-%m-%dT%H:%M:%S.%fZ} on\n"
+    )
+    again = run_replay(app, "--unreadable")
+    assert again.output == "0 recorded, 3 already recorded, 1 still unreadable\n"
+    assert rows(app) == (deliveries, removals)
+    assert [row for row in deliveries if row not in new] == before
+    same = (
+        *("provider", "app_id", "remote_addr", "authenticated_by", "client_ip", "platform"),
+        *("request_id", "query", "headers", "body"),
+    )
+    for kept, row in zip(before, new, strict=False):
+        assert [row[name] for name in same] == [kept[name] for name in same]
+        assert (row["command"], row["error"], row["removal_count"]) == (COMMAND, "", 1)
+        assert row["duplicate_of"] == kept["id"]
+        assert timedelta(0) < row["received_at"] - kept["received_at"] < timedelta(milliseconds=1)
     assert [(r["id"], r["owner_id"]) for r in removals] == [
-        (row["id"], f"old-{number}") for number, row in enumerate(before[:3], start=1)
+        (row["id"], f"old-{number}") for number, row in enumerate(new, start=1)
     ]
     assert {r["request_id"] for r in removals} == {"op"}
     assert [record.id for record in announced] == [r["id"] for r in removals]
 
 
 def test_concurrent_replays_record_each_delivery_once(database_url: URL, make_app: MakeApp) -> None:
-    """However many replays run at the same time, no removal is stored twice."""
+    """However many replays run at the same time, nothing is stored twice."""
     old = old_app(make_app, database_url)
     for number in range(20):
         packet = {"callbackCommand": NEW_COMMAND, "targets": ["old-a", "b"], "number": number}
@@ -138,82 +143,102 @@ def test_concurrent_replays_record_each_delivery_once(database_url: URL, make_ap
     def run(app: Flask) -> int:
         with app.app_context():
             report = replay_kept(app, get_runtime(), Status.UNREADABLE, is_dry_run=False)
-        return report.changed.get(Status.RECORDED, 0)
+        assert report.recorded + report.recorded_before == 20
+        return report.recorded
 
     with ThreadPoolExecutor(4) as pool:
         assert sum(pool.map(run, apps)) == 20
     deliveries, removals = rows(old)
-    assert {row["status"] for row in deliveries} == {"recorded"}
-    assert [r["id"] - r["position"] for r in removals] == [
-        row["id"] for row in deliveries for _ in range(2)
-    ]
+    statuses = [row["status"] for row in deliveries]
+    assert (statuses.count("unreadable"), statuses.count("recorded")) == (20, 20)
+    new = [row for row in deliveries if row["status"] == "recorded"]
+    assert len({row["duplicate_of"] for row in new}) == 20
+    assert [r["id"] - r["position"] for r in removals] == [row["id"] for row in new for _ in "ab"]
 
 
 def test_a_delivery_whose_ids_are_taken_moves(database_url: URL, make_app: MakeApp) -> None:
-    """The removals get the ids after their delivery, so the delivery moves to free ids.
-
-    Its duplicates still name it.
-    """
+    """The removals get the ids after the new delivery, so it moves to free ids."""
     old = old_app(make_app, database_url)
     post(old, {"callbackCommand": NEW_COMMAND, "targets": ["a", "b", "c"]}, SECRET, status=200)
     ((kept,), _) = rows(old)
     neighbour = make_delivery(("o", "t"), at=kept["received_at"] + 2 * MICROSECOND)
     (taken,) = record(old, neighbour)
     assert taken.id == kept["id"] + 2
-    with old.app_context(), get_runtime().engine().begin() as connection:
-        connection.exec_driver_sql(
-            "INSERT INTO imcallback_delivery SELECT id + 10, received_at, provider, app_id, "
-            f"command, 'duplicate', {kept['id']}, '', 0, remote_addr, authenticated_by, client_ip, "
-            "platform, request_id, query, headers, body, NULL, NULL FROM imcallback_delivery "
-            f"WHERE id = {kept['id']}"
-        )
     app = new_app(make_app, database_url)
-    assert run_replay(app, "--ignored").stdout == "1 recorded, 0 still ignored\n"
+    result = run_replay(app, "--ignored")
+    assert result.stdout == "1 recorded, 0 already recorded, 0 still ignored\n"
     deliveries, removals = rows(app)
     (moved,) = [row for row in deliveries if row["removal_count"] == 3]
-    assert moved["id"] > kept["id"]
+    assert moved["duplicate_of"] == kept["id"]
     assert timedelta(0) < moved["received_at"] - kept["received_at"] < timedelta(seconds=0.1)
     assert [r["id"] for r in removals if r["delivery_id"] == moved["id"]] == [
         moved["id"] + position for position in range(3)
     ]
-    (duplicate,) = [row for row in deliveries if row["status"] == "duplicate"]
-    assert duplicate["duplicate_of"] == moved["id"]
     with app.app_context():
         detail = get_runtime().history.get_delivery(moved["id"])
     assert detail is not None
     assert [record.target_id for record in detail.removals] == ["a", "b", "c"]
 
 
-def test_a_repeated_unreadable_callback_is_recorded_once(
-    database_url: URL, make_app: MakeApp
-) -> None:
-    """Each repetition was refused and kept. The first one gets the removals."""
-    old = old_app(make_app, database_url)
+def post_to_tencent(app: Flask, status: int) -> None:
+    """Post a callback of Tencent that can repeat."""
     path = f"/imcallback/tencent/{SECRET}?SdkAppid=1400000000&RequestId=r"
     pairs = [{"From_Account": "a", "To_Account": "b"}]
     packet = {"CallbackCommand": "Sns.CallbackFriendDelete", "PairList": pairs}
+    assert app.test_client().post(path, json=packet).status_code == status
+
+
+def test_a_repeated_unreadable_callback_is_recorded_once(
+    database_url: URL, make_app: MakeApp
+) -> None:
+    """Each repetition was refused and kept. Also a later repetition has no removals."""
+    old = old_app(make_app, database_url)
     for _ in range(2):
-        assert old.test_client().post(path, json=packet).status_code == 400
+        post_to_tencent(old, 400)
     app = new_app(make_app, database_url)
     result = run_replay(app, "--unreadable")
-    assert result.stdout == "1 duplicate, 1 recorded, 0 still unreadable\n"
+    assert result.stdout == "1 recorded, 1 already recorded, 0 still unreadable\n"
     deliveries, removals = rows(app)
-    assert [(row["status"], row["duplicate_of"]) for row in deliveries] == [
-        ("recorded", None),
-        ("duplicate", deliveries[0]["id"]),
-    ]
+    assert sorted(row["status"] for row in deliveries) == ["recorded", "unreadable", "unreadable"]
     assert len(removals) == 1
-    assert app.test_client().post(path, json=packet).status_code == 200
+    post_to_tencent(app, 200)
     assert rows(app)[0][-1]["status"] == "duplicate"
 
 
-def test_a_command_without_removals_becomes_ignored(make_app: MakeApp) -> None:
+def test_a_repeated_ignored_callback_is_recorded_once(make_app: MakeApp) -> None:
+    """The kept delivery has the fingerprint of the callback, so the new delivery has another."""
+
+    class OlderTencent(TencentProvider):
+        def parse(self, request: CallbackRequest, body: bytes) -> Callback:
+            return replace(super().parse(request, body), removals=None)
+
+    old = make_app(providers=[OlderTencent], **SETTINGS)
+    for _ in range(2):
+        post_to_tencent(old, 200)
+    app = new_app(make_app)
+    assert (
+        run_replay(app, "--ignored").stdout == "1 recorded, 0 already recorded, 0 still ignored\n"
+    )
+    assert (
+        run_replay(app, "--ignored").stdout == "0 recorded, 1 already recorded, 0 still ignored\n"
+    )
+    post_to_tencent(app, 200)
+    deliveries, removals = rows(app)
+    assert sorted(row["status"] for row in deliveries) == [
+        *("duplicate", "duplicate", "ignored", "recorded")
+    ]
+    assert len(removals) == 1
+
+
+def test_a_command_without_removals_is_not_stored_again(make_app: MakeApp) -> None:
     """The packet can be read now, and it removes nobody."""
     post(old_app(make_app), {"callbackCommand": OTHER_COMMAND, "old-": 1}, path=SECRET)
     app = new_app(make_app)
-    assert run_replay(app, "--unreadable").stdout == "1 ignored, 0 still unreadable\n"
+    assert run_replay(app, "--unreadable").stdout == (
+        "0 recorded, 0 already recorded, 1 without removals, 0 still unreadable\n"
+    )
     ((delivery,), removals) = rows(app)
-    assert (delivery["status"], delivery["error"], removals) == ("ignored", "", [])
+    assert (delivery["status"], removals) == ("unreadable", [])
 
 
 def test_an_ignored_delivery_is_recorded(make_app: MakeApp) -> None:
@@ -222,17 +247,19 @@ def test_an_ignored_delivery_is_recorded(make_app: MakeApp) -> None:
     post(old, {"callbackCommand": NEW_COMMAND, "targets": ["a"]}, path=SECRET, status=200)
     post(old, {"callbackCommand": OTHER_COMMAND}, path=SECRET, status=200)
     app = new_app(make_app)
-    assert run_replay(app, "--ignored").stdout == "1 recorded, 1 still ignored\n"
+    assert (
+        run_replay(app, "--ignored").stdout == "1 recorded, 0 already recorded, 1 still ignored\n"
+    )
     assert [r["target_id"] for r in rows(app)[1]] == ["a"]
 
 
 def test_a_dry_run_of_kept_deliveries_changes_nothing(make_app: MakeApp) -> None:
-    """It says what a replay would change."""
+    """It says what a replay would record."""
     post(old_app(make_app), BODY | {"ownerUserID": "old-1"})
     app = new_app(make_app)
     before = rows(app)
     result = run_replay(app, "--unreadable", "--dry-run")
-    assert result.output == "1 to become recorded, 0 still unreadable\n"
+    assert result.output == "1 to record, 0 already recorded, 0 still unreadable\n"
     assert rows(app) == before
 
 
@@ -242,11 +269,13 @@ def test_many_kept_deliveries_are_read_in_pages(make_app: MakeApp) -> None:
     for number in range(203):
         post(old, BODY | {"ownerUserID": "old-1"} if number % 2 else b"[]")
     app = new_app(make_app)
-    assert run_replay(app, "--unreadable").stdout == "101 recorded, 102 still unreadable\n"
+    result = run_replay(app, "--unreadable")
+    assert result.stdout == "101 recorded, 0 already recorded, 102 still unreadable\n"
 
 
 def test_a_delivery_of_an_unknown_provider_stays(make_app: MakeApp) -> None:
     """The app no longer has the provider that received the delivery."""
     app = make_app()
     record(app, replace(ANONYMOUS, provider="other", removals=(), status=Status.UNREADABLE))
-    assert run_replay(app, "--unreadable").stdout == "1 still unreadable\n"
+    result = run_replay(app, "--unreadable")
+    assert result.stdout == "0 recorded, 0 already recorded, 1 still unreadable\n"

@@ -1,63 +1,111 @@
-"""The statements that delete old data delete whole deliveries, and nothing newer."""
+"""The guides name commands that exist, and database users whose rights are enough."""
 
 from __future__ import annotations
 
 import re
-from dataclasses import replace
+from collections.abc import Iterator
+from contextlib import ExitStack
 from datetime import UTC, datetime, timedelta
 
-from flask import Flask
-from sqlalchemy import URL
+import pytest
+from sqlalchemy import URL, NullPool, create_engine, text
+from sqlalchemy.exc import DBAPIError
 
-from flask_imcallback.removals import Cause, Relation, Removal
 from flask_imcallback.runtime import get_runtime
-from flask_imcallback.storage import id_at
-from support import ROOT
-from support.apps import MakeApp, rows
-from support.deliveries import DELIVERY, make_delivery, record
+from support import ROOT, servers
+from support.apps import MakeApp, rows, save_counts
+from support.deliveries import DELIVERY, record
+from support.doctor import diagnose
+from support.log import run, seal
 
 GUIDE = (ROOT / "docs/deleting.md").read_text("utf-8")
-BY_AGE, BY_ACCOUNT = re.findall(r"```sql\n(.+?)```", GUIDE, re.DOTALL)
-MOMENT = datetime(2026, 1, 1, tzinfo=UTC)
+GRANTS = dict(
+    zip(
+        ("postgresql", "mariadb"),
+        re.findall(r"```sql\n(GRANT.+?)```", (ROOT / "SECURITY.md").read_text("utf-8"), re.DOTALL),
+        strict=True,
+    )
+)
+PASSWORD = "a-pass-word"
+USERS = ("imcallback_app", "imcallback_keeper")
 
 
-def execute(app: Flask, sql: str) -> None:
-    """Run the statements of the guide in one transaction."""
-    with app.app_context(), get_runtime().engine().begin() as connection:
-        for statement in re.findall(r"DELETE[^;]+", sql):
-            connection.exec_driver_sql(statement)
-
-
-def test_old_deliveries_are_deleted_with_their_removals(
-    database_url: URL, make_app: MakeApp
-) -> None:
-    """A delivery of the last microsecond disappears with its removals, the next one stays whole."""
-    assert f"this moment is the id {id_at(MOMENT)}" in GUIDE
-    app = make_app(database_url)
-    for received_at in (
-        MOMENT - timedelta(days=1),
-        MOMENT - timedelta(microseconds=1),
-        MOMENT + timedelta(microseconds=5),
+def test_the_scheduled_job_runs(make_app: MakeApp) -> None:
+    """The days of the job are old enough, and each command of the guide exists."""
+    app = make_app()
+    record(app, DELIVERY)
+    with app.app_context():
+        seal()
+    (job,) = re.findall(r"```sh\n(.+?)```", GUIDE, re.DOTALL)
+    for command, days in re.findall(
+        r'imcallback (.+?) --before "\$\(date -u -d \'-(\d+) days', job
     ):
-        body = str(received_at).encode()
-        assert len(record(app, replace(DELIVERY, received_at=received_at, body=body))) == 2
-    execute(app, BY_AGE)
-    deliveries, removals = rows(app)
-    assert [row["received_at"] >= MOMENT for row in deliveries] == [True]
-    assert [row["delivery_id"] for row in removals] == [deliveries[0]["id"]] * 2
+        day = datetime.now(UTC) - timedelta(days=int(days))
+        result = run(app, command, "--before", f"{day:%Y-%m-%d}", "--yes")
+        assert result.exit_code == 0, result.output
+    for command in re.findall(r"flask imcallback ([a-z]+)", GUIDE):
+        assert run(app, command, "--help").exit_code == 0
 
 
-def test_the_data_of_an_account_is_deleted(database_url: URL, make_app: MakeApp) -> None:
-    """Deliveries of alice disappear with their repetitions and removals, and all others stay."""
-    app = make_app(database_url)
-    record(app, DELIVERY)
-    record(app, DELIVERY)
-    record(app, make_delivery(("carol", "alice"), ("carol", "dave")))
-    kick = Removal(Relation.GROUP, "team", "dave", actor_id="alice", cause=Cause.KICKED)
-    record(app, replace(DELIVERY, removals=(kick,), body=b"kick"))
-    kept = record(app, make_delivery(("carol", "dave"), ("Alice", "bob")))
-    assert len(rows(app)[0]) == 5
-    execute(app, BY_ACCOUNT)
-    deliveries, removals = rows(app)
-    assert [row["id"] for row in deliveries] == [kept[0].delivery_id]
-    assert [row["id"] for row in removals] == [removal.id for removal in kept]
+@pytest.fixture(params=GRANTS)
+def owner_url(
+    request: pytest.FixtureRequest, database_servers: dict[str, servers.Server]
+) -> Iterator[URL]:
+    """A database on a server with the two users of the guide, without rights."""
+    is_postgresql = request.param == "postgresql"
+    create = "ROLE {} LOGIN PASSWORD '{}'" if is_postgresql else "USER {} IDENTIFIED BY '{}'"
+    with ExitStack() as stack:
+        url = stack.enter_context(servers.database(database_servers[request.param]))
+        for user in USERS:
+            ask(url, f"CREATE {create.format(user, PASSWORD)}")
+            drops = [f"DROP OWNED BY {user}", f"DROP ROLE {user}"]
+            stack.callback(ask, url, *(drops if is_postgresql else [f"DROP USER {user}"]))
+        yield url
+
+
+def ask(url: URL, *statements: str) -> None:
+    engine = create_engine(url, poolclass=NullPool, isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        for statement in statements:
+            connection.execute(text(statement))
+
+
+def test_the_database_users_have_the_rights_that_they_need(
+    make_app: MakeApp, owner_url: URL
+) -> None:
+    """The app records, numbers, seals and counts, but only the other user takes data away."""
+    make_app(owner_url)
+    grants = GRANTS["postgresql" if owner_url.get_backend_name() == "postgresql" else "mariadb"]
+    statements = grants.replace("imcallback.", f"{owner_url.database}.").split(";\n")
+    ask(owner_url, *[statement for statement in statements if statement.strip()])
+    urls = [
+        owner_url.set(username=f"imcallback_{user}", password=PASSWORD)
+        for user in ("app", "keeper")
+    ]
+    app, keeper = (make_app(url, migrate=False) for url in urls)
+    for _ in range(2):
+        record(app, DELIVERY)
+    save_counts(app)
+    with app.app_context():
+        assert seal()
+        for statement in (
+            "DELETE FROM imcallback_log",
+            "UPDATE imcallback_delivery SET error = 'x'",
+        ):
+            engine = get_runtime().writing_engine()
+            with pytest.raises(DBAPIError, match="denied"), engine.begin() as connection:
+                connection.execute(text(statement))
+    assert "Stored rows" not in diagnose(app).output
+    for arguments in (
+        ("strip", "--before", "2026-11-22"),
+        ("erase", "alice", "--reason", "request 17"),
+        ("prune", "--before", "2026-11-22"),
+    ):
+        result = run(app, *arguments, "--yes")
+        assert result.exit_code == 1
+        assert "may delete and update" in result.output
+        result = run(keeper, *arguments, "--yes")
+        assert result.exit_code == 0, result.output
+    assert rows(keeper) == ([], [])
+    result = run(keeper, "verify")
+    assert result.exit_code == 0, result.output

@@ -199,6 +199,7 @@ class Image:
         return done.stdout
 
 
+@pytest.mark.long
 @pytest.mark.slow
 def test_the_image_records_a_callback(tmp_path: Path) -> None:
     """The steps of the Dockerfile install an app that records, is alive, and stops in order."""

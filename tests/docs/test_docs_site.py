@@ -87,7 +87,7 @@ def test_every_command_has_its_options(site: Path, make_app: MakeApp) -> None:
     page = text_of(site / "command-line.html")
     group = make_app(IMCALLBACK_SECRETS=["a-secret-of-the-tests"]).cli.commands["imcallback"]
     assert isinstance(group, click.Group)
-    sections = re.split(r"^flask imcallback (\w+)¶$", page, flags=re.MULTILINE)[1:]
+    sections = re.split(r"^flask imcallback ([\w-]+)¶$", page, flags=re.MULTILINE)[1:]
     documented = dict(zip(sections[::2], sections[1::2], strict=True))
     assert documented.keys() == group.commands.keys()
     for name, command in group.commands.items():

@@ -11,6 +11,8 @@ import pytest
 
 from support import ROOT
 
+pytestmark = pytest.mark.slow
+
 
 def check(script: Path) -> subprocess.CompletedProcess[str]:
     """Run `python docs/generated.py --check`."""

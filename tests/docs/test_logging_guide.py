@@ -6,6 +6,8 @@ import re
 import subprocess
 import sys
 
+import pytest
+
 from support import ROOT
 
 # The block is marked as "py", because other tests would run "python" blocks in this process.
@@ -24,6 +26,7 @@ ImCallback(Flask("host"))
 """
 
 
+@pytest.mark.slow
 def test_the_configuration_shows_time_and_level() -> None:
     """A warning of the extension becomes one line, although its logger existed before."""
     code = APP.format(code=CODE)

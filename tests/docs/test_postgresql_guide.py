@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 from flask import Flask
+from psycopg import Error
 
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import migrations as migration
+from flask_imcallback.storage import read_protection
 from support import ROOT, servers
 from support.apps import MakeApp, rows
 from support.deliveries import DELIVERY, record
+from support.log import run
 
 GUIDE = (ROOT / "docs" / "postgresql.md").read_text("utf-8")
 PARTITION, DROP = re.findall(r"```sql\n(.+?)```", GUIDE, re.DOTALL)
@@ -41,7 +44,7 @@ def count(app: Flask, table: str) -> int:
 def test_removals_can_be_partitioned(
     database_servers: dict[str, servers.Server], make_app: MakeApp
 ) -> None:
-    """Old removals stay, new removals go to their partition, and a month can be dropped."""
+    """Old removals stay, new removals go to their partition, and an empty one can be dropped."""
     moments = [
         datetime(year, month, 1, 12, tzinfo=UTC)
         for year, month in ((2026, 12), (2027, 1), (2028, 1))
@@ -60,10 +63,14 @@ def test_removals_can_be_partitioned(
             removals = get_runtime().history.find(owner_id="alice", order="asc").data
         received = [removal.received_at.replace(microsecond=0) for removal in removals]
         assert received == [moments[0], *moments]
+        assert run(app, "protect").exit_code == 0
+        with app.app_context(), get_runtime().engine().connect() as connection:
+            assert read_protection(connection).missing == ()
+        with pytest.raises(Error, match="append-only"):
+            execute(app, "DELETE FROM imcallback_removal")
+        execute(app, "DELETE FROM imcallback_removal_2027_01")
         execute(app, DROP)
-        deliveries, removal_rows = rows(app)
-        assert {row["received_at"].year for row in deliveries} == {2026, 2028}
-        assert len(removal_rows) == 6
+        assert len(rows(app)[1]) == 6
 
 
 @pytest.mark.parametrize("options", re.findall(r"ENGINE_OPTIONS='(\{.+\})'", GUIDE))

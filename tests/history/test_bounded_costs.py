@@ -17,17 +17,25 @@ from sqlalchemy import URL, text
 
 from flask_imcallback.errors import TooWideError
 from flask_imcallback.history import counts, load_delivery_query, statements
-from flask_imcallback.history.cursors import CursorCodec, Position
+from flask_imcallback.history.finder import Finder
 from flask_imcallback.history.resolve import ResolvedQuery
-from flask_imcallback.history.statements import Finder, PageSpec
+from flask_imcallback.history.statements import PageSpec
 from flask_imcallback.history.time_limits import time_limit
 from flask_imcallback.removals import Record
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import MAX_ID
 from support.api import HISTORY, assert_problem, get, open_history
-from support.apps import MakeApp
+from support.apps import MakeApp, drop_triggers
 from support.deliveries import MOMENT, store
-from support.volumes import FIRST_ID, analyze, insert_removals, insert_series, insert_sources
+from support.volumes import (
+    FIRST_ID,
+    analyze,
+    insert_deliveries,
+    insert_removals,
+    insert_sources,
+)
+
+pytestmark = pytest.mark.slow
 
 ROWS = 40_000
 SINCE = MOMENT.isoformat()
@@ -194,7 +202,7 @@ def test_a_page_with_many_values_ends(
     fill(app, 30_000, owner_id="CASE WHEN n < 3 THEN 'x1' ELSE 'alice' END")
     values: list[Any] = [f"x{number}" for number in range(count)]
     if name == "delivery_id":
-        values = [FIRST_ID + number * 1_000_000 for number in range(count)]
+        values = [FIRST_ID + number * 1_000_000 + 1 for number in range(count)]
     filters: dict[str, Any] = {name: values}
     with app.app_context():
         find = get_runtime().history.find
@@ -285,13 +293,6 @@ def test_a_cursor_works_without_a_secret_key(make_app: MakeApp) -> None:
     assert [row["target_id"] for row in first["data"] + second["data"]] == ["2", "1"]
 
 
-def test_long_ranges_of_a_cursor_are_not_spelled_out() -> None:
-    """A position costs the same, however many ids it holds."""
-    codec = CursorCodec(["key"])
-    position = codec.decode(codec.encode(Position(0, ((1, MAX_ID),)), "d"), "d")
-    assert position.advance(5, [7, MAX_ID]) == Position(5, ((6, MAX_ID),))
-
-
 # Groups
 
 
@@ -306,11 +307,11 @@ def test_a_group_with_the_id_of_an_account_costs_little(
         insert_sources(connection, 2, relation="CASE WHEN n = 0 THEN 'group' ELSE 'friend' END")
         insert_removals(connection, count, source_id=f"CASE WHEN {is_own} THEN 2 ELSE 1 END")
         analyze(connection)
-    # An index of owners has the source, so a page can skip more of it than of the index of pairs.
+    # Only the index of sources tells which removals are from a group.
     min_pages: list[tuple[dict[str, Any], int]] = [
-        ({"account_id": "alice"}, 2),
-        ({"account_id": ["alice", "carol"], "since": MOMENT}, 2),
-        ({"account_id": "alice", "relation": ["friend", "group"]}, 2),
+        ({"account_id": "alice"}, 20),
+        ({"account_id": ["alice", "carol"], "since": MOMENT}, 20),
+        ({"account_id": "alice", "relation": ["friend", "group"]}, 20),
         ({"account_id": "alice", "relation": "friend"}, 1),
         ({"account_id": "alice", "peer_id": "bob"}, 20),
         ({"account_id": "alice", "client_ip": "203.0.113.7"}, 20),
@@ -357,7 +358,7 @@ def test_an_actor_is_found_at_once(make_app: MakeApp, database_url: URL) -> None
         query = ResolvedQuery(columns={"actor_id": ("mary",)})
         finder = Finder(connection)
         assert len(finder.find(query, PageSpec(is_descending=True, limit=10)).rows) == 2
-        (statement,) = finder.statements
+        statement, _ = finder.statements
         explain = "EXPLAIN QUERY PLAN" if connection.dialect.name == "sqlite" else "EXPLAIN"
         plan = connection.exec_driver_sql(f"{explain} {statement.sql}", statement.values)
         assert "ix_imcallback_removal_actor_id" in str(plan.all())
@@ -372,26 +373,10 @@ def test_two_rare_statuses_are_found_at_once(make_app: MakeApp, database_url: UR
     with app.app_context():
         store(("a", "b"), at=MOMENT - timedelta(days=1))
         with get_runtime().engine().begin() as connection:
+            drop_triggers(connection)
             connection.execute(text("UPDATE imcallback_delivery SET status = 'unreadable'"))
-            insert_series(
-                connection,
-                "imcallback_delivery",
-                ROWS,
-                id=f"{FIRST_ID} + n",
-                received_at="(SELECT received_at FROM imcallback_delivery LIMIT 1)",
-                status=f"CASE WHEN n < {ROWS // 2} THEN 'ignored' ELSE 'recorded' END",
-                removal_count="0",
-                body="(SELECT body FROM imcallback_delivery LIMIT 1)",
-                **dict.fromkeys(
-                    (
-                        *("provider", "app_id", "command", "error", "remote_addr", "client_ip"),
-                        *("authenticated_by", "platform", "request_id"),
-                    ),
-                    "''",
-                ),
-                query="''",
-                headers="'{}'",
-            )
+            status = f"CASE WHEN n < {ROWS // 2} THEN 'ignored' ELSE 'recorded' END"
+            insert_deliveries(connection, ROWS, id=f"{FIRST_ID} + n", status=status)
     path = "/imcallback/deliveries?status=unreadable&status=duplicate"
     (row,) = get(app, path).get_json()["data"]
     assert row["status"] == "unreadable"

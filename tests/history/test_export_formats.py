@@ -357,6 +357,7 @@ def test_no_byte_comes_before_the_first_chunk(format: str) -> None:
         next(encode(FileOptions(format=format), failing()))
 
 
+@pytest.mark.long
 @pytest.mark.slow
 @EVERY_FORMAT
 def test_memory_is_flat(format: str) -> None:

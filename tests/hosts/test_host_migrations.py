@@ -152,15 +152,15 @@ def wrong_port(url: URL) -> URL:
 
 
 def postgresql_user_without_permission(url: URL) -> URL:
-    execute(url, "DROP ROLE IF EXISTS reader", "CREATE ROLE reader LOGIN PASSWORD 'pass-word'")
+    execute(url, "DROP ROLE IF EXISTS stranger", "CREATE ROLE stranger LOGIN PASSWORD 'pass-word'")
     execute(url, "REVOKE CREATE ON SCHEMA public FROM PUBLIC")
-    return url.set(username="reader", password="pass-word")
+    return url.set(username="stranger", password="pass-word")
 
 
 def mariadb_user_without_permission(url: URL) -> URL:
-    execute(url, "CREATE OR REPLACE USER reader IDENTIFIED BY 'pass-word'")
-    execute(url, f"GRANT SELECT ON {url.database}.* TO reader")
-    return url.set(username="reader", password="pass-word")
+    execute(url, "CREATE OR REPLACE USER stranger IDENTIFIED BY 'pass-word'")
+    execute(url, f"GRANT SELECT ON {url.database}.* TO stranger")
+    return url.set(username="stranger", password="pass-word")
 
 
 def wrong_password(url: URL) -> URL:
@@ -176,8 +176,8 @@ REFUSALS: list[tuple[str, Callable[[URL], URL], str]] = [
     ("postgresql", postgresql_user_without_permission, "permission denied for schema public"),
     ("mariadb", missing_database, "Unknown database 'nowhere'"),
     ("mariadb", wrong_port, "Can't connect to MySQL server"),
-    ("mariadb", mariadb_user_without_permission, "CREATE command denied to user 'reader'"),
-    ("mariadb", wrong_password, "Access denied for user 'reader'"),
+    ("mariadb", mariadb_user_without_permission, "CREATE command denied to user 'stranger'"),
+    ("mariadb", wrong_password, "Access denied for user 'stranger'"),
 ]
 
 

@@ -29,7 +29,8 @@ def test_bare_upgrade_and_back(bare: Site, group: str) -> None:
     assert bare.files() == {"bare.py", "instance/imcallback.db"}
     assert bare.tables("imcallback.db") == OUR_TABLES
     assert bare.flask(group, "upgrade") == Result(0, "", "")
-    assert bare.flask(group, "downgrade", "--yes").err == f"flask-imcallback: {HEAD} -> <empty>\n"
+    result = bare.flask(group, "downgrade", "base", "--yes")
+    assert result.err == f"flask-imcallback: {HEAD} -> <empty>\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
     assert bare.flask(group, "stamp").err == f"flask-imcallback: <empty> -> {HEAD}\n"
     assert bare.tables("imcallback.db") == {"alembic_version_imcallback"}
@@ -61,12 +62,12 @@ def test_a_downgrade_asks_on_a_terminal(bare: Site, answer: str) -> None:
     code = (
         "import os, sys; from flask.cli import main; "
         f"os.dup2(os.open({os.ttyname(stdin)!r}, os.O_RDWR), 0); "
-        "sys.argv = ['flask', '--app', 'bare', 'imcallback', 'downgrade']; main()"
+        "sys.argv = ['flask', '--app', 'bare', 'imcallback', 'downgrade', 'base']; main()"
     )
     err = bare.python("-c", code, status=0 if answer == "y" else 1).err
     os.close(terminal)
     os.close(stdin)
-    assert "such as the whole history. Continue? [y/N]: " in err
+    assert "such as the whole history. Continue? [y/N]:" in err
     tables = {"alembic_version_imcallback"} if answer == "y" else OUR_TABLES
     assert bare.tables("imcallback.db") == tables
 
@@ -82,7 +83,8 @@ def test_bare_app_shows_our_revisions(bare: Site) -> None:
     assert HEAD in bare.flask("db", "show").out
     history = bare.flask("db", "history").out
     assert [line.partition(",")[0] for line in history.splitlines()] == [
-        f"<base> -> {HEAD} (head)",
+        f"0001_tables -> {HEAD} (head)",
+        "<base> -> 0001_tables",
     ]
     assert bare.flask("imcallback", "revisions").out == history
     assert bare.flask("imcallback", "history").out.startswith("id ")

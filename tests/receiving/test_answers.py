@@ -19,6 +19,7 @@ import pytest
 from sqlalchemy import create_engine
 
 from flask_imcallback.storage import delivery, removal
+from support.apps import delete_deliveries
 from support.serving import MAX_BODY, SECRET, Running, serving
 
 pytestmark = pytest.mark.slow
@@ -173,8 +174,7 @@ def server(shared_server: Running) -> Running:
     """The running app with empty tables."""
     engine = create_engine(shared_server.url)
     with engine.begin() as connection:
-        for table in (delivery, removal):
-            connection.execute(table.delete())
+        delete_deliveries(connection)
     engine.dispose()
     return shared_server
 

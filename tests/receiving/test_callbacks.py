@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import time
 from base64 import b64encode
 from collections.abc import Iterator
@@ -174,21 +175,29 @@ def test_a_flood_of_refusals_costs_no_disk(
     assert rows(app) == ([], [])
 
 
-def test_no_secret_is_stored(make_app: MakeApp) -> None:
-    """A delivery keeps only the parameters and headers that never hold a secret."""
+@pytest.mark.parametrize("is_readable", [True, False])
+def test_no_secret_is_stored(make_app: MakeApp, is_readable: bool) -> None:
+    """A delivery keeps only the parameters and headers that never hold a secret.
+
+    A delivery with removals also leaves out what its other fields say.
+    """
     password = "Basic b3BlbmltOm15LXBhc3N3b3Jk"
     app = make_app(
         IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_OPENIM_CREDENTIALS={"openim": "my-password"}
     )
     response = app.test_client().post(
-        f"/imcallback/openim/{SECRET}?command=callbackAfterRemoveBlackCommand&token={OTHER}",
-        json=BODY,
+        f"/imcallback/openim/{SECRET}?command=callbackAfterRemoveBlackCommand&token={OTHER}"
+        "&contenttype=json",
+        json=BODY if is_readable else {},
         headers={"Authorization": password, "Cookie": OTHER, "Operationid": "op-1"},
     )
-    assert response.status_code == 200
+    assert response.status_code == (200 if is_readable else 400)
     (delivery,), _ = rows(app)
-    assert delivery["query"] == "command=callbackAfterRemoveBlackCommand"
-    assert '"operationid": "op-1"' in delivery["headers"]
+    command = "" if is_readable else "command=callbackAfterRemoveBlackCommand&"
+    assert delivery["query"] == f"{command}contenttype=json"
+    headers = json.loads(delivery["headers"])
+    others = set() if is_readable else {"operationid", "content-length"}
+    assert headers.keys() == {"host", "user-agent", "content-type"} | others
     assert delivery["request_id"] == "op-1"
     assert delivery["authenticated_by"] == "secret+password"
     for secret in (SECRET, OTHER, password, "my-password"):

@@ -12,7 +12,7 @@ from flask_imcallback.storage.tables import counters
 from support.apps import wait_until
 from support.faults import locked
 from support.serving import BODY, PATH, Running
-from support.wsgi_servers import WSGI_SERVERS, WsgiServer, running, stop
+from support.wsgi_servers import WSGI_SERVERS, WsgiServer, cases, running, stop
 
 pytestmark = pytest.mark.slow
 
@@ -38,12 +38,7 @@ def counts(host: Running) -> dict[str, int]:
     return {row["outcome"]: row["count"] for row in host.rows(counters, counters.c.outcome)}
 
 
-CASES = [
-    pytest.param(server, database, id=f"{server}-{database}")
-    for server in WSGI_SERVERS
-    for database in server.databases
-    if server.runs_exit_functions
-]
+CASES = cases(server for server in WSGI_SERVERS if server.runs_exit_functions)
 
 
 @pytest.mark.parametrize(("server", "database"), CASES)
@@ -58,6 +53,7 @@ def test_the_counts_are_complete_after_a_stop(
         assert counts(host) == {"accepted": 20, "refused": 20}, host.log()
 
 
+@pytest.mark.long
 @pytest.mark.parametrize(
     "server", [server for server in WSGI_SERVERS if not server.runs_exit_functions], ids=str
 )

@@ -23,7 +23,7 @@ from sqlalchemy import URL, NullPool, create_engine, inspect, text
 from flask_imcallback.storage.tables import removal
 from support.faults import locked
 from support.serving import SECRET, Running
-from support.wsgi_servers import WSGI_SERVERS, WsgiServer, running, stop
+from support.wsgi_servers import WSGI_SERVERS, WsgiServer, cases, running, stop
 
 pytestmark = pytest.mark.slow
 
@@ -38,11 +38,7 @@ SETTINGS = {
 }
 
 
-CASES = [
-    pytest.param(server, database, id=f"{server}-{database}")
-    for server in WSGI_SERVERS
-    for database in server.databases
-]
+CASES = cases(WSGI_SERVERS)
 
 
 class Clients:

@@ -5,7 +5,9 @@ from __future__ import annotations
 import os
 import re
 import signal
+import socket
 import time
+from contextlib import ExitStack
 from pathlib import Path
 
 import pytest
@@ -14,6 +16,17 @@ from support.serving import serving
 
 pytestmark = pytest.mark.slow
 
+THREAD_SECONDS = 1
+SLOW_THREADS = f"""
+import threading, time
+from flask_imcallback.gunicorn import *
+start = threading.Thread.start
+def slow_start(thread):
+    time.sleep({THREAD_SECONDS})
+    start(thread)
+def when_ready(server):
+    threading.Thread.start = slow_start
+"""
 REFUSED = r"the request has neither a secret path segment nor a password\."
 HOST_WITH_LOG = """
 import logging
@@ -54,3 +67,19 @@ def test_ctrl_c_is_left_to_the_master(tmp_path: Path) -> None:
         os.kill(worker, signal.SIGINT)
         time.sleep(0.5)
         assert running.workers == [worker], running.log()
+
+
+def test_ctrl_c_while_a_worker_starts_a_thread(tmp_path: Path) -> None:
+    """The server stops soon. gunicorn's own handler would wait for a lock that is never free."""
+    settings = tmp_path / "slow_threads.py"
+    settings.write_text(SLOW_THREADS)
+    with (
+        serving(tmp_path, "--workers", "1", "-c", str(settings)) as running,
+        ExitStack() as stack,
+    ):
+        for _ in range(3):  # more connections than idle threads
+            client = stack.enter_context(socket.create_connection(("127.0.0.1", running.port)))
+            client.sendall(b"GET /imcallback/health HTTP/1.1\r\nHost: localhost\r\n\r\n")
+        time.sleep(THREAD_SECONDS / 2)
+        os.killpg(running.process.pid, signal.SIGINT)
+        assert running.process.wait(20) == 0, running.log()

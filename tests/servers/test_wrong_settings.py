@@ -56,7 +56,8 @@ def test_a_wrong_setting_is_one_line(command: str, sqlite_url: URL, tmp_path: Pa
         "gunicorn app:app",
         "waitress-serve --listen 127.0.0.1:8000 app:app",
         f"{UWSGI} --http-socket 127.0.0.1:8000 --threads 2",
-        "flask --help",
+        # Before Flask 3.1.1, `flask --help` does not load the app of FLASK_APP.
+        "flask --app example_app --help",
     ],
     ids=lambda command: command.partition(" ")[0],
 )

@@ -11,18 +11,20 @@ import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from datetime import UTC, datetime
+from itertools import count as count_up
 from pathlib import Path
 
 import pytest
 import time_machine
 from flask import Flask
-from sqlalchemy import URL
+from sqlalchemy import URL, event
 
 from flask_imcallback import upgrade
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.counters import EXIT_SECONDS, MAX_KEYS, CallbackCounters
 from flask_imcallback.storage.sqlite import file_lock, sqlite_path
 from flask_imcallback.storage.tables import counters as counter_table
+from support import servers
 from support.apps import MakeApp, rows, save_counts, wait_until
 from support.callbacks import BODY, SECRET
 from support.faults import in_child, locked
@@ -101,6 +103,38 @@ def test_the_counts_of_many_processes_add_up(database_url: URL, make_app: MakeAp
         list(pool.map(count, range(8)))
     with app.app_context():
         assert [count.count for count in get_runtime().counters.counts()] == [40, 40]
+
+
+@pytest.mark.parametrize("database", ["postgresql", "mariadb"])
+def test_two_processes_insert_the_same_count(
+    database: str,
+    request: pytest.FixtureRequest,
+    make_app: MakeApp,
+    caplog: pytest.LogCaptureFixture,
+) -> None:
+    """Both processes find no row and insert one. PostgreSQL refuses one row, MariaDB deadlocks."""
+    with servers.database(request.getfixturevalue("database_servers")[database]) as url:
+        app = make_app(url)
+        with app.app_context():
+            engine = get_runtime().engine()
+        updates = count_up()
+        both_found_no_row = threading.Barrier(2)
+
+        @event.listens_for(engine, "after_cursor_execute")
+        def wait(_: object, __: object, statement: str, *___: object) -> None:
+            if statement.startswith("UPDATE") and next(updates) < 2:
+                both_found_no_row.wait(30)
+
+        def save(_: int) -> None:
+            counters = CallbackCounters(lambda: engine, lambda: engine, app.app_context)
+            counters.count_accepted("openim", "a")
+            counters.flush(30)
+
+        with ThreadPoolExecutor(2) as pool:
+            list(pool.map(save, range(2)))
+        with app.app_context():
+            assert [count.count for count in get_runtime().counters.counts()] == [2]
+        assert "not saved" not in caplog.text
 
 
 def test_many_names_need_few_rows(make_app: MakeApp) -> None:
@@ -254,6 +288,7 @@ for _ in range(9):
 """
 
 
+@pytest.mark.slow
 def test_the_counts_are_complete_when_the_interpreter_ends(
     make_app: MakeApp, tmp_path: Path
 ) -> None:

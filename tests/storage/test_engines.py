@@ -6,6 +6,8 @@ import gc
 import sqlite3
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, closing
@@ -14,17 +16,45 @@ from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg2.extensions  # type: ignore[import-untyped]
 import pytest
 from flask import Flask
 from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 
-from flask_imcallback import ConfigError, ImCallback, Relation, Removal, upgrade
+from flask_imcallback import ConfigError, ImCallback, Relation, Removal, StorageError, upgrade
+from flask_imcallback.log import load_feed_query
 from flask_imcallback.runtime import build_runtime, get_runtime
 from flask_imcallback.storage.engines import create_private_file, database_mark, describe_url
+from flask_imcallback.storage.sqlite import use_wal
 from support import engines, servers
-from support.apps import close_connections, rows
+from support.apps import close_connections, rows, wait_until
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, record
 from support.servers import Server
+
+REFUSE_COMMITS_THAT_DO_NOT_WAIT = """
+CREATE FUNCTION refuse() RETURNS trigger AS $$ BEGIN
+    IF current_setting('synchronous_commit') = 'off' THEN RAISE EXCEPTION 'it would not wait';
+    END IF;
+    RETURN NEW;
+END $$ LANGUAGE plpgsql;
+CREATE TRIGGER refuse BEFORE INSERT ON imcallback_delivery FOR EACH ROW EXECUTE FUNCTION refuse();
+"""
+
+READ_ONLY_SESSIONS = {
+    "sqlite": "PRAGMA query_only = ON",
+    "postgresql": "SET default_transaction_read_only = ON",
+    "mariadb": "SET SESSION tx_read_only = 1",
+}
+"""Statements after which a connection may only read."""
+
+
+class HiddenSocket(psycopg2.extensions.connection):  # type: ignore[misc]
+    """A connection whose socket nobody can find."""
+
+    @property
+    def fileno(self) -> Any:
+        raise AttributeError
+
 
 HAN_AND_EMOJI = "𠮷😀é"
 """Characters that need four bytes, and one that Latin-1 has, too."""
@@ -83,8 +113,10 @@ def test_the_engine_of_the_host_changes_nothing(
     with app.app_context():
         assert len(get_runtime().history.find().data) == 80
         with get_runtime().engine().connect() as connection:
-            connection.execute(text("DELETE FROM imcallback_removal"))
+            connection.execute(text("INSERT INTO imcallback_inbox VALUES (1)"))
             connection.rollback()
+            is_stored = text("SELECT COUNT(*) FROM imcallback_inbox WHERE entry_id = 1")
+            assert connection.scalar(is_stored) == 0
         assert len(get_runtime().history.find().data) == 80
 
 
@@ -194,25 +226,135 @@ def test_a_database_that_loses_account_ids_is_refused_at_the_upgrade(
 def test_our_connections_to_sqlite_are_durable(
     create: Callable[[URL], Engine], url_of: Callable[[str], URL], make_host: MakeHost
 ) -> None:
-    """`synchronous` is FULL and the journal is in a file, whatever the host does."""
+    """`synchronous` is EXTRA and the journal is in a file, whatever the host does."""
     app = make_host(create(url_of("sqlite")))
     with app.app_context():
         state = get_runtime().process.get().engines
         for engine in (state.reading(), state.writing(), state.draining(), state.occasional()):
             with engine.connect() as connection:
-                assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 2
+                assert connection.exec_driver_sql("PRAGMA synchronous").scalar_one() == 3
                 mode = connection.exec_driver_sql("PRAGMA journal_mode").scalar_one()
                 assert mode not in ("memory", "off")
+
+
+def test_a_new_file_gets_its_log_while_another_process_writes(tmp_path: Path) -> None:
+    """SQLite would fail at once, because the other process still uses the old journal."""
+    path = tmp_path / "new.db"
+    with (
+        closing(sqlite3.connect(path, isolation_level=None, check_same_thread=False)) as other,
+        closing(sqlite3.connect(path)) as driver,
+    ):
+        other.execute("BEGIN IMMEDIATE")
+        timer = threading.Timer(0.3, other.execute, ["COMMIT"])
+        timer.start()
+        use_wal(driver)
+        timer.join()
+        assert driver.execute("PRAGMA journal_mode").fetchone() == ("wal",)
 
 
 def test_commits_wait_for_the_disk_of_postgresql(
     url_of: Callable[[str], URL], make_host: MakeHost
 ) -> None:
-    """A host that switched `synchronous_commit` off has it on in our connections."""
+    """A host that switched `synchronous_commit` off has it on in each of our transactions.
+
+    It stays off in the session, which PgBouncer may give to other programs.
+    """
     url = url_of("postgresql").update_query_dict({"options": "-c synchronous_commit=off"})
-    app = make_host(create_engine(url))
-    with app.app_context(), get_runtime().engine().connect() as connection:
-        assert connection.scalar(text("SHOW synchronous_commit")) == "on"
+    host = create_engine(url)
+    app = make_host(host)
+    with host.begin() as connection:
+        connection.exec_driver_sql(REFUSE_COMMITS_THAT_DO_NOT_WAIT)
+    record(app, ANONYMOUS)  # by the writer thread
+    with app.app_context():
+        direct_writer = get_runtime().recorder._direct_writer
+    wait_until(lambda: direct_writer._connection is not None)
+    record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(minutes=1)))
+    assert direct_writer._connection is not None  # an error would have closed it
+    with app.app_context():
+        engine = get_runtime().writing_engine().execution_options(isolation_level="AUTOCOMMIT")
+    with engine.connect() as connection:
+        assert connection.scalar(text("SHOW synchronous_commit")) == "off"
+
+
+@pytest.mark.parametrize("kind", READ_ONLY_SESSIONS)
+def test_a_connection_that_may_not_write_is_replaced(
+    kind: str, url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """The database can be written again, but the connections from before cannot."""
+    engine = create_engine(url_of(kind))
+    is_read_only = False
+
+    @event.listens_for(engine, "connect")
+    def restrict(driver: Any, _: object) -> None:
+        if is_read_only:
+            driver.cursor().execute(READ_ONLY_SESSIONS[kind])
+            driver.commit()
+
+    app = make_host(engine, IMCALLBACK_DEADLINE=4)
+    record(app, ANONYMOUS)
+    with app.app_context():
+        runtime = get_runtime()
+        runtime.recorder.stop_direct_writes()  # each failure closes their connection
+        wait_until(lambda: len(runtime.feed.read_page(load_feed_query({})).data) == 2)
+        runtime.process.get().engines.dispose()
+        is_read_only = True
+        with pytest.raises(StorageError):
+            record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(minutes=1)))
+        runtime.sequencer.catch_up(5)
+        is_read_only = False
+        record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(minutes=2)))
+        # The second delivery was refused, but its last attempt may have succeeded.
+        wait_until(lambda: len(runtime.feed.read_page(load_feed_query({})).data) >= 4)
+
+
+def test_a_driver_that_hides_its_socket_has_no_direct_writes(
+    url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """Nobody could interrupt a request that writes by itself, so the writer thread writes."""
+    url = url_of("postgresql").set(drivername="postgresql+psycopg2")
+    app = make_host(create_engine(url, connect_args={"connection_factory": HiddenSocket}))
+    for minute in range(3):
+        record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(minutes=minute)))
+        time.sleep(0.1)
+    with app.app_context():
+        assert get_runtime().recorder._direct_writer._connection is None
+    assert len(rows(app)[0]) == 3
+
+
+def test_the_tables_of_mariadb_have_transactions(
+    url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """They are InnoDB tables, whatever engine the server prefers."""
+    init = {"init_command": "SET default_storage_engine = MyISAM"}
+    engine = create_engine(url_of("mariadb"), connect_args=init)
+    make_host(engine)
+    query = "SELECT DISTINCT engine FROM information_schema.tables WHERE table_schema = database()"
+    with engine.connect() as connection:
+        own_tables = f"{query} AND table_name LIKE 'imcallback%'"
+        assert connection.scalars(text(own_tables)).all() == ["InnoDB"]
+    engine.dispose()
+
+
+def test_an_old_sqlite_stores_a_large_packet(
+    url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """SQLite before 3.32 takes at most 999 parameters in a statement."""
+    engine = create_engine(url_of("sqlite"))
+
+    @event.listens_for(engine, "connect")
+    def limit(driver: sqlite3.Connection, _: object) -> None:
+        driver.setlimit(sqlite3.SQLITE_LIMIT_VARIABLE_NUMBER, 999)
+
+    app = make_host(engine)
+    many = tuple(Removal(Relation.FRIEND, "alice", f"b{number}") for number in range(1200))
+    record(app, replace(ANONYMOUS, removals=many))
+    assert len(rows(app)[1]) == 1200
+    with app.app_context():
+        runtime = get_runtime()
+        assert len(runtime.history.find(limit=1000).data) == 1000
+        wait_until(lambda: len(runtime.feed.read_page(load_feed_query({})).data) == 1200)
+        runtime.seal_log()
+        assert runtime.verify_database([]).problems == []
 
 
 def test_the_host_may_give_the_password_late(

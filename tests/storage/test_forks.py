@@ -7,6 +7,8 @@ import os
 import sqlite3
 import subprocess
 import sys
+import threading
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import replace
 from datetime import timedelta
@@ -18,6 +20,7 @@ from sqlalchemy import URL, text
 
 from flask_imcallback import ImCallback
 from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage import sqlite
 from flask_imcallback.storage.sqlite import file_lock
 from support.apps import MakeApp, close_connections, rows, save_counts
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, record
@@ -77,6 +80,7 @@ def test_a_lock_that_a_thread_holds_during_a_fork_stops_nobody(make_app: MakeApp
         state.counters._lock,
         state.inspector._lock,
         drain._lock,
+        state.sequencer._lock,
     ]
     for lock in locks:
         lock.acquire()
@@ -136,3 +140,50 @@ def test_a_child_keeps_no_lock_file(tmp_path: Path) -> None:
     finally:
         os.write(may_end[1], b"1")
         os.waitpid(pid, 0)
+
+
+def _fail_if_open(folder: Path) -> None:
+    """Raise an error if this process has a file in the folder open, except for lock files."""
+    paths = [os.path.realpath(link) for link in Path("/proc/self/fd").iterdir()]
+    assert not [path for path in paths if path.startswith(f"{folder}/") and "-lock" not in path]
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+@pytest.mark.filterwarnings("ignore:This process .* is multi-threaded:DeprecationWarning")
+def test_a_child_has_no_database_file_open(
+    make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Threads of the parent open, use and close connections while the process forks."""
+    monkeypatch.setattr(sqlite, "FORK_DELAY_SECONDS", 20)  # a busy machine is slow
+    monkeypatch.setattr(sqlite, "MAX_GATE_SECONDS", 20)
+    app = make_app(URL.create("sqlite", database=str(tmp_path / "test.db")))
+    is_over = threading.Event()
+
+    def repeat(function: Callable[[Flask], object]) -> None:
+        while not is_over.is_set():
+            function(app)
+
+    functions = [store, save_counts, find]
+    threads = [threading.Thread(target=repeat, args=(function,)) for function in functions]
+    for thread in threads:
+        thread.start()
+    try:
+        for _ in range(20):
+            assert in_child(lambda: _fail_if_open(tmp_path)) == 0
+    finally:
+        is_over.set()
+        for thread in threads:
+            thread.join()
+
+
+def store(app: Flask) -> None:
+    """Store a delivery in the database, or in the spool while the machine is too busy."""
+    with app.app_context():
+        get_runtime().recorder.record(ANONYMOUS)
+
+
+def find(app: Flask) -> None:
+    """Query the history."""
+    with app.app_context():
+        get_runtime().history.find()

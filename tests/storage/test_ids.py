@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from datetime import UTC, datetime, timedelta
 
 import pytest
@@ -48,19 +47,3 @@ def test_ids_follow_a_clock_that_is_set_back(moved_back: timedelta, expected: in
     ids = IdAllocator()
     ids.allocate(MOMENT, 1)
     assert ids.allocate(MOMENT - moved_back, 1) == expected
-
-
-def test_processes_with_large_deliveries_use_different_ids(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Three processes that receive 1,000 removals at the same moments never share an id."""
-    moments = [MOMENT + timedelta(milliseconds=number) for number in range(0, 300, 7)]
-    ids_by_process: list[set[int]] = []
-    for process_id in (1000, 1001, 1002):
-        monkeypatch.setattr(os, "getpid", lambda process_id=process_id: process_id)
-        ids = IdAllocator()
-        first_ids = [ids.allocate(moment, 1000) for moment in moments]
-        ids_by_process.append({first + number for first in first_ids for number in range(1000)})
-    first, second, third = ids_by_process
-    assert [len(ids) for ids in ids_by_process] == [1000 * len(moments)] * 3
-    assert not first & second | second & third | first & third

@@ -14,6 +14,7 @@ import pytest
 from flask_imcallback.storage.lost_callbacks import is_log_visible
 from support.apps import MakeApp
 from support.callbacks import BODY, SECRET
+from support.loggers import keeping_enabled_loggers
 
 NO_CONFIG: dict[str, Any] = {"version": 1, "disable_existing_loggers": True}
 
@@ -22,15 +23,9 @@ NO_CONFIG: dict[str, Any] = {"version": 1, "disable_existing_loggers": True}
 def logger() -> Iterator[logging.Logger]:
     """The logger of the extension. Its state is restored, and pytest's own handlers are hidden."""
     logger, root = logging.getLogger("flask_imcallback"), logging.getLogger()
-    disabled = {
-        name: item.disabled
-        for name, item in logging.Logger.manager.loggerDict.items()
-        if isinstance(item, logging.Logger)
-    }
     handlers, root.handlers = root.handlers, []
-    yield logger
-    for name, value in disabled.items():
-        logging.getLogger(name).disabled = value
+    with keeping_enabled_loggers():
+        yield logger
     root.handlers = handlers
     logger.handlers, logger.propagate, logger.level = [], True, logging.NOTSET
     logging.disable(logging.NOTSET)

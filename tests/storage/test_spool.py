@@ -264,6 +264,7 @@ END IF""",
 """Triggers that let the database refuse the removals of one account."""
 
 
+@pytest.mark.slow
 def test_a_refused_callback_is_set_aside_and_delays_nobody(
     database_url: URL, make_app: MakeApp, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -194,6 +194,7 @@ def test_when_the_spool_is_back_the_next_callback_waits_in_it(
     wait_until(lambda: owners(app) >= {"after0", "after1"})
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("spool_fault", SPOOLS)
 def test_a_broken_spool_is_no_server_error(
     spool_fault: str, tmp_path: Path, make_app: MakeApp

@@ -15,7 +15,7 @@ from sqlalchemy.orm import Session, sessionmaker
 
 from flask_imcallback import ConfigError, StorageError, upgrade
 from flask_imcallback.runtime import Runtime, build_runtime, get_runtime
-from support.apps import close_connections
+from support.apps import close_connections, wait_until
 from support.deliveries import DELIVERY
 from support.engines import HAS_LITE
 
@@ -131,6 +131,31 @@ def test_a_mistake_at_the_first_use_loses_no_callback(tmp_path: Path) -> None:
             with pytest.raises(StorageError, match=message):
                 question()
         drain.spool.path.unlink()
+
+
+def test_a_callback_finds_its_database_after_the_mistake(tmp_path: Path) -> None:
+    """The engine function of the host fails once. Then the drain stores the callback."""
+    host = create_engine(f"sqlite:///{tmp_path / 'host.db'}")
+    answers = [host]
+
+    def fail_once() -> Engine:
+        return answers.pop()
+
+    app = new_app(tmp_path)
+    build(app, engine=fail_once)
+    with app.app_context():
+        upgrade()
+    app = new_app(tmp_path)
+    runtime = build(app, engine=fail_once)
+    with app.app_context():
+        assert runtime.recorder.record(DELIVERY) is None
+        answers.append(host)
+        assert runtime.drain
+        spool = runtime.drain.spool
+        wait_until(lambda: not (spool.waiting().count or spool.waiting().foreign))
+        assert len(runtime.history.find().data) == 2
+    close_connections(app)
+    host.dispose()
 
 
 def test_a_database_in_the_memory_of_each_thread_is_refused(tmp_path: Path) -> None:

@@ -22,7 +22,7 @@ from flask_imcallback.storage.entries import Entry
 from flask_imcallback.storage.ids import id_at
 from flask_imcallback.storage.writer import LARGE_BODY_BYTES, Writer
 from support import faults, servers
-from support.apps import MakeApp, rows, wait_until
+from support.apps import MakeApp, end_connections, rows, wait_until
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, entry_of, make_entries, write
 
 HOLD_SECONDS = 30
@@ -113,6 +113,21 @@ def test_a_stored_entry_is_not_stored_again(database_url: URL, make_app: MakeApp
     assert [entry.row["id"] for entry in retries] == expected_ids
     deliveries, removals = rows(app)
     assert (len(deliveries), len(removals)) == (6, 10)
+
+
+def test_a_moved_entry_is_not_stored_again(database_url: URL, make_app: MakeApp) -> None:
+    """A copy that still has the old id is recognized, although that id is taken."""
+    app = make_app(database_url)
+    first = entry_of(app, ANONYMOUS)
+    moved = Entry(first.row | {"nonce": b"another delivery"}, first.removals)
+    copy = moved.copy()
+    write(app, first)
+    write(app, moved)
+    write(app, copy)
+    assert copy.error is None
+    assert copy.row["id"] == moved.row["id"] != first.row["id"]
+    deliveries, removals = rows(app)
+    assert (len(deliveries), len(removals)) == (2, 4)
 
 
 def test_a_delivery_moves_if_its_id_is_taken(database_url: URL, make_app: MakeApp) -> None:
@@ -286,23 +301,6 @@ def test_an_abandoned_entry_keeps_its_id(make_app: MakeApp) -> None:
     write(app, second, seconds=1)
     assert second.row["id"] == first.row["id"]
     assert len(rows(app)[0]) == 1
-
-
-def end_connections(app: Flask) -> None:
-    """Let the server close all connections of the app's pool."""
-    with app.app_context():
-        engine = get_runtime().engine()
-        with create_engine(engine.url).connect() as connection:
-            if engine.dialect.name == "postgresql":
-                others = "pid <> pg_backend_pid() AND datname = current_database()"
-                kill = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
-                connection.execute(text(kill)).all()
-            else:
-                others = "db = DATABASE() AND id <> CONNECTION_ID()"
-                ids = f"SELECT id FROM information_schema.processlist WHERE {others}"
-                for number in connection.scalars(text(ids)).all():
-                    connection.execute(text(f"KILL {number}"))
-            connection.invalidate()
 
 
 @pytest.mark.parametrize("database", ["postgresql", "mariadb"])

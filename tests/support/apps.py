@@ -8,28 +8,72 @@ from collections.abc import Callable
 from contextlib import suppress
 from typing import Any
 
+import pytest
 from flask import Flask
-from sqlalchemy import Connection, Inspector, select
+from sqlalchemy import Connection, Inspector, create_engine, select, text
 
 from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.append_only import revision
 from flask_imcallback.storage.ids import moment_of
-from flask_imcallback.storage.tables import delivery, removal, source
+from flask_imcallback.storage.tables import delivery, inbox, log, removal, source
 
 DATABASES = ("sqlite", "postgresql", "mariadb")
+SERVERS = DATABASES[1:]
+"""The databases that run several transactions at once."""
+SOURCE_TEXTS = ("command", "platform")
+"""The texts that the source has, if a delivery has removals."""
 MakeApp = Callable[..., Flask]
 """The type of the fixture `make_app`."""
 
 
+def long_if(is_long: bool) -> list[pytest.MarkDecorator]:
+    """Return the marks of a parameter that only `make test-long` runs, if it is long."""
+    return [pytest.mark.long] if is_long else []
+
+
 def stored_removals(connection: Connection) -> list[dict[str, Any]]:
     """Return all stored removals, with the names and in the order of a `Record`."""
-    r, s = removal.c, source.c
+    r, s, d = removal.c, source.c, delivery.c
+    delivery_id = r.id - r.position
     removals = select(
         *(r.id, s.provider, s.app_id, s.command, s.relation, r.owner_id, r.target_id),
-        *(r.actor_id, s.cause, (r.id - r.delivery_id).label("position"), r.delivery_id),
-        *(r.client_ip, s.platform, r.request_id),
+        *(r.actor_id, s.cause, r.position, delivery_id.label("delivery_id")),
+        *(d.client_ip, s.platform, d.request_id),
     ).join(source, s.id == r.source_id, isouter=True)
+    removals = removals.join(delivery, d.id == delivery_id, isouter=True)
     rows = connection.execute(removals.order_by(r.id)).mappings()
     return [{**row, "received_at": moment_of(row["delivery_id"])} for row in rows]
+
+
+def stored_deliveries(connection: Connection) -> list[dict[str, Any]]:
+    """Return all stored deliveries, with the texts of their sources, and their times."""
+    joined = select(delivery, source.c.provider, source.c.app_id)
+    joined = joined.add_columns(*(source.c[name].label(f"of_{name}") for name in SOURCE_TEXTS))
+    joined = joined.join(source, source.c.id == delivery.c.source_id).order_by(delivery.c.id)
+    rows = [dict(row) for row in connection.execute(joined).mappings()]
+    for row in rows:
+        row["received_at"] = moment_of(row["id"])
+        for name in SOURCE_TEXTS:
+            of_source = row.pop(f"of_{name}")
+            if row["removal_count"]:
+                assert row[name] == ""
+                row[name] = of_source
+            else:
+                assert of_source == ""
+    return rows
+
+
+def drop_triggers(connection: Connection) -> None:
+    """Let the test change and delete rows of all tables."""
+    for statement in revision().drop_statements(connection.dialect.name):
+        connection.execute(text(statement))
+
+
+def delete_deliveries(connection: Connection) -> None:
+    """Delete all deliveries, with their removals and log positions."""
+    drop_triggers(connection)
+    for table in (delivery, removal, inbox, log):
+        connection.execute(table.delete())
 
 
 def save_counts(app: Flask) -> None:
@@ -59,19 +103,37 @@ def close_connections(app: Flask) -> None:
     save_counts(app)
     with app.app_context():
         runtime = get_runtime()
-        engines = runtime.process.get().engines
-        engines.dispose()
+        runtime.sequencer.stop()
+        wait_until(lambda: not runtime.sequencer.is_running)  # it may be using a connection
+        process = runtime.process.get()
+        process.close_connections()
         if runtime.drain:
             runtime.drain.spool.dispose()
         with suppress(Exception):  # the database may be configured wrongly
-            engines.host().dispose()
+            process.engines.host().dispose()
+
+
+def end_connections(app: Flask) -> None:
+    """Let the server close all connections of the app's pool."""
+    with app.app_context():
+        engine = get_runtime().engine()
+        with create_engine(engine.url).connect() as connection:
+            if engine.dialect.name == "postgresql":
+                others = "pid <> pg_backend_pid() AND datname = current_database()"
+                kill = f"SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE {others}"
+                connection.execute(text(kill)).all()
+            else:
+                others = "db = DATABASE() AND id <> CONNECTION_ID()"
+                ids = f"SELECT id FROM information_schema.processlist WHERE {others}"
+                for number in connection.scalars(text(ids)).all():
+                    connection.execute(text(f"KILL {number}"))
+            connection.invalidate()
 
 
 def rows(app: Flask) -> tuple[list[Any], list[Any]]:
     """Return all stored deliveries and all stored removals."""
     with app.app_context(), get_runtime().engine().connect() as connection:
-        deliveries = connection.execute(select(delivery).order_by(delivery.c.id)).mappings().all()
-        return list(deliveries), stored_removals(connection)
+        return stored_deliveries(connection), stored_removals(connection)
 
 
 def wait_until(condition: Callable[[], object], seconds: float = 30) -> None:

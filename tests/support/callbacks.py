@@ -16,8 +16,7 @@ from werkzeug.serving import WSGIRequestHandler, make_server
 from flask_imcallback import ImCallback, OpenIMProvider, Origin, PacketError, Reply, upgrade
 from flask_imcallback.providers import Callback, CallbackRequest
 from flask_imcallback.runtime import get_runtime
-from flask_imcallback.storage.tables import delivery, removal
-from support.apps import close_connections, join
+from support.apps import close_connections, delete_deliveries, join
 
 SECRET = "a-secret-of-16-characters"
 
@@ -69,14 +68,15 @@ class SharedApps:
     def empty_app(self, settings: dict[str, Any]) -> Flask:
         """Return the app with these settings. The tables are empty."""
         app = self._apps.get(repr(settings)) or self._make(settings)
-        with app.app_context(), get_runtime().engine().begin() as connection:
-            for table in (delivery, removal):
-                connection.execute(table.delete())
+        with app.app_context(), get_runtime().writing_engine().begin() as connection:
+            delete_deliveries(connection)
         return app
 
     def _make(self, settings: dict[str, Any]) -> Flask:
         app = Flask("host", instance_path=str(self._folder / "instance"))
         app.config.update(settings, SQLALCHEMY_DATABASE_URI=self._url)
+        app.config["IMCALLBACK_DEADLINE"] = 30  # on a slow machine, no callback waits in the spool
+        app.config["IMCALLBACK_SEAL_SECONDS"] = 0
         ImCallback(app)
         with app.app_context():
             upgrade()

@@ -135,9 +135,10 @@ MODULES = {
     "mariadb+pymysql": "pymysql",
     "mysql+mysqldb": "MySQLdb",
     "mariadb+mariadbconnector": "mariadb",
+    "mysql+mysqlconnector": "mysql",
 }
-"""The drivers and their modules. The last two need a C compiler, so the extra `test` does not
-install them. If you install them, they are tested too."""
+"""The drivers and their modules. The extra `test` does not install the last three, which are large
+or need a C compiler. If you install them, they are tested too."""
 
 DRIVERS = {
     "postgresql": [name for name in MODULES if "postgresql" in name],

@@ -11,6 +11,7 @@ import struct
 import subprocess
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import closing, contextmanager, suppress
 from datetime import UTC, datetime
@@ -297,6 +298,8 @@ def fork(function: Callable[[], object]) -> int:
         try:
             function()
             status = 0
+        except BaseException:
+            traceback.print_exc()
         finally:
             os._exit(status)
     return child

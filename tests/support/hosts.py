@@ -10,17 +10,13 @@ from pathlib import Path
 
 from sqlalchemy import NullPool, create_engine, inspect, text
 
+from flask_imcallback.storage import metadata
 from support import ROOT
+from support.commands import run_flask
 
 HOSTS = ROOT / "tests/hosts"
-HEAD = "0001_tables"
-OUR_TABLES = {
-    "imcallback_delivery",
-    "imcallback_removal",
-    "imcallback_source",
-    "imcallback_counter",
-    "alembic_version_imcallback",
-}
+HEAD = "0002_append_only"
+OUR_TABLES = {*metadata.tables, "alembic_version_imcallback"}
 HOST_TABLES = {"thing", "alembic_version"}
 
 
@@ -33,6 +29,12 @@ class Result:
     err: str
 
 
+def checked(done: subprocess.CompletedProcess[str], status: int) -> Result:
+    """Return the result of a command, and check its exit status."""
+    assert done.returncode == status, done.stdout + done.stderr
+    return Result(done.returncode, done.stdout, done.stderr)
+
+
 @dataclass(frozen=True)
 class Site:
     """A folder with an app, and the environment variables of its commands."""
@@ -43,23 +45,27 @@ class Site:
 
     def flask(self, *arguments: str, cwd: Path | None = None, status: int = 0) -> Result:
         """Run `flask` with arguments, and check the exit status."""
-        return self.python("-m", "flask", "--app", self.app, *arguments, cwd=cwd, status=status)
+        done = run_flask(["--app", self.app, *arguments], cwd or self.folder, self.environment())
+        return checked(done, status)
 
     def python(self, *arguments: str, cwd: Path | None = None, status: int = 0) -> Result:
         """Run Python with arguments, and check the exit status."""
-        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLASK_", "HOST_"))}
-        provider = {"FLASK_IMCALLBACK_SECRETS": '["a-secret-path-segment"]'}
-        result = subprocess.run(
+        done = subprocess.run(
             [sys.executable, *arguments],
             cwd=cwd or self.folder,
-            env={**inherited, **provider, "PYTHONDONTWRITEBYTECODE": "1", **self.settings},
+            env=self.environment(),
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
             check=False,
         )
-        assert result.returncode == status, result.stdout + result.stderr
-        return Result(result.returncode, result.stdout, result.stderr)
+        return checked(done, status)
+
+    def environment(self) -> dict[str, str]:
+        """Return the environment variables of the commands."""
+        inherited = {k: v for k, v in os.environ.items() if not k.startswith(("FLASK_", "HOST_"))}
+        provider = {"FLASK_IMCALLBACK_SECRETS": '["a-secret-path-segment"]'}
+        return {**inherited, **provider, "PYTHONDONTWRITEBYTECODE": "1", **self.settings}
 
     def configured(self, **settings: str) -> Site:
         """Return the site with more environment variables."""

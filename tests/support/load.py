@@ -216,12 +216,14 @@ class Report:
     """Callbacks with missing removals, or with another number than their delivery says."""
     reordered: int = 0
     """Callbacks whose removals have other ids than their position in the packet demands."""
+    unfollowed: int = 0
+    """Removals that a follower of the feed does not see exactly once."""
     worst: float = 0.0
     """Duration of the slowest answer, in seconds."""
 
     @property
     def faults(self) -> int:
-        return self.lost + self.doubled + self.half_stored + self.reordered
+        return self.lost + self.doubled + self.half_stored + self.reordered + self.unfollowed
 
     def add(self, other: Report) -> None:
         """Add the report of other rounds of the same scenario."""
@@ -322,7 +324,7 @@ def _read(databases: Iterable[URL | Path]) -> tuple[dict[str, set[Stored]], dict
             continue
         engine = create_engine(url, poolclass=NullPool)
         with engine.connect() as connection:
-            columns = (row.owner_id, row.id, row.delivery_id, row.target_id)
+            columns = (row.owner_id, row.id, row.id - row.position, row.target_id)
             for owner, *values in connection.execute(select(*columns)):
                 rows[owner].add(Stored(*values))
             deliveries = select(delivery.c.id, delivery.c.removal_count)

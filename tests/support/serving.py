@@ -19,6 +19,7 @@ from typing import Any
 from sqlalchemy import URL, create_engine, select
 
 from support import ROOT
+from support.commands import run_flask
 from support.servers import ending_with_us, family
 
 SECRET = "a-secret-of-16-characters"
@@ -135,13 +136,15 @@ def environment(folder: Path, url: URL) -> dict[str, str]:
         "FLASK_IMCALLBACK_SECRETS": json.dumps([SECRET]),
         "FLASK_IMCALLBACK_MAX_BODY": str(MAX_BODY),
         "FLASK_IMCALLBACK_SPOOL": str(folder / "spool.db"),
+        # The checkpoint would stay in the instance folder of the example app.
+        "FLASK_IMCALLBACK_SEAL_SECONDS": "0",
     }
 
 
 def upgrade_tables(env: Mapping[str, str]) -> None:
     """Create the tables of the example app."""
-    command = [sys.executable, "-m", "flask", "--app", "example_app", "db", "upgrade"]
-    subprocess.run(command, cwd=ROOT, env=env, check=True, capture_output=True)
+    done = run_flask(["--app", "example_app", "db", "upgrade"], ROOT, env)
+    assert done.returncode == 0, done.stderr
 
 
 def start(

@@ -31,6 +31,7 @@ from support import faults, servers
 from support.apps import close_connections
 from support.clusters import Galera, Replicas, ask, galera, postgresql_replicas
 from support.faults import Cut
+from support.feeds import Follower, stored_ids
 from support.load import (
     HEADER,
     SECRET,
@@ -134,9 +135,25 @@ def app_on(url: URL, folder: Path, **options: Any) -> Iterator[Running]:
 
 
 def check_history(load: Load, running: Running, url: URL | None = None) -> Report:
-    """Wait until the spool is empty, and compare the stopped load with the history."""
+    """Wait until the spool is empty, and compare the stopped load with the history and the feed."""
     running.wait_until_drained(DRAIN_TIMEOUT_SECONDS)
-    return check(load.callbacks, url or running.url)
+    report = check(load.callbacks, url or running.url)
+    report.unfollowed = count_unfollowed(url or running.url)
+    return report
+
+
+def count_unfollowed(url: URL) -> int:
+    """Follow the feed, and return the number of removals that it does not show exactly once."""
+    app = Flask("follower")
+    app.config["SQLALCHEMY_DATABASE_URI"] = url
+    app.config["IMCALLBACK_SPOOL"] = None
+    ImCallback(app)
+    with app.app_context():
+        follower = Follower()
+        follower.read_all()
+    close_connections(app)
+    stored = stored_ids(url)
+    return sum(abs(follower.seen[key] - stored[key]) for key in follower.seen | stored)
 
 
 def workers_killed(database: Database, folder: Path, rounds: int) -> Report:

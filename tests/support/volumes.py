@@ -30,18 +30,42 @@ def insert_series(connection: Connection, table: str, count: int, **columns: Any
 
 
 def insert_removals(connection: Connection, count: int, **changes: str) -> None:
-    """Insert removals of "alice" and "bob", one for each second. `changes` are SQL expressions."""
-    columns = {
+    """Insert removals of "alice" and "bob", one for each second, and their deliveries.
+
+    `changes` are SQL expressions.
+    """
+    removal = {
         "id": f"{FIRST_ID} + n * 1000000",
-        "delivery_id": f"{FIRST_ID} + n * 1000000",
         "source_id": "1",
+        "position": "0",
         "owner_id": "'alice'",
         "target_id": "'bob'",
         "actor_id": "''",
-        "client_ip": "'203.0.113.7'",
-        "request_id": "'many'",
     }
-    insert_series(connection, "imcallback_removal", count, **columns | changes)
+    removal |= {name: value for name, value in changes.items() if name in removal}
+    insert_series(connection, "imcallback_removal", count, **removal)
+    delivery = {name: removal[name] for name in ("id", "source_id")} | {"removal_count": "1"}
+    delivery |= {"client_ip": "'203.0.113.7'", "request_id": "'many'"}
+    delivery |= {name: value for name, value in changes.items() if name in delivery}
+    insert_deliveries(connection, count, **delivery)
+
+
+def insert_deliveries(connection: Connection, count: int, **changes: str) -> None:
+    """Insert deliveries, one for each second. `changes` are SQL expressions."""
+    texts = (
+        *("error", "command", "platform", "remote_addr", "authenticated_by", "client_ip"),
+        *("request_id", "query"),
+    )
+    columns = {
+        "id": f"{FIRST_ID} + n * 1000000",
+        "source_id": "1",
+        "removal_count": "0",
+        "status": "'recorded'",
+        **dict.fromkeys(texts, "''"),
+        "headers": "'{}'",
+        "body": r"'\x7b7d'" if connection.dialect.name == "postgresql" else "X'7B7D'",
+    }
+    insert_series(connection, "imcallback_delivery", count, **columns | changes)
 
 
 def insert_sources(connection: Connection, count: int, **changes: str) -> None:
@@ -65,6 +89,6 @@ def insert_sources(connection: Connection, count: int, **changes: str) -> None:
 
 def analyze(connection: Connection) -> None:
     """Let the database gather the statistics that it plans with."""
-    for table in ("imcallback_removal", "imcallback_source"):
+    for table in ("imcallback_removal", "imcallback_delivery", "imcallback_source"):
         verb = "ANALYZE" if connection.dialect.name in ("sqlite", "postgresql") else "ANALYZE TABLE"
         connection.execute(text(f"{verb} {table}"))

@@ -8,15 +8,17 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+import pytest
 from sqlalchemy import URL
 
 from support import ROOT
-from support.apps import DATABASES
+from support.apps import DATABASES, long_if
 from support.servers import family, free_port
 from support.serving import Running, environment, start
 
@@ -206,3 +208,20 @@ def _caught_signals(pid: int) -> str:
     """Return the signals that a process handles, as the kernel shows them."""
     status = Path(f"/proc/{pid}/status").read_text()
     return status.partition("SigCgt:")[2].split()[0]
+
+
+def cases(servers: Iterable[WsgiServer]) -> list[Any]:
+    """Return each server with each of its databases, as parameters of a test.
+
+    `make test` runs the most used server on all databases, and the others on their first.
+    """
+    return [
+        pytest.param(
+            server,
+            database,
+            id=f"{server}-{database}",
+            marks=long_if(number > 0 and server.name != "gunicorn-gthread-preload"),
+        )
+        for server in servers
+        for number, database in enumerate(server.databases)
+    ]

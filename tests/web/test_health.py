@@ -123,7 +123,7 @@ def test_a_wrong_database_is_503_and_not_500(
         response = app.test_client().get(HEALTH, headers=headers)
         assert (response.status_code, response.get_json()["problem"]) == (503, problem)
         assert "pass-word" not in response.text
-    assert not Path("/tmp/imcallback-missing.db").exists()
+    assert not (tmp_path / "instance/missing.db").exists()
 
 
 def execute(app: Flask, statement: str) -> None:

@@ -108,6 +108,7 @@ def test_the_page_supports_only_get(make_app: MakeApp, method: str) -> None:
 # Links and headers
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("prefix", "root"), [("/imcallback", ""), ("", ""), ("/a/b", "/c")])
 def test_every_link_works(make_app: MakeApp, prefix: str, root: str) -> None:
     """Every URL on every page exists, under any prefix, and no page has an inline script."""
