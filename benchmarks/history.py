@@ -35,14 +35,15 @@ from sqlalchemy import URL, make_url, text  # noqa: E402
 
 import seed  # noqa: E402
 from flask_imcallback import ImCallback, upgrade  # noqa: E402
-from flask_imcallback.history.cursors import Position  # noqa: E402
 from flask_imcallback.history.export import COLUMNS, FileOptions, encode  # noqa: E402
+from flask_imcallback.history.finder import Finder  # noqa: E402
 from flask_imcallback.history.queries import HistoryQuery  # noqa: E402
 from flask_imcallback.history.resolve import NO_MATCH, resolve  # noqa: E402
-from flask_imcallback.history.statements import Finder, PageSpec  # noqa: E402
+from flask_imcallback.history.statements import PageSpec  # noqa: E402
 from flask_imcallback.runtime import get_runtime  # noqa: E402
+from flask_imcallback.storage.append_only import revision  # noqa: E402
 from flask_imcallback.storage.ids import id_at, moment_of  # noqa: E402
-from flask_imcallback.storage.tables import removal  # noqa: E402
+from flask_imcallback.storage.tables import delivery, removal  # noqa: E402
 from run import describe_machine, say  # noqa: E402
 from serving import serving  # noqa: E402
 from support import servers  # noqa: E402
@@ -50,8 +51,9 @@ from wrk import SECRET  # noqa: E402
 
 JOINED = (
     "SELECT r.id, s.provider, s.app_id, s.command, s.relation, r.owner_id, r.target_id, "
-    "r.id - r.delivery_id, r.delivery_id, r.client_ip, s.platform, r.request_id, r.delivery_id "
-    "FROM imcallback_removal r JOIN imcallback_source s ON s.id = r.source_id"
+    "r.actor_id, s.cause, r.position, r.id - r.position, d.client_ip, s.platform, d.request_id, "
+    "d.id FROM imcallback_removal r JOIN imcallback_source s ON s.id = r.source_id "
+    "JOIN imcallback_delivery d ON d.id = r.id - r.position"
 )
 NEWEST = f"{JOINED} ORDER BY r.id DESC LIMIT 100"
 SOURCE_FILTERS = ("provider", "app_id", "command", "relation", "platform")
@@ -123,7 +125,7 @@ class Bench:
         """Return the cursor of a page that ends at this id."""
         query = HistoryQuery.from_filters(filters)
         # This app has no SECRET_KEY, so that only the codec of the history has its key.
-        return self.history._cursors.encode(Position(removal_id), query.digest)
+        return self.history._cursors.encode(removal_id, query.digest)
 
     def medians(self, questions: dict[str, Callable[[], Any]]) -> dict[str, float]:
         """Return the median milliseconds of each question. The questions take turns."""
@@ -221,7 +223,7 @@ class Bench:
             took = self.medians({"HTTP": question, "bare": bare})
             connection.close()
         self.report.lines += [
-            f"The newest page by HTTP: {took['HTTP']:.2f} ms; the bare SQL of it in the driver, "
+            f"The newest page by HTTP: {took['HTTP']:.2f} ms. The bare SQL of it in the driver, "
             f"and json.dumps of its rows: {took['bare']:.2f} ms.",
             "",
         ]
@@ -232,8 +234,9 @@ class Bench:
     def hot(self, name: str, rank: int = 0) -> Any:
         """Return one of the most frequent values of the newest removals."""
         with get_runtime().engine().connect() as connection:
+            table = "delivery" if name == "client_ip" else "removal"
             sql = (
-                f"SELECT {name} FROM (SELECT {name} FROM imcallback_removal WHERE {name} <> '' "
+                f"SELECT {name} FROM (SELECT {name} FROM imcallback_{table} WHERE {name} <> '' "
                 f"ORDER BY id DESC LIMIT 100000) AS n GROUP BY {name} "
                 f"ORDER BY COUNT(*) DESC LIMIT 1 OFFSET {rank}"
             )
@@ -276,8 +279,8 @@ class Bench:
             "",
             f"{len(found):,} questions, each for 100 removals: median "
             f"{statistics.median(times):.2f} ms, 99 of 100 below "
-            f"{statistics.quantiles(times, n=100)[98]:.1f} ms, the slowest {max(times):.1f} ms; "
-            f"the newest page takes {newest:.2f} ms. {partial:,} pages have fewer than 100 and a "
+            f"{statistics.quantiles(times, n=100)[98]:.1f} ms, the slowest {max(times):.1f} ms. "
+            f"The newest page takes {newest:.2f} ms. {partial:,} pages have fewer than 100 and a "
             "cursor, because the search had read as much as a page may. The slowest:",
             "",
         ]
@@ -340,7 +343,7 @@ class Bench:
         count = min(self.removals, 1_000_000)
         until = moment_of(
             self.scalar(
-                "SELECT delivery_id FROM imcallback_removal ORDER BY id LIMIT 1 OFFSET :n",
+                "SELECT id - position FROM imcallback_removal ORDER BY id LIMIT 1 OFFSET :n",
                 n=count - 1,
             )
         )
@@ -391,7 +394,7 @@ class Bench:
         peaks = []
         for count in (10_000, self.removals):
             since = self.scalar(
-                "SELECT delivery_id FROM imcallback_removal ORDER BY id DESC LIMIT 1 OFFSET :n",
+                "SELECT id - position FROM imcallback_removal ORDER BY id DESC LIMIT 1 OFFSET :n",
                 n=count - 1,
             )
             code = (
@@ -441,13 +444,13 @@ class Bench:
 
     def stats(self) -> None:
         """Measure counts over 30 days next to a bare GROUP BY."""
-        last = self.scalar("SELECT MAX(delivery_id) FROM imcallback_removal")
+        last = self.scalar("SELECT MAX(id) FROM imcallback_delivery")
         day = 86_400_000_000
         until = (last // day) * day
         since = until - 30 * day
         driver = self.driver()
         sql = (
-            f"SELECT delivery_id / {day} AS bucket, COUNT(*) FROM imcallback_removal "
+            f"SELECT (id - position) / {day} AS bucket, COUNT(*) FROM imcallback_removal "
             f"WHERE id >= {since} AND id < {until} GROUP BY bucket"
         )
 
@@ -502,12 +505,14 @@ class Bench:
     def indexes(self) -> None:
         """Measure the size of each index, and the time it adds to inserts."""
         names = ["imcallback_removal", *sorted(str(index.name) for index in removal.indexes)]
+        of_deliveries = sorted(str(index.name) for index in delivery.indexes)
+        names += ["imcallback_delivery", *of_deliveries]
         if self.is_sqlite:
             sizes = {
                 n: self.scalar("SELECT SUM(pgsize) FROM dbstat WHERE name = :n", n=n) for n in names
             }
         else:
-            names.insert(1, "pk_imcallback_removal")
+            names += ["pk_imcallback_removal", "pk_imcallback_delivery"]
             sizes = {
                 n: self.scalar("SELECT pg_relation_size(CAST(:n AS regclass))", n=n) for n in names
             }
@@ -527,7 +532,7 @@ class Bench:
     def write_costs(self) -> dict[str, str]:
         driver = self.driver()
         mark = "?" if self.is_sqlite else "%s"
-        sql = f"INSERT INTO imcallback_removal VALUES ({', '.join([mark] * 7)})"
+        sql = f"INSERT INTO imcallback_removal VALUES ({', '.join([mark] * 6)})"
         last = self.scalar("SELECT MAX(id) FROM imcallback_removal")
         draw = random.Random(1)
         number = itertools.count(last + 1_000_000)
@@ -539,20 +544,7 @@ class Bench:
                 for _ in range(100):
                     one = next(number)
                     owner, target = (f"user{draw.randrange(1_000_000):06}" for _ in range(2))
-                    address = (
-                        f"10.{draw.randrange(256)}.{draw.randrange(256)}.{draw.randrange(256)}"
-                    )
-                    rows.append(
-                        (
-                            one,
-                            one,
-                            1 + draw.randrange(8),
-                            owner,
-                            target,
-                            address,
-                            f"{draw.getrandbits(128):032x}",
-                        )
-                    )
+                    rows.append((one, 1 + draw.randrange(8), 0, owner, target, ""))
                 start = time.perf_counter()
                 driver.cursor().executemany(sql, rows)
                 driver.commit()
@@ -569,6 +561,8 @@ class Bench:
             without = [seconds() for _ in range(3)]
             index.create(get_runtime().engine())
             costs[str(index.name)] = f"{statistics.median(before) / statistics.median(without):.2f}"
+        for statement in revision().drop_statements("sqlite"):
+            driver.execute(statement)
         driver.execute(f"DELETE FROM imcallback_removal WHERE id > {last}")
         driver.commit()
         driver.close()

@@ -2,233 +2,217 @@
 
 from __future__ import annotations
 
+import math
 import statistics
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
+from typing import NamedTuple
 
-from openim import Outcome
 from serving import CONTENDERS
+from stage import DATABASES
 from wrk import Load, Measured
 
-DATABASES = {"sqlite": "SQLite", "postgresql": "PostgreSQL", "mariadb": "MariaDB"}
+
+class Setup(NamedTuple):
+    """A database, on the disk as it is or on a slow one."""
+
+    database: str
+    is_slow: bool = False
+
+    def __str__(self) -> str:
+        return DATABASES[self.database] + (", fsync of 3 ms" if self.is_slow else "")
 
 
-@dataclass(frozen=True)
-class Window:
-    """A part of a soak."""
+@dataclass
+class Trial:
+    """A load in a repetition, on one contender after the other."""
 
-    measured: Measured
-    removals: int
-    """Removals in the database at the end of the part."""
-    memory: float
-    """Megabytes of all processes of the server."""
+    commit_ms: float
+    """p50 of a bare durable commit in this repetition."""
+    measured: dict[str, Measured] = field(default_factory=dict)
 
 
 @dataclass
 class Results:
-    """Measurements on one database."""
+    """Measurements of a setup."""
 
     server: str
-    loads: dict[Load, dict[str, list[Measured]]] = field(default_factory=dict)
-    """Measurements by contender, in the order of the repetitions."""
-    commits: list[float] = field(default_factory=list)
-    """p50 of a bare commit in each repetition, in milliseconds."""
-    queue: dict[str, Outcome] = field(default_factory=dict)
-    soak: list[Window] = field(default_factory=list)
-
-    @property
-    def keeps_up(self) -> bool:
-        """Whether the last part of the soak is about as fast as the first."""
-        return self.soak[-1].measured.rate >= (1 - STEADY) * self.soak[0].measured.rate
+    trials: dict[Load, list[Trial]]
 
 
-@dataclass(frozen=True)
-class Goal:
-    """A bound on the ratio of ours to another contender, or on ours alone."""
+class Figure(NamedTuple):
+    """A figure of a contender, often compared with another contender in the same trial."""
 
-    load: Load
-    figure: str
-    """`rate`, `p50` or `p99`."""
-    than: str | None
-    bound: float
-    """At least this for rates, at most this for times."""
-    with_commit: bool = False
-    """Whether the time of a bare commit is added to the other contender."""
+    title: str
+    value: Callable[[Measured, Measured, float], float]
+    """The function of the contender, the other contender, and the bare commit."""
+    than: str | None = None
+    is_cost: bool = True
 
-    def seen(self, results: Results) -> list[float]:
+    def seen(self, trials: list[Trial], name: str) -> list[float]:
         """Return one value for each repetition. The list is empty without a measurement."""
-        found = results.loads.get(self.load, {})
-        ours = [getattr(measured, self.figure) for measured in found.get("ours", [])]
-        if self.than is None:
-            return ours
-        theirs = [getattr(measured, self.figure) for measured in found.get(self.than, [])]
-        if self.with_commit:
-            theirs = [a + b for a, b in zip(theirs, results.commits, strict=False)]
-        return [a / b for a, b in zip(ours, theirs, strict=False) if b]
+        other = self.than or name
+        values = [
+            self.value(trial.measured[name], trial.measured[other], trial.commit_ms)
+            for trial in trials
+            if {name, other} <= trial.measured.keys()
+        ]
+        return [value for value in values if not math.isnan(value)]
+
+
+def _ratio(one: float, other: float) -> float:
+    return one / other if other else float("nan")
+
+
+def _rate_than(name: str) -> Figure:
+    title = f"requests/s / {name}"
+    return Figure(title, lambda one, other, _: _ratio(one.rate, other.rate), name, is_cost=False)
+
+
+CPU = Figure("CPU ms", lambda one, *_: one.cpu)
+DATABASE_CPU = Figure("database CPU ms", lambda one, *_: one.database_cpu)
+CPU_ABOVE_FLOOR = Figure("CPU ms - floor", lambda one, floor, _: one.cpu - floor.cpu, "floor")
+RATE_NAIVE, RATE_DJANGO, RATE_FLOOR = map(_rate_than, ("naive", "django", "floor"))
+P50 = Figure(
+    "p50 / (floor + commit)",
+    lambda one, floor, commit_ms: _ratio(one.p50, floor.p50 + commit_ms),
+    "floor",
+)
+P99 = Figure("p99 / naive", lambda one, naive, _: _ratio(one.p99, naive.p99), "naive")
+FIGURES = [CPU, DATABASE_CPU, CPU_ABOVE_FLOOR, RATE_NAIVE, RATE_DJANGO, RATE_FLOOR, P50, P99]
+CHANGES = [
+    _rate_than("against"),
+    Figure("p50 / against", lambda one, other, _: _ratio(one.p50, other.p50), "against"),
+    Figure("p99 / against", lambda one, other, _: _ratio(one.p99, other.p99), "against"),
+    Figure("CPU ms - against", lambda one, other, _: one.cpu - other.cpu, "against"),
+]
+
+
+class Goal(NamedTuple):
+    load: Load
+    figure: Figure
+    bound: float
+    """At most this for costs, at least this for rates."""
 
     def is_met(self, value: float) -> bool:
-        return value >= self.bound if self.figure == "rate" else value <= self.bound
+        return value <= self.bound if self.figure.is_cost else value >= self.bound
 
     def __str__(self) -> str:
-        sign = "≥" if self.figure == "rate" else "≤"
-        figure = {"rate": "requests/s", "p50": "p50", "p99": "p99"}[self.figure]
-        if self.than is None:
-            return f"{name_of(self.load)}: {figure} {sign} {self.bound:,.0f} ms"
-        other = f"({self.than} + a bare commit)" if self.with_commit else self.than
-        times = f"{self.bound:.0%} of" if self.bound < 1 else f"{self.bound:g} x"
-        return f"{name_of(self.load)}: {figure} {sign} {times} {other}"
+        sign = "≤" if self.figure.is_cost else "≥"
+        return f"{self.load}: {self.figure.title} {sign} {self.bound:.2f}"
 
 
-ONE = Load("openim", 1, 32)
-THOUSAND = Load("tencent", 1000, 32)
-FEW = [Goal(Load("openim", 1, n), "p50", "floor", 1.3, with_commit=True) for n in (1, 2)]
+ONE, TWO, MANY, LARGE = Load(1), Load(2), Load(32), Load(32, pairs=1000)
 GOALS = {
-    "sqlite": [
-        Goal(ONE, "rate", "floor", 0.4),
-        Goal(ONE, "rate", "naive-default", 20),
-        Goal(ONE, "rate", "naive", 3),
-        Goal(ONE, "p99", "naive", 0.1),
-        *FEW,
-        Goal(THOUSAND, "rate", "naive", 7),
-        Goal(THOUSAND, "p99", None, 1000),
+    Setup("sqlite"): [
+        *(Goal(load, RATE_NAIVE, 1.5) for load in (ONE, TWO)),
+        *(Goal(load, RATE_DJANGO, 1.2) for load in (ONE, TWO)),
+        *(Goal(load, P50, 1.3) for load in (ONE, TWO)),
+        Goal(ONE, CPU_ABOVE_FLOOR, 0.3),
+        Goal(MANY, RATE_FLOOR, 0.5),
+        Goal(MANY, P99, 1 / 20),
+        Goal(LARGE, RATE_NAIVE, 7),
     ],
-    "postgresql": [
-        Goal(ONE, "rate", "floor", 0.4),
-        Goal(ONE, "rate", "naive", 2),
-        Goal(ONE, "rate", "django", 1.5),
-        Goal(ONE, "rate", "fastapi", 2.5),
-        Goal(ONE, "p99", "naive", 0.5),
-        *FEW,
-        Goal(THOUSAND, "rate", "naive", 9),
-        Goal(THOUSAND, "p99", None, 1000),
+    Setup("sqlite", is_slow=True): [Goal(MANY, RATE_NAIVE, 10)],
+    Setup("postgresql"): [
+        *(Goal(load, RATE_NAIVE, 1.4) for load in (ONE, TWO)),
+        *(Goal(load, RATE_DJANGO, 1.2) for load in (ONE, TWO)),
+        *(Goal(load, P50, 1.3) for load in (ONE, TWO)),
+        Goal(ONE, CPU_ABOVE_FLOOR, 0.3),
+        Goal(MANY, RATE_FLOOR, 0.45),
+        Goal(MANY, P99, 1 / 3),
+        Goal(LARGE, RATE_NAIVE, 8),
     ],
-    "mariadb": [],
+    Setup("postgresql", is_slow=True): [Goal(MANY, RATE_NAIVE, 4)],
 }
-STEADY = 0.2
-"""Share by which the last part of a soak may be slower than the first."""
 
 
-def name_of(load: Load) -> str:
-    pairs = "1 pair" if load.pairs == 1 else f"{load.pairs} pairs"
-    connections = "1 connection" if load.connections == 1 else f"{load.connections} connections"
-    return f"{load.provider}, {pairs}, {connections}"
-
-
-def report(all_results: dict[str, Results], command: str, machine: Iterable[str]) -> str:
-    lines = ["# Results", "", "Made by", "", "```console", f"$ {command}", "```", ""]
-    lines += [f"- {line}" for line in machine]
-    lines += [f"- {results.server}" for results in all_results.values()]
-    lines += [
-        "",
-        "Each cell has requests/s, then p50 / p99 in ms.",
+def report(all_results: dict[Setup, Results]) -> list[str]:
+    lines = [
         "The figures are medians of the repetitions, with the lowest and the highest in brackets.",
+        "A ratio is the median of the ratios of the repetitions.",
         "Only ratios within one run mean anything.",
         "",
-        *_summary(all_results),
     ]
-    for database, results in all_results.items():
-        lines += [f"## {DATABASES[database]}", ""]
-        if results.loads:
-            lines += [*_loads(results), "", *_goals(database, results), ""]
-        if results.queue:
-            lines += [*_queue(results), ""]
-        if results.soak:
-            lines += [*_soak(results), ""]
-    return "\n".join(lines)
+    for setup, results in all_results.items():
+        commits = [trial.commit_ms for trial in next(iter(results.trials.values()))]
+        lines += [f"## {setup}", ""]
+        lines += [f"{results.server}. A bare durable commit takes {_spread(commits)} ms (p50)."]
+        lines += ["", "Requests/s, then p50 / p99 in ms:", "", *_loads(results), ""]
+        lines += ["CPU milliseconds are user and system for a request:", "", *_figures(results), ""]
+    names = {name for results in all_results.values() for name in _names(results)}
+    lines += ["## Contenders", ""]
+    lines += [f"- {name}: {one.what}" for name, one in CONTENDERS.items() if name in names]
+    if "against" in names:
+        lines += ["", "## Ours compared with the other commit", "", *_changes(all_results)]
+    return [*lines, "", *_goals(all_results)]
 
 
-def _table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
+def table(head: list[str], rows: Iterable[list[str]]) -> list[str]:
     lines = [head, ["---"] * len(head), *rows]
     return [f"| {' | '.join(line)} |" for line in lines]
 
 
-def _spread(values: list[float], form: str) -> str:
+def _spread(values: list[float], form: str = ".2f") -> str:
     middle = format(statistics.median(values), form)
     if len(values) == 1:
         return middle
     return f"{middle} ({min(values):{form}} to {max(values):{form}})"
 
 
+def _names(results: Results) -> list[str]:
+    """Return the contenders of a setup in the order of `CONTENDERS`."""
+    first = next(iter(results.trials.values()))[0]
+    return [name for name in CONTENDERS if name in first.measured]
+
+
 def _loads(results: Results) -> list[str]:
-    names = list(next(iter(results.loads.values())))
-    rows = [
-        [name, *(_cell(contenders[name]) for contenders in results.loads.values())]
-        for name in names
-    ]
-    lines = _table(["contender", *map(name_of, results.loads)], rows)
-    lines += ["", *(f"- {name}: {CONTENDERS[name].what}" for name in names)]
-    if results.commits:
-        lines += [f"- a bare durable commit, p50: {_spread(results.commits, '.2f')} ms"]
-    return lines
+    rows = []
+    for name in _names(results):
+        by_load = [[trial.measured[name] for trial in trials] for trials in results.trials.values()]
+        rows.append([name, *map(_cell, by_load)])
+    return table(["contender", *map(str, results.trials)], rows)
 
 
 def _cell(measured: list[Measured]) -> str:
-    rate = _spread([one.rate for one in measured], ",.0f")
-    p50 = statistics.median(one.p50 for one in measured)
-    p99 = _spread([one.p99 for one in measured], ",.0f")
+    cell = _spread([one.rate for one in measured], ",.0f")
+    if timed := [one for one in measured if one.answered]:
+        p50 = statistics.median(one.p50 for one in timed)
+        cell += f"<br>{p50:,.1f} / {_spread([one.p99 for one in timed], ',.0f')}"
     failed = sum(one.failed for one in measured)
-    return f"{rate}<br>{p50:,.1f} / {p99}" + (f"<br>**{failed} failed**" if failed else "")
+    return cell + (f"<br>**{failed} failed**" if failed else "")
 
 
-def _summary(all_results: dict[str, Results]) -> list[str]:
-    met, missed = 0, []
-    for database, results in all_results.items():
-        for goal in GOALS[database]:
-            if seen := goal.seen(results):
-                if goal.is_met(statistics.median(seen)):
-                    met += 1
-                else:
-                    missed.append(f"- {DATABASES[database]}, {goal}")
-        if results.soak:
-            if results.keeps_up:
-                met += 1
-            else:
-                missed.append(f"- {DATABASES[database]}, lasting load")
-    if not met and not missed:
-        return []
-    line = f"Ours met {met} goals and missed {len(missed)}"
-    return [line + (":" if missed else "."), "", *missed, ""]
-
-
-def _goals(database: str, results: Results) -> list[str]:
+def _figures(results: Results) -> list[str]:
     rows = []
-    for goal in GOALS[database]:
-        if not (seen := goal.seen(results)):
-            rows.append([str(goal), "", "not measured"])
-            continue
-        form = ",.0f" if goal.than is None else ".2f"
-        met = goal.is_met(statistics.median(seen))
-        rows.append([str(goal), _spread(seen, form), "met" if met else "**missed**"])
+    for load, trials in results.trials.items():
+        for name in _names(results):
+            seen = [figure.seen(trials, name) for figure in FIGURES]
+            values = [f"{statistics.median(one):.2f}" if one else "" for one in seen]
+            rows.append([str(load), name, *values])
+    return table(["load", "contender", *(figure.title for figure in FIGURES)], rows)
+
+
+def _changes(all_results: dict[Setup, Results]) -> list[str]:
+    rows = []
+    for setup, results in all_results.items():
+        for load, trials in results.trials.items():
+            seen = [figure.seen(trials, "ours") for figure in CHANGES]
+            if all(seen):
+                rows.append([str(setup), str(load), *map(_spread, seen)])
+    return table(["", "load", *(figure.title for figure in CHANGES)], rows)
+
+
+def _goals(all_results: dict[Setup, Results]) -> list[str]:
+    rows = []
+    for setup, results in all_results.items():
+        for goal in GOALS.get(setup, []):
+            verdict = "not measured"
+            if seen := goal.figure.seen(results.trials.get(goal.load, []), "ours"):
+                verdict = "met" if goal.is_met(statistics.median(seen)) else "missed"
+            rows.append([str(setup), str(goal), _spread(seen) if seen else "", verdict])
     if not rows:
         return []
-    lines = ["Ours compared with its goals, repetition by repetition:", ""]
-    return lines + _table(["goal", "measured: median (lowest to highest)", ""], rows)
-
-
-def _queue(results: Results) -> list[str]:
-    rows = []
-    for name, one in results.queue.items():
-        times = f"{one.percentile(50):,.1f} / {one.percentile(99):,.1f}"
-        rows.append([name, f"{one.sent:,}", f"{one.dropped:,}", f"{one.failed:,}", times])
-    lines = ["An imitation of OpenIM's queue (`openim.py`), one run for each contender:", ""]
-    head = ["contender", "answered", "dropped", "failed", "event to answer, p50 / p99 in ms"]
-    return lines + _table(head, rows)
-
-
-def _soak(results: Results) -> list[str]:
-    rows = []
-    for number, part in enumerate(results.soak, 1):
-        load = part.measured
-        figures = [f"{load.rate:,.0f}", f"{load.p50:,.1f}", f"{load.p99:,.1f}", f"{load.failed}"]
-        rows.append([f"{number}", *figures, f"{part.removals:,}", f"{part.memory:,.0f}"])
-    head = ["part", "requests/s", "p50", "p99", "failed", "removals stored", "memory, MB"]
-    share = results.soak[-1].measured.rate / results.soak[0].measured.rate
-    met = "met" if results.keeps_up else "**missed**"
-    return [
-        "Ours under lasting load:",
-        "",
-        *_table(head, rows),
-        "",
-        f"The last part has {share:.0%} of the requests/s of the first part. "
-        f"The goal is at least {1 - STEADY:.0%}: {met}.",
-    ]
+    verdicts = [row[-1] for row in rows]
+    summary = f"Ours met {verdicts.count('met')} goals and missed {verdicts.count('missed')}."
+    return ["## Goals", "", *table(["", "goal", "measured", ""], rows), "", summary]

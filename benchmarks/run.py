@@ -1,12 +1,13 @@
 """Measure how fast this extension stores callbacks, compared with other ways to write the same.
 
-Without options this takes about 20 minutes. Run it on a machine that runs nothing else.
+Without options this takes about 15 minutes. Run it on a machine that runs nothing else.
 """
 
 from __future__ import annotations
 
 import argparse
 import importlib.metadata
+import io
 import os
 import platform
 import shlex
@@ -14,28 +15,32 @@ import signal
 import statistics
 import subprocess
 import sys
+import tarfile
 import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
-from sqlite3 import sqlite_version
-from typing import Any
 
 ROOT = Path(__file__).parents[1]
 sys.path.append(str(ROOT / "tests"))
 
-from sqlalchemy import URL  # noqa: E402
+from report import Results, Setup, Trial, report  # noqa: E402
+from serving import CONTENDERS, Running  # noqa: E402
+from stage import DATABASES, Stage, can_slow_down, stage  # noqa: E402
+from wrk import Load  # noqa: E402
 
-import commit  # noqa: E402
-import openim  # noqa: E402
-from report import DATABASES, Results, Window, name_of, report  # noqa: E402
-from serving import CONTENDERS, ON, Running, serving  # noqa: E402
-from support import servers  # noqa: E402
-from wrk import Load, measure  # noqa: E402
-
-COMMITS = 200
-PACKAGES = ["gunicorn", "Flask", "SQLAlchemy", "psycopg", "PyMySQL", "Django", "fastapi", "uvicorn"]
+LOADS = {
+    "1": Load(connections=1),
+    "2": Load(connections=2),
+    "32": Load(connections=32),
+    "1000-pairs": Load(connections=32, pairs=1000),
+}
+SLOW_LOADS = [LOADS["32"]]
+SLOW_CONTENDERS = ["ours", "against", "naive"]
+"""The slow disk shows only how many callbacks share a commit, so few loads and contenders do."""
+WARM_UP = Load(connections=8)
+PACKAGES = ["gunicorn", "Flask", "SQLAlchemy", "psycopg", "PyMySQL", "Django"]
 
 
 def options() -> argparse.Namespace:
@@ -43,153 +48,108 @@ def options() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
 
-    def several(name: str, default: list[Any], text: str, **arguments: Any) -> None:
-        text = f"{text} (default: {' '.join(map(str, default)) or 'none'})"
-        parser.add_argument(name, nargs="*", action="extend", help=text, **arguments)
-        defaults[name.strip("-")] = default
+    def several(name: str, choices: list[str], text: str) -> None:
+        parser.add_argument(
+            name, nargs="+", choices=choices, default=choices, help=f"{text} (default: all)"
+        )
 
-    def one(name: str, default: Any, text: str, kind: Any = float) -> None:
-        parser.add_argument(name, default=default, type=kind, help=f"{text} (default: {default})")
-
-    defaults: dict[str, list[Any]] = {}
-    measures = ["load", "queue", "soak"]
-    several("--database", list(DATABASES), "databases", choices=list(DATABASES))
-    several("--contender", list(CONTENDERS), "contenders", choices=list(CONTENDERS))
-    several("--measure", measures, "measurements", choices=measures)
-    several(
-        "--connections",
-        [1, 2, 8, 32],
-        "load: connections for OpenIM callbacks of one removal",
-        type=int,
-    )
-    several("--pairs", [1000], "load: pairs in a Tencent callback, with 32 connections", type=int)
-    one("--seconds", 2, "load: seconds for each contender and load", int)
-    one("--repetitions", 3, "load: repetitions, each starts all contenders again", int)
-    one("--queue-rate", 300, "queue: events a second")
-    one("--queue-seconds", 10, "queue: seconds for each contender")
-    one("--soak-parts", 3, "soak: parts. The last is compared with the first", int)
-    one("--soak-seconds", 10, "soak: seconds in a part", int)
-    one("--soak-rows", 0, "soak: end early at this number of stored removals, 0 for never", int)
-    one("--fill", 0, "soak: removals to put into the database before, each in a delivery", int)
-    one("--checkout", ROOT, "the folder of the extension to measure", Path)
+    several("--database", list(DATABASES), "databases")
+    several("--disk", ["quick", "slow"], "the disk as it is, or with an fsync of 3 ms")
+    several("--contender", [name for name in CONTENDERS if name != "against"], "contenders")
+    several("--load", list(LOADS), "connections with one pair, or 32 connections with 1000 pairs")
     parser.add_argument(
-        "--output", type=Path, help="a file for the tables, which also go to stdout"
+        "--against", metavar="COMMIT", help="also measure flask-imcallback at this commit"
     )
-    given = parser.parse_args()
-    for name, default in defaults.items():
-        if getattr(given, name) is None:
-            setattr(given, name, default)
-    return given
+    parser.add_argument(
+        "--seconds", type=int, default=3, help="for each contender and load (default: 3)"
+    )
+    parser.add_argument(
+        "--repetitions", type=int, default=3, help="each starts all contenders again (default: 3)"
+    )
+    parser.add_argument("--output", type=Path, help="a file for the tables, beside stdout")
+    return parser.parse_args()
 
 
 def main() -> None:
     given = options()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))
-    machine = describe_machine(given.checkout.resolve())
-    command = shlex.join(["python", "benchmarks/run.py", *sys.argv[1:]])
-    all_results: dict[str, Results] = {}
-    text = ""
-    for database in given.database:
-        with server(database) as (version, stage):
-            results = all_results[database] = Results(version)
-            stage.checkout = given.checkout.resolve()
-            names = [name for name in ON[database] if name in given.contender]
-            if not names:
-                sys.exit(f"{database} has only the contenders {', '.join(ON[database])}")
-            if "load" in given.measure:
-                measure_loads(given, stage, names, results)
-            if "queue" in given.measure:
-                measure_queue(given, stage, names, results)
-            if "soak" in given.measure and "ours" in names:
-                measure_soak(given, stage, results)
-        text = report(all_results, command, machine)
-        if given.output:  # a later database may fail, after many minutes
-            given.output.parent.mkdir(parents=True, exist_ok=True)
-            given.output.write_text(text)
-    print(text)
+    machine = describe_machine(ROOT)
+    disks = given.disk
+    if "slow" in disks and not can_slow_down():
+        disks = [disk for disk in disks if disk != "slow"]
+        machine.append("No slow disk was measured, because that needs Linux and a C compiler (cc)")
+    if given.against:
+        machine.append(f"`against` is flask-imcallback at {given.against}")
+    lines = ["# Results: storing callbacks", "", *made_by()]
+    lines += [f"- {line}" for line in machine] + [""]
+    all_results: dict[Setup, Results] = {}
+    with ExitStack() as stack:
+        checkouts = {"against": stack.enter_context(checked_out(given.against))}
+        for setup in [Setup(name, disk == "slow") for name in given.database for disk in disks]:
+            loads, names = plan(setup, given)
+            if not (loads and names):
+                continue
+            with stage(setup.database, is_slow=setup.is_slow) as place:
+                results = all_results[setup] = Results(place.version, {load: [] for load in loads})
+                for repetition in range(given.repetitions):
+                    say(f"{setup}: repetition {repetition + 1} of {given.repetitions}")
+                    first = repetition % len(names)
+                    order = names[first:] + names[:first]
+                    with started(place, order, checkouts) as running:
+                        measure_loads(place, running, results, given.seconds)
+            write([*lines, *report(all_results)], given.output)  # a later database may fail
+    print("\n".join([*lines, *report(all_results)]))
 
 
-class Stage:
-    """A database server on which contenders start, each with an empty database."""
-
-    def __init__(self, server: servers.Server | None, folder: Path) -> None:
-        self.server = server
-        self.folder = folder
-        self.checkout = ROOT
-
-    @contextmanager
-    def start(self, name: str) -> Iterator[Running]:
-        with ExitStack() as stack:
-            if self.server is None:
-                folder = stack.enter_context(tempfile.TemporaryDirectory(dir=self.folder))
-                url = URL.create("sqlite", database=f"{folder}/{name}.db")
-            else:
-                url = stack.enter_context(servers.database(self.server))
-            yield stack.enter_context(serving(name, url, self.folder, self.checkout))
+def plan(setup: Setup, given: argparse.Namespace) -> tuple[list[Load], list[str]]:
+    """Return the loads and the contenders to measure."""
+    loads = [LOADS[name] for name in given.load]
+    names = given.contender + (["against"] if given.against else [])
+    if setup.is_slow:
+        loads = [load for load in loads if load in SLOW_LOADS]
+        names = [name for name in names if name in SLOW_CONTENDERS]
+    return loads, names
 
 
 @contextmanager
-def server(database: str) -> Iterator[tuple[str, Stage]]:
-    """Start a private, durable server, or none for SQLite, and yield its version and a stage."""
-    start = {"postgresql": servers.postgresql, "mariadb": servers.mariadb}.get(database)
+def checked_out(commit: str | None) -> Iterator[Path]:
+    """Write the files of a commit into a temporary folder."""
+    with tempfile.TemporaryDirectory(prefix="imcallback-") as folder:
+        if commit:
+            command = ["git", "-C", str(ROOT), "archive", "--format=tar", commit]
+            done = subprocess.run(command, capture_output=True, check=False)
+            if done.returncode != 0:
+                sys.exit(done.stderr.decode())
+            with tarfile.open(fileobj=io.BytesIO(done.stdout)) as files:
+                files.extractall(folder, filter="data")
+        yield Path(folder)
+
+
+@contextmanager
+def started(
+    place: Stage, names: list[str], checkouts: dict[str, Path]
+) -> Iterator[dict[str, Running]]:
+    """Start and warm up the contenders, each with an empty database."""
     with ExitStack() as stack:
-        folder = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="imcallback-")))
-        if start is None:
-            yield f"SQLite {sqlite_version}", Stage(None, folder)
-        else:
-            running = stack.enter_context(start(durable=True))
-            version = running.version.partition(" on ")[0]
-            yield version if version[0] == "P" else f"MariaDB {version}", Stage(running, folder)
+        running = {}
+        for name in names:
+            url = stack.enter_context(place.database())
+            one = stack.enter_context(place.serve(name, url, checkouts.get(name, ROOT)))
+            one.measure(WARM_UP, 1)
+            running[name] = one
+        yield running
 
 
 def measure_loads(
-    given: argparse.Namespace, stage: Stage, names: list[str], results: Results
+    place: Stage, running: dict[str, Running], results: Results, seconds: int
 ) -> None:
-    """Measure each load on all contenders in turn, so that a busy minute affects all of them."""
-    loads = [Load("openim", 1, connections) for connections in given.connections]
-    loads += [Load("tencent", pairs, 32) for pairs in given.pairs]
-    results.loads = {load: {name: [] for name in names} for load in loads}
-    for repetition in range(given.repetitions):
-        with ExitStack() as stack:
-            first = repetition % len(names)
-            order = names[first:] + names[:first]
-            running = [stack.enter_context(stage.start(name)) for name in order]
-            for one in running:
-                if one.name == "ours":
-                    results.commits.append(commit.p50(one.url, COMMITS))
-                one.measure(Load("openim", 1, 8), 1)  # warm up
-            for load in loads:
-                for one in running:
-                    say(f"repetition {repetition + 1}: {name_of(load)}, {one.name}")
-                    results.loads[load][one.name].append(one.measure(load, given.seconds))
-
-
-def measure_queue(
-    given: argparse.Namespace, stage: Stage, names: list[str], results: Results
-) -> None:
-    for name in names:
-        if name in ("floor", "ours", "naive", "naive-default"):
-            say(f"queue, {name}")
-            with stage.start(name) as running:
-                results.queue[name] = openim.imitate(
-                    running.port, given.queue_rate, given.queue_seconds
-                )
-
-
-def measure_soak(given: argparse.Namespace, stage: Stage, results: Results) -> None:
-    with stage.start("ours") as running:
-        if given.fill:
-            say(f"soak: filling in {given.fill} removals")
-            commit.fill(running.url, given.fill)
-        running.measure(Load("openim", 1, 8), 1)
-        stored = 0
-        for part in range(given.soak_parts):
-            if given.soak_rows and stored >= given.soak_rows:
-                break
-            say(f"soak: part {part + 1} of {given.soak_parts}")
-            measured = measure(running.port, Load("openim", 1, 32), given.soak_seconds)
-            stored = running.stored() or 0
-            results.soak.append(Window(measured, stored, running.memory()))
+    """Measure each load on one contender after the other, so that a busy minute affects all."""
+    commit_ms = place.commit_ms(running["ours"].url) if "ours" in running else float("nan")
+    for load, trials in results.trials.items():
+        trial = Trial(commit_ms)
+        for name, one in running.items():
+            trial.measured[name] = one.measure(load, seconds)
+        trials.append(trial)
 
 
 def describe_machine(checkout: Path) -> list[str]:
@@ -225,6 +185,18 @@ def fsync(folder: Path) -> float:
             os.fsync(file.fileno())
             taken.append(time.perf_counter() - start)
     return statistics.median(taken) * 1000
+
+
+def made_by() -> list[str]:
+    """Return lines with the command of this run."""
+    command = shlex.join(["python", f"benchmarks/{Path(sys.argv[0]).name}", *sys.argv[1:]])
+    return ["Made by", "", "```console", f"$ {command}", "```", ""]
+
+
+def write(lines: list[str], output: Path | None) -> None:
+    if output:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        output.write_text("\n".join(lines) + "\n")
 
 
 def say(text: str) -> None:

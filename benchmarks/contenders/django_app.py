@@ -6,6 +6,7 @@ import json
 import os
 
 import django
+import pymysql
 from django.conf import settings
 from django.core.wsgi import get_wsgi_application
 from django.db import connection, models, transaction
@@ -15,6 +16,7 @@ from django.utils import timezone
 from django.views.decorators.http import require_POST
 from sqlalchemy import make_url
 
+pymysql.install_as_MySQLdb()
 url = make_url(os.environ["DATABASE_URL"])
 database = {
     "ENGINE": f"django.db.backends.{url.get_backend_name().replace('sqlite', 'sqlite3')}",

@@ -109,7 +109,7 @@ def openim(secret: str, command: str) -> Response:
 
 
 with app.app_context():
-    if db.engine.dialect.name == "sqlite" and os.environ.get("SQLITE_WAL_FULL"):
+    if db.engine.dialect.name == "sqlite":
 
         @event.listens_for(db.engine, "connect")
         def set_durable_pragmas(connection, _):
