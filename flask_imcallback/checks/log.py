@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 from collections.abc import Iterator
 
+from ..storage import has_handler
 from .findings import Finding, note, ok, warning
 
 LOGGER_NAME = "flask_imcallback"
@@ -35,7 +36,7 @@ def check_log() -> Iterator[Finding]:
             "Python prints its warnings to stderr without time and level. Call "
             "logging.basicConfig() for both.",
         )
-    elif not _has_visible_handler(logger):
+    elif not has_handler(logger, logging.WARNING):
         yield warning(
             f"No handler of the logger {LOGGER_NAME} takes warnings",
             INVISIBLE,
@@ -43,14 +44,3 @@ def check_log() -> Iterator[Finding]:
         )
     else:
         yield ok(f"The logger {LOGGER_NAME} reaches a handler")
-
-
-def _has_visible_handler(logger: logging.Logger) -> bool:
-    """Return True if a handler of the logger, or of the loggers above it, takes warnings."""
-    source: logging.Logger | None = logger
-    while source:
-        for handler in source.handlers:
-            if handler.level <= logging.WARNING and not isinstance(handler, logging.NullHandler):
-                return True
-        source = source.parent if source.propagate else None
-    return False

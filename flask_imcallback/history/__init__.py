@@ -23,6 +23,7 @@ from .queries import (
     load_zone,
     shorten,
 )
+from .records import make_records
 from .results import (
     DeliveryDetail,
     DeliveryPage,
@@ -93,6 +94,7 @@ __all__ = [
     "load_parameters",
     "load_stats_query",
     "load_zone",
+    "make_records",
     "removal_csv",
     "removal_json",
     "shorten",

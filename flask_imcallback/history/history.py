@@ -7,7 +7,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from datetime import UTC, datetime
-from functools import partial
 from itertools import chain
 from typing import Any, Unpack
 
@@ -15,16 +14,13 @@ from sqlalchemy import Connection, Engine, Row, Select, false, func, select, uni
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
-from ..removals import Cause, Record, Relation, Status
+from ..removals import Record, Status
 from ..storage import (
     DELIVERIES_WITH_SOURCES,
-    EPOCH,
     IS_NOT_RECORDED,
     MAX_ID,
     MAX_REMOVALS,
-    MICROSECOND,
     SHARED_COLUMNS,
-    SourceKey,
     id_at,
     moment_of,
 )
@@ -34,6 +30,7 @@ from .cursors import CursorCodec
 from .filters import DeliveryFilters, HistoryFilters, RemovalFilters, StreamFilters
 from .finder import Finder
 from .queries import REMOVAL_FILTERS, STREAM_FILTERS, DeliveryQuery, HistoryQuery, StatsQuery
+from .records import make_records
 from .resolve import ResolvedQuery, resolve
 from .results import (
     DeliveryDetail,
@@ -60,7 +57,6 @@ DELIVERY_COLUMNS = [
         if field.name not in {*SHARED_COLUMNS, "received_at"}
     ),
 ]
-SOURCE_COLUMNS = ", ".join(["id", *SourceKey._fields])
 
 
 class History:
@@ -140,7 +136,7 @@ class History:
             if delivery is None:
                 problem = f"imcallback_delivery has no row {rows[0].delivery_id}, but a removal has"
                 raise StorageError(problem)
-            (removal,) = _make_records(connection, rows)
+            (removal,) = make_records(connection, rows)
             return RemovalDetail(removal, delivery)
 
     def get_delivery(self, delivery_id: int) -> DeliveryDetail | None:
@@ -157,7 +153,7 @@ class History:
             count = delivery.removal_count
             ids = ResolvedQuery(above_id=delivery_id - 1, below_id=delivery_id + count)
             rows = Finder(connection).find(ids, PageSpec(is_descending=False, limit=count)).rows
-            return DeliveryDetail(delivery, _make_records(connection, rows))
+            return DeliveryDetail(delivery, make_records(connection, rows))
 
     # The methods below take checked queries, for the web pages and the command line.
 
@@ -169,14 +165,11 @@ class History:
         start_id = self._find_start(query)
         with self._connect() as connection:
             resolved = resolve(connection, query)
-            if query.is_descending:
-                resolved = replace(resolved, below_id=min(resolved.below_id, start_id))
-            else:
-                resolved = replace(resolved, above_id=max(resolved.above_id, start_id))
+            resolved = resolved.beyond(start_id, is_descending=query.is_descending)
             page = PageSpec(query.is_descending, limit=query.limit + 1)
             found = Finder(connection).find(resolved, page)
             rows = found.rows[: query.limit]
-            data = _make_records(connection, rows)
+            data = make_records(connection, rows)
         if found.stopped_at is None and len(found.rows) <= query.limit:
             return Page(data, None)
         end_id = rows[-1].id if found.stopped_at is None else found.stopped_at
@@ -235,7 +228,7 @@ class History:
         while True:
             with self._connect() as connection:
                 found = Finder(connection).find(query, page)
-                data = _make_records(connection, found.rows)
+                data = make_records(connection, found.rows)
                 if connection.dialect.name == "sqlite":
                     # Free the cache, because a stream reads each database page only once.
                     connection.exec_driver_sql("PRAGMA shrink_memory")
@@ -244,59 +237,7 @@ class History:
             last_id = data[-1].id if len(data) == page.limit else found.stopped_at
             if last_id is None:
                 return
-            if page.is_descending:
-                query = replace(query, below_id=last_id)
-            else:
-                query = replace(query, above_id=last_id)
-
-
-# tuple.__new__ skips the Python code of NamedTuple.__new__.
-make_record = partial(tuple.__new__, Record)
-
-
-def _make_records(connection: Connection, rows: Sequence[Any]) -> list[Record]:
-    """Return the rows as records, joined with their sources."""
-    if not rows:
-        return []
-    ids = ", ".join({str(row.source_id) for row in rows})
-    sql = f"SELECT {SOURCE_COLUMNS} FROM imcallback_source WHERE id IN ({ids})"  # noqa: S608
-    shared, causes, platforms = {}, {}, {}
-    for source_id, *key in connection.exec_driver_sql(sql):
-        provider, app_id, command, relation, cause, platform = key
-        shared[source_id] = provider, app_id, command, Relation(relation)
-        causes[source_id], platforms[source_id] = Cause(cause), platform
-    try:
-        # A comprehension over plain tuples takes half the time of calls with fifteen arguments.
-        return [
-            make_record(
-                (
-                    id,
-                    *shared[source_id],
-                    owner_id,
-                    target_id,
-                    actor_id,
-                    causes[source_id],
-                    id - delivery_id,
-                    delivery_id,
-                    client_ip,
-                    platforms[source_id],
-                    request_id,
-                    EPOCH + delivery_id * MICROSECOND,
-                )
-            )
-            for (
-                id,
-                delivery_id,
-                source_id,
-                owner_id,
-                target_id,
-                actor_id,
-                client_ip,
-                request_id,
-            ) in rows
-        ]
-    except KeyError as error:
-        raise StorageError(f"imcallback_source has no row {error}, but a removal has") from error
+            query = query.beyond(last_id, is_descending=page.is_descending)
 
 
 def _read_delivery(connection: Connection, delivery_id: int) -> DeliveryRecord | None:

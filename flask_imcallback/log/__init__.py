@@ -1,11 +1,11 @@
 """The room of the numbered log. Other systems follow the log, and seals cover it."""
 
-from .acts import APP, Act, ActKind, FileActs, read_acts, store_act, token_actor, user_actor
-from .entries import LogEntry, StoredAct, StoredDelivery, find_last_position, read_entries
+from .acts import APP, ActKind, FileActs, read_acts, store_act, token_actor, user_actor
+from .entries import LogEntry, find_last_position, read_entries
 from .evidence import count_deliveries, stream_evidence, verify_database
 from .feed import Feed, FeedPage, FeedRecord, cloud_events, feed_lines
 from .mentions import names_account
-from .queries import FEED_QUERY, FOLLOW_QUERY, FeedQuery, load_feed_query
+from .queries import FOLLOW_QUERY, FeedQuery, load_feed_query
 from .retention import MIN_AGE, Retained, Retention
 from .sealer import Sealer, SealState
 from .sequencer import Sequencer
@@ -13,10 +13,8 @@ from .verifier import Checkpoint, NotEvidenceError, Report, Seal, SecretKey, rea
 
 __all__ = [
     "APP",
-    "FEED_QUERY",
     "FOLLOW_QUERY",
     "MIN_AGE",
-    "Act",
     "ActKind",
     "Checkpoint",
     "Feed",
@@ -34,8 +32,6 @@ __all__ = [
     "Sealer",
     "SecretKey",
     "Sequencer",
-    "StoredAct",
-    "StoredDelivery",
     "cloud_events",
     "count_deliveries",
     "feed_lines",

@@ -30,6 +30,7 @@ from ..storage import (
     id_at,
     moment_of,
     sqlite_path,
+    storage_errors,
 )
 from ..storage import act as act_table
 from ..storage import inbox as inbox_table
@@ -174,11 +175,8 @@ def _storage_error(cause: Exception) -> StorageError:
 def read_acts(engine: Engine, limit: int) -> list[Act]:
     """Return the newest acts, newest first. Raises `StorageError`."""
     query = select(act_table).order_by(act_table.c.id.desc()).limit(limit)
-    try:
-        with engine.connect() as connection:
-            rows = connection.execute(query).all()
-    except SQLAlchemyError as error:
-        raise StorageError(f"cannot read the acts ({describe(error)})") from error
+    with storage_errors("read the acts"), engine.connect() as connection:
+        rows = connection.execute(query).all()
     return [
         Act(
             id=row.id,

@@ -7,42 +7,32 @@ The feed, the seals and the verifier read the log through this module::
         last = find_last_position(connection)
         for entry in read_entries(connection, after=0, last=last):
             if entry.delivery is not None:
-                for removal in entry.removals:  # before the next entry
+                for removal in entry.removals:
                     ...
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
-from itertools import chain, groupby
-from operator import itemgetter
-from typing import Any, NamedTuple, TypeVar
+from typing import NamedTuple
 
-from sqlalchemy import Connection, func, select
+from sqlalchemy import Connection, Row, func, select
 
 from ..errors import StorageError
-from ..removals import Cause, Record, Relation
-from ..storage import (
-    DELIVERIES_WITH_SOURCES,
-    EPOCH,
-    MAX_REMOVALS,
-    MICROSECOND,
-    SHARED_COLUMNS,
-    SourceKey,
-)
+from ..history import make_records
+from ..removals import Record
+from ..storage import DELIVERIES_WITH_SOURCES, MAX_REMOVALS, SHARED_COLUMNS
 from ..storage import act as act_table
 from ..storage import delivery as delivery_table
 from ..storage import inbox as inbox_table
 from ..storage import log as log_table
+from .batches import BATCH_BYTES, REMOVAL_BYTES, split_by_weight
 
 BATCH_ENTRIES = 500
 """Number of entries that are read at once, without their packets and removals."""
 BATCH_REMOVALS = 2000
-"""Number of removals that are read at once."""
-BATCH_PACKET_BYTES = 8 * 1024 * 1024
-"""Size of the packets that are read at once. A larger packet is read alone."""
+"""Number of removals that are read at once. A delivery with more removals is read alone."""
 
 
 class StoredDelivery(NamedTuple):
@@ -67,7 +57,7 @@ class StoredDelivery(NamedTuple):
     body: bytes
     fingerprint: bytes | None
     nonce: bytes | None
-    packet: bytes | None
+    commitment: bytes | None
 
 
 class StoredAct(NamedTuple):
@@ -79,7 +69,7 @@ class StoredAct(NamedTuple):
     affected: int
     detail: str
     nonce: bytes | None
-    packet: bytes | None
+    commitment: bytes | None
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,8 +83,8 @@ class LogEntry:
     entry_id: int
     """The id of the delivery, or the negative id of the act."""
     delivery: StoredDelivery | None = None
-    removals: Iterable[Record] = ()
-    """The removals in the order of the packet. Read them before the next entry, and only once.
+    removals: Sequence[Record] = ()
+    """The removals in the order of the packet.
 
     A removal that was deleted is missing here, so there may be fewer than `removal_count`.
     """
@@ -115,23 +105,20 @@ def read_entries(connection: Connection, after: int, last: int) -> Iterator[LogE
     """Yield the entries of the positions from `after` + 1 to `last`.
 
     A position whose row in the log was deleted is skipped. The memory has a bound, whatever the
-    numbers of entries and removals are. Raises the errors of SQLAlchemy, and `StorageError` if a
-    row of the source table is missing.
+    number of entries is. Raises the errors of SQLAlchemy, and `StorageError` if a row of the source
+    table is missing.
     """
-    records = _Records(connection)
-    for rows in _read_log(connection, after, last):
-        acts = _read_acts(connection, [-entry_id for _, entry_id in rows if entry_id < 0])
-        sizes = _read_packet_sizes(connection, [entry_id for _, entry_id in rows])
-        for part in _split_by_size(rows, sizes):
-            deliveries = _read_deliveries(connection, [entry_id for _, entry_id in part])
-            chunks = groupby(records.read(deliveries.values()), key=itemgetter(0))
+    for rows in _read_log(connection, after, last, BATCH_ENTRIES):
+        ids = [row.entry_id for row in rows]
+        acts = _read_acts(connection, [-entry_id for entry_id in ids if entry_id < 0])
+        sizes = _read_sizes(connection, ids)
+        weighted = ((row, sizes.get(row.entry_id, 0)) for row in rows)
+        for part in split_by_weight(weighted, BATCH_BYTES):
+            deliveries = _read_deliveries(connection, [row.entry_id for row in part])
+            removals = _read_removals(connection, deliveries)
             for position, entry_id in part:
-                delivery = deliveries.get(entry_id)
-                removals: Iterable[Record] = ()
-                if delivery is not None and delivery.removal_count > 0:
-                    _, parts = next(chunks)
-                    removals = chain.from_iterable(map(itemgetter(1), parts))
-                yield LogEntry(position, entry_id, delivery, removals, acts.get(-entry_id))
+                delivery, act = deliveries.get(entry_id), acts.get(-entry_id)
+                yield LogEntry(position, entry_id, delivery, removals.get(entry_id, ()), act)
 
 
 def read_removals(
@@ -139,42 +126,35 @@ def read_removals(
 ) -> Iterator[tuple[int, list[Record]]]:
     """Yield each position with its removals, from `after` + 1 to `last`. Reads no packets.
 
-    A delivery with many removals is yielded in several parts, each with the same position. A
-    position without removals has an empty list. The function reads at most `at_once` removals more
-    than the caller takes. Raises as `read_entries` does.
+    A position without removals has an empty list. The function reads at most `at_once` removals
+    more than the caller takes. Raises as `read_entries` does.
     """
-    records = _Records(connection, min(at_once, BATCH_REMOVALS))
+    at_once = min(at_once, BATCH_REMOVALS)
     for rows in _read_log(connection, after, last, min(at_once, BATCH_ENTRIES)):
-        parents = _read_parents(connection, [entry_id for _, entry_id in rows])
-        chunks = groupby(records.read(parents.values()), key=itemgetter(0))
-        for position, entry_id in rows:
-            if entry_id not in parents:
-                yield position, []
-                continue
-            _, parts = next(chunks)
-            for _, removals in parts:
-                yield position, removals
-
-
-LogRow = tuple[int, int]
-"""A position and the id of its entry."""
+        parents = _read_parents(connection, [row.entry_id for row in rows])
+        counts = {key: parent.removal_count for key, parent in parents.items()}
+        weighted = ((row, counts.get(row.entry_id, 0)) for row in rows)
+        for part in split_by_weight(weighted, at_once):
+            ids = [row.entry_id for row in part if row.entry_id in parents]
+            removals = _read_removals(connection, {key: parents[key] for key in ids})
+            for position, entry_id in part:
+                yield position, removals.get(entry_id, [])
 
 
 def _read_log(
-    connection: Connection, after: int, last: int, at_once: int = BATCH_ENTRIES
-) -> Iterator[list[LogRow]]:
-    """Yield the rows of the log in batches."""
+    connection: Connection, after: int, last: int, at_once: int
+) -> Iterator[Sequence[Row[int, int]]]:
+    """Yield the rows of the log in batches, each row a position and the id of an entry."""
     column = log_table.c
     while after < last:
         query = select(column.position, column.entry_id).where(
             column.position > after, column.position <= last
         )
-        rows = connection.execute(query.order_by(column.position).limit(at_once))
-        batch = [(position, entry_id) for position, entry_id in rows]
-        if not batch:
+        rows = connection.execute(query.order_by(column.position).limit(at_once)).all()
+        if not rows:
             return
-        yield batch
-        after = batch[-1][0]
+        yield rows
+        after = rows[-1].position
 
 
 def _read_acts(connection: Connection, ids: Sequence[int]) -> dict[int, StoredAct]:
@@ -183,8 +163,15 @@ def _read_acts(connection: Connection, ids: Sequence[int]) -> dict[int, StoredAc
     return {row.id: StoredAct(*row) for row in rows}
 
 
+def _read_sizes(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
+    """Return how much memory each delivery needs, in bytes."""
+    column = delivery_table.c
+    query = select(column.id, func.length(column.body), column.removal_count)
+    rows = connection.execute(query.where(column.id.in_(ids)))
+    return {id: size + REMOVAL_BYTES * count for id, size, count in rows}
+
+
 def _read_deliveries(connection: Connection, ids: Sequence[int]) -> dict[int, StoredDelivery]:
-    """Return the deliveries by id, in the order of `ids`."""
     columns = [
         SHARED_COLUMNS[name] if name in SHARED_COLUMNS else delivery_table.c[name]
         for name in StoredDelivery._fields
@@ -196,43 +183,7 @@ def _read_deliveries(connection: Connection, ids: Sequence[int]) -> dict[int, St
         if row.provider is None:
             raise StorageError(f"imcallback_source has no row for the delivery {row.id}")
         found[row.id] = StoredDelivery(*row)
-    return {delivery_id: found[delivery_id] for delivery_id in ids if delivery_id in found}
-
-
-def _read_packet_sizes(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
-    column = delivery_table.c
-    query = select(column.id, func.length(column.body)).where(column.id.in_(ids))
-    return {row[0]: row[1] for row in connection.execute(query)}
-
-
-def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, _Parent]:
-    """Return the deliveries that have removals by id, in the order of `ids`."""
-    columns = [delivery_table.c[name] for name in _Parent._fields]
-    has_removals = delivery_table.c.removal_count > 0
-    rows = connection.execute(select(*columns).where(delivery_table.c.id.in_(ids), has_removals))
-    found = {row.id: _Parent(*row) for row in rows}
-    return {delivery_id: found[delivery_id] for delivery_id in ids if delivery_id in found}
-
-
-def _split_by_size(rows: Sequence[LogRow], sizes: Mapping[int, int]) -> Iterator[list[LogRow]]:
-    """Yield the rows in parts whose packets fit into the memory."""
-    part: list[LogRow] = []
-    total_bytes = 0
-    for position, entry_id in rows:
-        size = sizes.get(entry_id, 0)
-        if part and total_bytes + size > BATCH_PACKET_BYTES:
-            yield part
-            part, total_bytes = [], 0
-        part.append((position, entry_id))
-        total_bytes += size
-    if part:
-        yield part
-
-
-T = TypeVar("T", Relation, Cause)
-REMOVAL_COLUMNS = ("id", "source_id", "position", "owner_id", "target_id", "actor_id")
-SELECT_REMOVALS = f"SELECT {', '.join(REMOVAL_COLUMNS)} FROM imcallback_removal"
-SELECT_SOURCES = f"SELECT id, {', '.join(SourceKey._fields)} FROM imcallback_source"
+    return found
 
 
 class _Parent(NamedTuple):
@@ -244,101 +195,45 @@ class _Parent(NamedTuple):
     request_id: str
 
 
-Parent = StoredDelivery | _Parent
-Span = tuple[Parent, int, int]
-"""A delivery, and the first and the last id of some of its removals."""
-
-# tuple.__new__ skips the Python code of NamedTuple.__new__.
-make_record = partial(tuple.__new__, Record)
-
-
-class _Records:
-    """A reader of the removals of deliveries, with a cache of the source table."""
-
-    def __init__(self, connection: Connection, at_once: int = BATCH_REMOVALS) -> None:
-        self._connection = connection
-        self._at_once = at_once
-        self._sources: dict[int, tuple[Any, ...]] = {}
-
-    def read(self, parents: Iterable[Parent]) -> Iterator[tuple[int, list[Record]]]:
-        """Yield the id of each delivery with its removals, in the order of `parents`.
-
-        A delivery with very many removals is yielded in several parts. A delivery without removals
-        is not yielded.
-        """
-        for spans in _group_spans(parents, self._at_once):
-            rows = {row[0]: row for row in self._connection.exec_driver_sql(_select(spans))}
-            for parent, first, last in spans:
-                found = [rows[key] for key in range(first, last + 1) if key in rows]
-                yield parent.id, self._make_records(parent, found)
-
-    def _make_records(self, parent: Parent, rows: Sequence[Any]) -> list[Record]:
-        """Return the removals of a delivery as records, joined with their sources."""
-        sources = self._sources
-        if any(row[1] not in sources for row in rows):
-            self._load_sources()
-        client_ip, request_id = parent.client_ip, parent.request_id
-        try:
-            # A comprehension over plain tuples takes half the time of calls with many arguments.
-            return [
-                make_record(
-                    (
-                        id,
-                        *(source := sources[source_id])[:4],
-                        owner_id,
-                        target_id,
-                        actor_id,
-                        source[4],
-                        position,
-                        id - position,
-                        client_ip,
-                        source[5],
-                        request_id,
-                        EPOCH + (id - position) * MICROSECOND,
-                    )
-                )
-                for id, source_id, position, owner_id, target_id, actor_id in rows
-            ]
-        except KeyError as error:
-            raise StorageError(
-                f"imcallback_source has no row {error}, but a removal has, for example {rows[0][0]}"
-            ) from error
-
-    def _load_sources(self) -> None:
-        for source_id, *key in self._connection.exec_driver_sql(SELECT_SOURCES):
-            provider, app_id, command, relation, cause, platform = key
-            self._sources[source_id] = (
-                *(provider, app_id, command, _member(Relation, relation)),
-                *(_member(Cause, cause), platform),
-            )
+def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, _Parent]:
+    """Return the deliveries that have removals."""
+    columns = [delivery_table.c[name] for name in _Parent._fields]
+    has_removals = delivery_table.c.removal_count > 0
+    rows = connection.execute(select(*columns).where(delivery_table.c.id.in_(ids), has_removals))
+    return {row.id: _Parent(*row) for row in rows}
 
 
-def _group_spans(parents: Iterable[Parent], at_once: int) -> Iterator[list[Span]]:
-    """Yield the ids of the removals in groups of at most `at_once` ids."""
-    group: list[Span] = []
-    size = 0
-    for parent in parents:
-        end = parent.id + min(parent.removal_count, MAX_REMOVALS)
-        for first in range(parent.id, end, at_once):
-            last = min(first + at_once, end) - 1
-            if group and size + last - first + 1 > at_once:
-                yield group
-                group, size = [], 0
-            group.append((parent, first, last))
-            size += last - first + 1
-    if group:
-        yield group
+def _read_removals(
+    connection: Connection, parents: Mapping[int, StoredDelivery | _Parent]
+) -> dict[int, list[Record]]:
+    """Return the removals of each delivery, in the order of the packet. `parents` has ids as keys.
+
+    A delivery without removals is missing in the result.
+    """
+    spans = {
+        key: range(key, key + min(parent.removal_count, MAX_REMOVALS))
+        for key, parent in parents.items()
+        if parent.removal_count > 0
+    }
+    if not spans:
+        return {}
+    parent_of = {id: parents[key] for key, span in spans.items() for id in span}
+    rows = [
+        (id, id - position, *values, parent_of[id].client_ip, parent_of[id].request_id)
+        for id, position, *values in connection.exec_driver_sql(_select_removals(spans.values()))
+    ]
+    records = {record.id: record for record in make_records(connection, rows)}
+    return {key: [records[id] for id in span if id in records] for key, span in spans.items()}
 
 
-def _select(spans: Sequence[Span]) -> str:
-    """Return the SELECT of the removals with these ids."""
+def _select_removals(spans: Collection[range]) -> str:
+    """Return the SELECT of the removals with these ids, without the values of their deliveries."""
     if len(spans) == 1:
-        _, first, last = spans[0]
-        return f"{SELECT_REMOVALS} WHERE id BETWEEN {first:d} AND {last:d}"
-    ids = ", ".join([f"{key:d}" for _, first, last in spans for key in range(first, last + 1)])
-    return f"{SELECT_REMOVALS} WHERE id IN ({ids})"
-
-
-def _member(kind: type[T], text: str) -> T:
-    """Return the member of an enum, or the stored text itself if somebody has changed it."""
-    return kind(text) if text in list(kind) else text  # type: ignore[return-value]
+        (span,) = spans
+        condition = f"BETWEEN {span[0]:d} AND {span[-1]:d}"
+    else:
+        condition = f"IN ({', '.join([f'{id:d}' for span in spans for id in span])})"
+    return (
+        "SELECT id, position, source_id, owner_id, target_id, actor_id FROM imcallback_removal "
+        f"WHERE id {condition}"
+    )

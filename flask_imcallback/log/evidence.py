@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import Any
 
-from sqlalchemy import Connection, Engine, Select, and_, or_, select
-from sqlalchemy.exc import SQLAlchemyError
+from sqlalchemy import Connection, Engine, Row, Select, and_, or_, select
 
-from ..errors import StorageError
-from ..storage import DELIVERIES_WITH_SOURCES, WRITES, describe, read_protection
+from ..storage import DELIVERIES_WITH_SOURCES, WRITES, read_protection, storage_errors
 from ..storage import act as act_table
 from ..storage import delivery as delivery_table
 from ..storage import erasure as erasure_table
@@ -23,7 +21,16 @@ from ..storage import source as source_table
 from .lines import Line, read_lines
 from .retention import STRIPPED
 from .sealer import compute_checkpoint
-from .verifier import Checkpoint, Report, Seal, SecretKey, Tree, leaf_hash, verify
+from .verifier import (
+    DELIVERY_ENTRY,
+    Checkpoint,
+    Report,
+    Seal,
+    SecretKey,
+    Tree,
+    leaf_hash,
+    verify,
+)
 
 SEALS_AT_ONCE = 100
 MAX_ROWS = 20
@@ -45,7 +52,7 @@ def stream_evidence(
 
 def count_deliveries(line: bytes) -> int:
     """Return 1 for a line of the evidence that has a delivery, and 0 for any other line."""
-    return int(line.startswith(b'["delivery",'))
+    return int(line.startswith(DELIVERY_ENTRY))
 
 
 def verify_database(engine: Engine, kept: Iterable[Checkpoint], origin: str) -> Report:
@@ -86,14 +93,11 @@ def _open_snapshot(engine: Engine) -> Iterator[Connection]:
     options: dict[str, Any] = {WRITES: False}
     if engine.dialect.name == "postgresql":
         options["isolation_level"] = "REPEATABLE READ"
-    try:
-        with engine.execution_options(**options).connect() as connection:
-            yield connection
-    except SQLAlchemyError as error:
-        raise StorageError(
-            f"cannot read the log ({describe(error)}): check that the database answers, and run "
-            "`flask db upgrade` if a table is missing"
-        ) from error
+    with (
+        storage_errors("read the log"),
+        engine.execution_options(**options).connect() as connection,
+    ):
+        yield connection
 
 
 def _read_evidence(
@@ -104,11 +108,11 @@ def _read_evidence(
     with_packets: bool = False,
     inspect: Callable[[Line], None] | None = None,
 ) -> Iterator[bytes]:
-    for _, entry, marks, _ in _read_seals(connection):
-        yield f"{entry}\t{marks.hex()}\n".encode()
-        if marks:  # the entries of a seal without marks are pruned, or are being pruned
+    for row in _read_seals(connection):
+        yield f"{row.entry}\t{row.marks.hex()}\n".encode()
+        if row.marks:  # the entries of a seal without marks are pruned, or are being pruned
             try:
-                seal = Seal.from_json(entry)
+                seal = Seal.from_json(row.entry)
             except ValueError:
                 continue  # the verifier reports this line
             after, last = seal.first - 1, seal.last
@@ -120,16 +124,14 @@ def _read_evidence(
     yield json.dumps({"checkpoint": note}, ensure_ascii=False).encode() + b"\n"
 
 
-def _read_seals(connection: Connection) -> Iterator[tuple[int, str, bytes, bytes]]:
-    """Yield the number, the entry, the marks and the node of each seal."""
+def _read_seals(connection: Connection) -> Iterator[Row[Any]]:
+    """Yield the row of each seal, in their order."""
     column = seal_table.c
-    query = select(column.number, column.entry, column.marks, column.node)
+    query = select(seal_table).order_by(column.number).limit(SEALS_AT_ONCE)
     after = 0
     while True:
-        rows = connection.execute(
-            query.where(column.number > after).order_by(column.number).limit(SEALS_AT_ONCE)
-        ).all()
-        yield from map(tuple, rows)
+        rows = connection.execute(query.where(column.number > after)).all()
+        yield from rows
         if len(rows) < SEALS_AT_ONCE:
             return
         after = rows[-1].number
@@ -140,7 +142,7 @@ def _check_unsealed(line: Line) -> Iterator[str]:
     if not line.entry:
         return
     act, delivery = line.entry.act, line.entry.delivery
-    if act and act.packet is not None and (act.detail or act.nonce is not None):
+    if act and act.commitment is not None and (act.detail or act.nonce is not None):
         yield (
             f"the act {act.id} (log position {line.position}): somebody has written a detail into "
             "its erased place"
@@ -148,13 +150,13 @@ def _check_unsealed(line: Line) -> Iterator[str]:
     if not delivery:
         return
     name = f"the delivery {delivery.id} (log position {line.position})"
-    if delivery.packet is not None:
+    if delivery.commitment is not None:
         for column, empty in STRIPPED.items():
             if getattr(delivery, column) != empty:
                 yield f"{name}: its packet was taken away, but it has a new {column}"
-    if delivery.removal_count != line.removals:
-        yield f"{name}: it has {line.removals} of {delivery.removal_count} removals"
-    for record in line.records:
+    if delivery.removal_count != len(line.entry.removals):
+        yield f"{name}: it has {len(line.entry.removals)} of {delivery.removal_count} removals"
+    for record in line.entry.removals:
         if record.id - record.position != delivery.id:
             yield f"{name}: its removal {record.id} has the position {record.position}"
         for column in COPIES:
@@ -195,10 +197,13 @@ def _check_sources(connection: Connection) -> Iterator[str]:
 def _check_nodes(connection: Connection) -> Iterator[str]:
     """Yield the seals whose columns do not fit their entries."""
     tree = Tree()
-    for number, entry, _, node in _read_seals(connection):
-        if tree.append(leaf_hash(entry.encode())) != node:
-            yield f"the node of seal {number} was changed"
+    for row in _read_seals(connection):
+        if tree.append(leaf_hash(row.entry.encode())) != row.node:
+            yield f"the node of seal {row.number} was changed"
             return  # all later nodes would differ
+        with suppress(ValueError):  # the verifier reports this entry
+            if Seal.from_json(row.entry).last != row.last_position:
+                yield f"the last position of seal {row.number} was changed"
 
 
 def _check_strays(connection: Connection) -> Iterator[str]:

@@ -10,12 +10,10 @@ from functools import partial
 from typing import NamedTuple, Unpack
 
 from sqlalchemy import Connection, Engine
-from sqlalchemy.exc import SQLAlchemyError
 
-from ..errors import StorageError
 from ..history import RemovalFilters, json_lines, utc_text
 from ..removals import Cause, Record, Relation
-from ..storage import describe
+from ..storage import storage_errors
 from .entries import find_last_position, is_fully_numbered, read_removals
 from .queries import DEFAULT_LIMIT, FeedQuery, make_filter
 from .sequencer import Sequencer
@@ -89,7 +87,7 @@ class Feed:
 
     def read_page(self, query: FeedQuery) -> FeedPage:
         """Return the page of a query. Raises `StorageError`."""
-        try:
+        with storage_errors("read the feed"):
             with self._engine().connect() as connection:
                 head = find_last_position(connection)
                 is_near_head = query.after + MAX_POSITIONS >= head
@@ -100,8 +98,6 @@ class Feed:
             self._sequencer.catch_up(NUMBERING_SECONDS)
             with self._engine().connect() as connection:
                 return _read_page(connection, query, find_last_position(connection))
-        except SQLAlchemyError as error:
-            raise StorageError(f"cannot read the feed ({describe(error)})") from error
 
 
 def _read_page(connection: Connection, query: FeedQuery, head: int) -> FeedPage:
@@ -111,8 +107,7 @@ def _read_page(connection: Connection, query: FeedQuery, head: int) -> FeedPage:
     end = max(query.after, min(head, query.after + MAX_POSITIONS))
     at_once = query.limit if is_match is None else MAX_READ_REMOVALS
     for position, records in read_removals(connection, query.after, end, at_once):
-        is_full = len(data) >= query.limit or read_count >= MAX_READ_REMOVALS
-        if is_full and position != last:
+        if len(data) >= query.limit or read_count >= MAX_READ_REMOVALS:
             return FeedPage(data, last, head)
         read_count += len(records)
         found = records if is_match is None else filter(is_match, records)

@@ -14,7 +14,6 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, select
 
-from ..removals import Record
 from ..storage import erasure as erasure_table
 from .entries import LogEntry, StoredAct, StoredDelivery, read_entries
 from .verifier import (
@@ -37,12 +36,8 @@ class Line(NamedTuple):
     """The bytes that are hashed. They name nobody."""
     open: Callable[[], bytes]
     """Returns the accounts and salts to which the sealed part commits. The sealer needs none."""
-    removals: int
-    is_act: bool
-    entry: LogEntry | None
+    entry: LogEntry | None = None
     """The rows. None if they are missing."""
-    records: Sequence[Record]
-    """The removals of a delivery."""
 
     @property
     def packet_bytes(self) -> int:
@@ -79,12 +74,12 @@ def read_lines(
 
 def _missing_line(position: int, entry_id: int) -> Line:
     sealed = f'["missing",{position},{entry_id}]'.encode()
-    return Line(position, sealed, bytes, 0, False, None, ())
+    return Line(position, sealed, bytes)
 
 
 def _act_line(entry: LogEntry, act: StoredAct) -> Line:
     detail, opened = act.detail.encode(), b"[]"
-    commitment = act.packet
+    commitment = act.commitment
     if commitment is None:
         nonce = act.nonce or b""
         commitment = packet_commitment(nonce, detail)
@@ -93,13 +88,13 @@ def _act_line(entry: LogEntry, act: StoredAct) -> Line:
         f'["act",{entry.position},{act.id},{quote(act.kind)},{quote(act.actor)},'
         f'{act.affected},"{commitment.hex()}"]'
     )
-    return Line(entry.position, sealed.encode(), lambda: opened, 0, True, entry, ())
+    return Line(entry.position, sealed.encode(), lambda: opened, entry)
 
 
 def _delivery_line(
     connection: Connection, entry: LogEntry, row: StoredDelivery, with_packets: bool
 ) -> Line:
-    records = list(entry.removals)
+    records = entry.removals
     slots = _fill_slots(connection, row, len(records))
     accounts = [account for record in records for account in record[5:8]]
     commitments = [
@@ -113,16 +108,16 @@ def _delivery_line(
             for record, (owner, target, actor) in zip(records, triples, strict=True)
         ]
     )
-    packet = row.packet or commit_to_packet(row)
+    commitment = row.commitment or commit_to_packet(row)
     duplicate_of = "null" if row.duplicate_of is None else row.duplicate_of
     sealed = (
         f'["delivery",{entry.position},{row.id},{quote(row.provider)},{quote(row.app_id)},'
         f"{quote(row.command)},{quote(row.status)},{duplicate_of},{quote(row.remote_addr)},"
         f"{quote(row.authenticated_by)},{quote(row.platform)},{quote(row.request_id)},"
-        f'"{packet.hex()}",[{removals}]]'
+        f'"{commitment.hex()}",[{removals}]]'
     )
     open_line = partial(_open_delivery, row, slots, accounts, with_packets)
-    return Line(*(entry.position, sealed.encode(), open_line, len(records), False, entry, records))
+    return Line(entry.position, sealed.encode(), open_line, entry)
 
 
 def _open_delivery(
@@ -136,7 +131,7 @@ def _open_delivery(
         for slot, account in zip(slots, accounts, strict=True)
     ]
     packet = ""
-    if row.packet is not None:
+    if row.commitment is not None:
         packet = ",null" if row.nonce is None else ",false"
     elif with_packets:
         content, body = _pack(row), base64.b64encode(row.body).decode()
@@ -161,10 +156,10 @@ def read_slots(connection: Connection, row: StoredDelivery | Row[Any], count: in
     `count` is the number of removals. Raises `ValueError` if the row of an erasure is damaged.
     """
     if row.nonce is None:
-        query = select(erasure_table.c.commitments).where(erasure_table.c.delivery_id == row.id)
+        query = select(erasure_table.c.slots).where(erasure_table.c.delivery_id == row.id)
         return decode_slots(connection.scalar(query) or b"")
     # The packet's commitment takes the place of the nonce. Then the nonce is the seed.
-    return salts_of(seed_of(row.nonce) if row.packet is None else row.nonce, count)
+    return salts_of(seed_of(row.nonce) if row.commitment is None else row.nonce, count)
 
 
 def _fill_slots(connection: Connection, row: StoredDelivery, count: int) -> list[bytes]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
@@ -36,11 +35,11 @@ from ..storage import (
     WRITES,
     Fault,
     classify,
-    describe,
     file_lock,
     id_at,
     open_door,
     sqlite_path,
+    storage_errors,
 )
 from ..storage import act as act_table
 from ..storage import delivery as delivery_table
@@ -49,6 +48,7 @@ from ..storage import log as log_table
 from ..storage import removal as removal_table
 from ..storage import seal as seal_table
 from .acts import ActKind, store_act
+from .batches import BATCH_BYTES, REMOVAL_BYTES, split_by_weight
 from .lines import commit_to_packet, read_slots
 from .mentions import names_account
 from .sealer import parse_seal, read_last_seal
@@ -66,8 +66,6 @@ from .verifier import (
 MIN_AGE = timedelta(days=1)
 MAX_ROWS = 2000
 """Number of rows that one transaction changes, so that callbacks wait only shortly."""
-MAX_BYTES = 8 * 1024 * 1024
-"""Size of the packets that are read at once. A larger packet is read alone."""
 MAX_ATTEMPTS = 20
 """Attempts to run a transaction that loses against other transactions."""
 RETRY_PAUSE_SECONDS = 0.05
@@ -78,6 +76,9 @@ STRIPPED: dict[str, Any] = {
 """The columns of a delivery without its packet."""
 ACCOUNT_COLUMNS = [removal_table.c[f"{name}_id"] for name in SLOTS]
 removal_delivery_id = removal_table.c.id - removal_table.c.position
+CHECK_RIGHTS = (
+    "check that the user of the database may delete and update, and run the command again"
+)
 T = TypeVar("T")
 
 
@@ -104,27 +105,29 @@ class Retention:
         self._seal_log = seal_log
         self._actor = actor
 
+    @storage_errors("change the log", CHECK_RIGHTS)
     def strip(self, before: datetime, *, is_dry_run: bool) -> Retained:
         """Take the packets and addresses of all deliveries before a moment away."""
-        with _storage_errors(), self._read() as connection:
+        with self._read() as connection:
             head = _sealed_position(connection)
-        conditions = (
-            delivery_table.c.packet.is_(None),
-            delivery_table.c.id < id_at(before),
-            log_table.c.position <= head,
-        )
-        with _storage_errors():
-            result = Retained(deliveries=self._count(*conditions))
-            if result.deliveries and not is_dry_run:
-                detail = {"before": before.isoformat(), LAST_POSITION: head}
-                act_id = self._begin(ActKind.STRIP, result.deliveries, detail)
-                for ids in self._find_deliveries(*conditions):
-                    self._strip(act_id, ids)
+            conditions = (
+                delivery_table.c.commitment.is_(None),
+                delivery_table.c.id < id_at(before),
+                log_table.c.position <= head,
+            )
+            count = select(func.count()).select_from(_numbered()).where(*conditions)
+            result = Retained(deliveries=connection.scalar(count) or 0)
+        if result.deliveries and not is_dry_run:
+            detail = {"before": before.isoformat(), LAST_POSITION: head}
+            act_id = self._begin(ActKind.STRIP, result.deliveries, detail)
+            for ids in self._find_deliveries(*conditions):
+                self._run(act_id, partial(_strip_deliveries, ids=ids))
         return result
 
+    @storage_errors("change the log", CHECK_RIGHTS)
     def prune(self, before: datetime, *, is_dry_run: bool) -> Retained:
         """Delete the entries of all seals whose entries are all from before a moment."""
-        with _storage_errors(), self._read() as connection:
+        with self._read() as connection:
             seals = list(_find_old_seals(connection, id_at(before)))
         result = Retained(
             seals=len(seals),
@@ -138,18 +141,18 @@ class Retention:
                 "seals": [seals[0].number, seals[-1].number],
                 LAST_POSITION: seals[-1].last,
             }
-            with _storage_errors():
-                act_id = self._begin(ActKind.PRUNE, result.deliveries, detail)
-                for seal in seals:
-                    self._prune_seal(act_id, seal)
+            act_id = self._begin(ActKind.PRUNE, result.deliveries, detail)
+            for seal in seals:
+                self._prune_seal(act_id, seal)
         return result
 
+    @storage_errors("change the log", CHECK_RIGHTS)
     def erase(self, account_id: str, reason: str, *, is_dry_run: bool) -> Retained:
-        """Take an account away: its id, the packets that name it, and the acts that name it.
+        """Erase an account from the removals, and erase the packets and acts that name it.
 
         The reason must not name the account.
         """
-        with _storage_errors(), self._read() as connection:
+        with self._read() as connection:
             head = _sealed_position(connection)
             is_due = (
                 delivery_table.c.id < id_at(datetime.now(UTC) - MIN_AGE),
@@ -157,16 +160,19 @@ class Retention:
             )
             deliveries, removal_count, later = _find_removals(connection, account_id, is_due)
             acts = _find_acts(connection, account_id, head)
-        with _storage_errors():
-            deliveries |= self._find_packets(account_id, is_due)
-            result = Retained(len(deliveries), removal_count, len(acts), later=later)
-            if (deliveries or acts) and not is_dry_run:
-                detail = {"reason": reason, LAST_POSITION: head}
-                act_id = self._begin(ActKind.ERASE, removal_count, detail)
-                for delivery_id in sorted(deliveries):
-                    self._erase_delivery(act_id, delivery_id, account_id)
-                for ids in _chunks(acts, MAX_ROWS):
-                    self._run(act_id, partial(_erase_acts, ids=ids))
+        deliveries |= self._find_packets(account_id, is_due)
+        result = Retained(
+            deliveries=len(deliveries), removals=removal_count, acts=len(acts), later=later
+        )
+        if (deliveries or acts) and not is_dry_run:
+            detail = {"reason": reason, LAST_POSITION: head}
+            act_id = self._begin(ActKind.ERASE, removal_count, detail)
+            for delivery_id in sorted(deliveries):
+                erase = partial(_erase_part, delivery_id=delivery_id, account_id=account_id)
+                while self._run(act_id, erase):
+                    pass
+            for ids in split_by_weight(((key, 1) for key in acts), MAX_ROWS):
+                self._run(act_id, partial(_erase_acts, ids=ids))
         return result
 
     # Connections
@@ -213,11 +219,6 @@ class Retention:
 
     # Strip
 
-    def _count(self, *conditions: ColumnElement[bool]) -> int:
-        query = select(func.count()).select_from(_numbered()).where(*conditions)
-        with self._read() as connection:
-            return connection.scalar(query) or 0
-
     def _find_deliveries(self, *conditions: ColumnElement[bool]) -> Iterator[list[int]]:
         """Yield the ids of the deliveries in groups whose packets and removals are few."""
         column, after = delivery_table.c, -1
@@ -231,10 +232,8 @@ class Retention:
             if not rows:
                 return
             after = rows[-1].id
-            yield from _group(rows)
-
-    def _strip(self, act_id: int, ids: Sequence[int]) -> None:
-        self._run(act_id, partial(_strip_deliveries, ids=ids))
+            weighted = ((id, size + REMOVAL_BYTES * (1 + count)) for id, count, size in rows)
+            yield from split_by_weight(weighted, BATCH_BYTES)
 
     def _removal_spans(self, ids: Sequence[int]) -> Iterator[list[dict[str, int]]]:
         """Yield ranges of the removals of deliveries, in groups of at most `MAX_ROWS` removals."""
@@ -242,18 +241,13 @@ class Retention:
         query = select(column.id, column.removal_count).where(column.id.in_(ids))
         with self._read() as connection:
             counts = connection.execute(query).all()
-        group: list[dict[str, int]] = []
-        size = 0
-        for delivery_id, count in counts:
-            for first in range(delivery_id, delivery_id + count, MAX_ROWS):
-                last = min(first + MAX_ROWS, delivery_id + count) - 1
-                if size + last - first + 1 > MAX_ROWS:
-                    yield group
-                    group, size = [], 0
-                group.append({"first": first, "last": last})
-                size += last - first + 1
-        if group:
-            yield group
+        spans = [
+            range(first, min(first + MAX_ROWS, start + count))
+            for start, count in counts
+            for first in range(start, start + count, MAX_ROWS)
+        ]
+        for batch in split_by_weight(((span, len(span)) for span in spans), MAX_ROWS):
+            yield [{"first": span[0], "last": span[-1]} for span in batch]
 
     # Prune
 
@@ -301,59 +295,21 @@ class Retention:
         )
         query = select(delivery_table.c.id, body)
         found = set()
-        conditions = (*is_due, delivery_table.c.packet.is_(None), may_name)
+        conditions = (*is_due, delivery_table.c.commitment.is_(None), may_name)
         for ids in self._find_deliveries(*conditions):
             with self._read() as connection:
                 rows = connection.execute(query.where(delivery_table.c.id.in_(ids))).all()
             found |= {id for id, body in rows if names_account(_decode(body), account_id)}
         return found
 
-    def _erase_delivery(self, act_id: int, delivery_id: int, account_id: str) -> None:
-        """Erase an account from a delivery."""
-        erase = partial(_erase_part, delivery_id=delivery_id, account_id=account_id)
-        while self._run(act_id, erase):
-            pass
-
-
-@contextmanager
-def _storage_errors() -> Iterator[None]:
-    """Raise `StorageError` for the errors of the database."""
-    try:
-        yield
-    except SQLAlchemyError as error:
-        raise StorageError(
-            f"cannot change the log ({describe(error)}): check that the user of the database may "
-            "delete and update, and run the command again"
-        ) from error
-
 
 def _sealed_position(connection: Connection) -> int:
-    seal = read_last_seal(connection)
-    return seal.last if seal else 0
+    return read_last_seal(connection).last
 
 
 def _numbered() -> Any:
     """Return the deliveries joined with their log positions."""
     return delivery_table.join(log_table, log_table.c.entry_id == delivery_table.c.id)
-
-
-def _group(rows: Iterable[Any]) -> Iterator[list[int]]:
-    """Yield the ids of rows of id, number of removals and size, in groups of limited size."""
-    group: list[int] = []
-    count = total_bytes = 0
-    for delivery_id, removal_count, size in rows:
-        count, total_bytes = count + 1 + removal_count, total_bytes + size
-        if group and (count > MAX_ROWS or total_bytes > MAX_BYTES):
-            yield group
-            group, count, total_bytes = [], 1 + removal_count, size
-        group.append(delivery_id)
-    if group:
-        yield group
-
-
-def _chunks(items: Sequence[Any], size: int) -> Iterator[Sequence[Any]]:
-    for start in range(0, len(items), size):
-        yield items[start : start + size]
 
 
 def _execute(connection: Connection, statement: Any, parameters: Any) -> None:
@@ -370,10 +326,12 @@ def _strip_deliveries(connection: Connection, ids: Sequence[int]) -> None:
     column = delivery_table.c
     rows = connection.execute(
         # Without this lock, an erasure could replace the same nonces at the same time.
-        select(delivery_table).where(column.id.in_(ids), column.packet.is_(None)).with_for_update()
+        select(delivery_table)
+        .where(column.id.in_(ids), column.commitment.is_(None))
+        .with_for_update()
     ).all()
     changes = [
-        {"of": row.id, "packet": commit_to_packet(row), "nonce": seed_of(row.nonce or b"")}
+        {"of": row.id, "commitment": commit_to_packet(row), "nonce": seed_of(row.nonce or b"")}
         for row in rows
     ]
     if changes:
@@ -389,13 +347,11 @@ def _find_old_seals(connection: Connection, limit: int) -> Iterator[Seal]:
     """
     column = log_table.c
     first = connection.scalar(select(func.min(column.position)))
-    number = connection.scalar(
-        select(func.min(seal_table.c.number)).where(seal_table.c.last_position >= first)
-    )
-    while number is not None:
-        entry = connection.scalar(select(seal_table.c.entry).where(seal_table.c.number == number))
-        if entry is None:
-            return
+    if first is None:
+        return
+    after = first - 1
+    query = select(seal_table.c.entry).order_by(seal_table.c.last_position).limit(1)
+    while entry := connection.scalar(query.where(seal_table.c.last_position > after)):
         seal = parse_seal(entry)
         newest = connection.scalar(
             select(func.max(func.abs(column.entry_id))).where(
@@ -405,7 +361,7 @@ def _find_old_seals(connection: Connection, limit: int) -> Iterator[Seal]:
         if min(newest or 0, id_at(datetime.fromisoformat(seal.at))) >= limit:
             return
         yield seal
-        number += 1
+        after = seal.last
 
 
 def _find_removals(
@@ -436,7 +392,7 @@ def _find_acts(connection: Connection, account_id: str, head: int) -> list[int]:
     query = (
         select(column.id, column.detail)
         .join(log_table, log_table.c.entry_id == -column.id)
-        .where(log_table.c.position <= head, column.packet.is_(None))
+        .where(log_table.c.position <= head, column.commitment.is_(None))
         .where(column.kind.in_([ActKind.READ, ActKind.EXPORT]))
         .where(_contains(connection.dialect, column.detail, json.dumps(account_id)[1:-1]))
     )
@@ -451,8 +407,8 @@ def _erase_acts(connection: Connection, ids: Sequence[int]) -> None:
         commitment = packet_commitment(row.nonce or b"", row.detail.encode())
         connection.execute(
             update(act_table)
-            .where(column.id == row.id, column.packet.is_(None))
-            .values(detail="", nonce=None, packet=commitment)
+            .where(column.id == row.id, column.commitment.is_(None))
+            .values(detail="", nonce=None, commitment=commitment)
         )
 
 
@@ -495,10 +451,10 @@ def _erase_part(connection: Connection, *, delivery_id: int, account_id: str) ->
             if account == account_id and len(slots[slot]) == SALT_BYTES:
                 slots[slot] = account_commitment(slots[slot], account_id)
     connection.execute(delete(erasure_table).where(erasure_table.c.delivery_id == delivery_id))
-    values = {"delivery_id": delivery_id, "commitments": encode_slots(slots)}
+    values = {"delivery_id": delivery_id, "slots": encode_slots(slots)}
     connection.execute(erasure_table.insert().values(values))
-    packet = row.packet or commit_to_packet(row)
-    changes = STRIPPED | {"nonce": None, "packet": packet}
+    commitment = row.commitment or commit_to_packet(row)
+    changes = STRIPPED | {"nonce": None, "commitment": commitment}
     connection.execute(
         update(delivery_table).where(delivery_table.c.id == delivery_id).values(changes)
     )

@@ -18,7 +18,6 @@ from hashlib import sha256
 from pathlib import Path
 
 from sqlalchemy import Connection, Engine, func, insert, select
-from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import ImCallbackError, StorageError
 from ..storage import (
@@ -26,10 +25,10 @@ from ..storage import (
     Fault,
     classify,
     database_mark,
-    describe,
     file_lock,
     is_read_only,
     sqlite_path,
+    storage_errors,
 )
 from ..storage import log as log_table
 from ..storage import seal as seal_table
@@ -65,6 +64,8 @@ RETRY_SECONDS = 30
 """Time after which sealing is tried again in the background if it failed."""
 OVERDUE = 10
 """Sealing intervals after which unsealed entries are a problem."""
+NO_SEAL = Seal(0, at="", first=1, last=0, deliveries=0, removals=0, acts=0, root=b"")
+"""The seal before the first one."""
 
 
 @dataclass(frozen=True)
@@ -73,8 +74,6 @@ class SealState:
 
     sealed_until: str
     """The time of the newest seal. Empty if there is none."""
-    last_position: int
-    """The last log position that is sealed."""
     problem: str
     """The reason why nothing is sealed, and the remedy. Empty if all is well."""
 
@@ -132,15 +131,15 @@ class Sealer:
     def _seal_one_if_due(self) -> float | None:
         with self._connect() as connection:
             kept = self._check_kept(connection)
-            last = read_last_seal(connection)
-            has_entries = find_last_position(connection) > (last.last if last else 0)
-            age = _age(last)
-            if has_entries and not 0 <= age < self._seconds / 2:
-                is_full = self._add_seal(connection, last, pause=_pause)
-                self._publish(connection, kept)
-                return 0 if is_full else None
+            last, head = read_last_seal(connection), find_last_position(connection)
+            wait: float | None = None
+            if last.last < head:
+                wait = self._seconds - _age(last)
+                if not 0 < wait <= self._seconds:  # it is longer if the clock was set back
+                    seal = self._add_seal(connection, last, pause=_pause)
+                    wait = 0.0 if seal is None or seal.last < head else None
             self._publish(connection, kept)
-        return self._seconds - age if has_entries else None
+        return wait
 
     def seal(self) -> list[Seal]:
         """Seal all entries that have a log position. Returns the new seals.
@@ -151,14 +150,9 @@ class Sealer:
         with self._connect() as connection:
             kept = self._check_kept(connection)
             head = find_last_position(connection)
-            while True:
-                last = read_last_seal(connection)
-                if (last.last if last else 0) >= head:
-                    break
-                self._add_seal(connection, last)
-                newest = read_last_seal(connection)
-                if newest and newest != last:
-                    seals.append(newest)
+            while (last := read_last_seal(connection)).last < head:
+                if seal := self._add_seal(connection, last):
+                    seals.append(seal)
             self._publish(connection, kept)
         return seals
 
@@ -172,28 +166,17 @@ class Sealer:
         try:
             last = read_last_seal(connection)
         except StorageError as error:
-            return SealState("", 0, str(error))
-        position = last.last if last else 0
-        return SealState(
-            last.at if last else "", position, self._find_problem(connection, position)
-        )
+            return SealState("", str(error))
+        return SealState(last.at, self._find_problem(connection, last.last))
 
     def find_seal(self, entry_id: int) -> Seal | None:
         """Return the seal of a delivery, or None if it is not sealed. Raises `StorageError`."""
         with self._connect() as connection:
-            query = select(log_table.c.position).where(log_table.c.entry_id == entry_id)
-            position = connection.scalar(query)
-            last = read_last_seal(connection)
-            if position is None or last is None or position > last.last:
-                return None
-            low, high = 1, last.number  # the table has no index of positions
-            while low < high:
-                middle = (low + high) // 2
-                if read_seal(connection, middle).last < position:
-                    low = middle + 1
-                else:
-                    high = middle
-            return read_seal(connection, low)
+            position = select(log_table.c.position).where(log_table.c.entry_id == entry_id)
+            column = seal_table.c
+            query = select(column.entry).where(column.last_position >= position.scalar_subquery())
+            entry = connection.scalar(query.order_by(column.last_position).limit(1))
+            return None if entry is None else parse_seal(entry)
 
     def _find_problem(self, connection: Connection, position: int) -> str:
         try:
@@ -217,15 +200,12 @@ class Sealer:
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
         """Yield a connection for reading. Raises `StorageError`."""
-        try:
+        with (
+            storage_errors("read or write the seals"),
             # A transaction that may write would lock a SQLite file during the whole seal.
-            with self._get_engine().execution_options(**{WRITES: False}).connect() as connection:
-                yield connection
-        except SQLAlchemyError as error:
-            raise StorageError(
-                f"cannot read or write the seals ({describe(error)}): check that the database "
-                "answers, and run `flask db upgrade` if a table is missing"
-            ) from error
+            self._get_engine().execution_options(**{WRITES: False}).connect() as connection,
+        ):
+            yield connection
 
     def read_kept(self) -> Checkpoint | None:
         """Return the checkpoint in the file, or None if it is missing or of another origin.
@@ -270,24 +250,21 @@ class Sealer:
     def _add_seal(
         self,
         connection: Connection,
-        last: Seal | None,
+        last: Seal,
         pause: Callable[[], None] | None = None,
-    ) -> bool:
-        """Seal the next entries. Returns whether the seal is full, so that more may follow.
-
-        Nothing happens if another process makes this seal at the same time.
-        """
-        number = last.number + 1 if last else 1
-        first = last.last + 1 if last else 1
+    ) -> Seal | None:
+        """Seal the next entries. Returns None if another process did it at the same time."""
+        first = last.last + 1
         head = find_last_position(connection)
         leaves: list[bytes] = []
         removals = acts = 0
         for line in take_lines(connection, first, head, pause):
             leaves.append(leaf_hash(line.sealed))
-            removals += line.removals
-            acts += line.is_act
+            if line.entry:
+                removals += len(line.entry.removals)
+                acts += line.entry.act is not None
         seal = Seal(
-            number=number,
+            number=last.number + 1,
             at=datetime.now(UTC).isoformat().replace("+00:00", "Z"),
             first=first,
             last=first + len(leaves) - 1,
@@ -296,10 +273,10 @@ class Sealer:
             acts=acts,
             root=tree_root(leaves),
         )
-        node = read_tree(connection, number - 1).append(leaf_hash(seal.to_json().encode()))
+        node = read_tree(connection, last.number).append(leaf_hash(seal.to_json().encode()))
         connection.rollback()
         row = {
-            "number": number,
+            "number": seal.number,
             "last_position": seal.last,
             "entry": seal.to_json(),
             "node": node,
@@ -311,9 +288,9 @@ class Sealer:
                 writing.execute(insert(seal_table).values(row))
         except Exception as error:
             if classify(error) in (Fault.DUPLICATE_KEY, Fault.RETRY):
-                return True  # another process has sealed
+                return None
             raise
-        return seal.last < head
+        return seal
 
     def _publish(self, connection: Connection, kept: Checkpoint | None) -> None:
         """Write the newest checkpoint to the log and to the file, if the file has an older one."""
@@ -354,17 +331,11 @@ def take_lines(
             pause()
 
 
-def read_last_seal(connection: Connection) -> Seal | None:
-    """Return the newest seal, or None if nothing is sealed. Raises `StorageError`."""
+def read_last_seal(connection: Connection) -> Seal:
+    """Return the newest seal, or `NO_SEAL` if nothing is sealed. Raises `StorageError`."""
     query = select(seal_table.c.entry).order_by(seal_table.c.number.desc()).limit(1)
     entry = connection.scalar(query)
-    return None if entry is None else parse_seal(entry)
-
-
-def read_seal(connection: Connection, number: int) -> Seal:
-    """Return the seal with this number, which must exist. Raises `StorageError`."""
-    query = select(seal_table.c.entry).where(seal_table.c.number == number)
-    return parse_seal(connection.execute(query).scalar_one())
+    return NO_SEAL if entry is None else parse_seal(entry)
 
 
 def parse_seal(entry: str) -> Seal:
@@ -394,9 +365,9 @@ def compute_checkpoint(connection: Connection, origin: str, size: int | None = N
     return Checkpoint(origin, size, read_tree(connection, size).root())
 
 
-def _age(seal: Seal | None) -> float:
+def _age(seal: Seal) -> float:
     """Return the seconds since a seal. It is negative if the clock was set back."""
-    if seal is None:
+    if seal is NO_SEAL:
         return float("inf")
     return (datetime.now(UTC) - datetime.fromisoformat(seal.at)).total_seconds()
 

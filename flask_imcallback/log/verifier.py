@@ -442,7 +442,6 @@ class Report:
     packets: int = 0
     """The packets that were checked."""
     sealed_until: str = ""
-    checkpoint: Checkpoint | None = None
     notes: list[str] = field(default_factory=list)
     """What the reader must know: for example the acts that took data away."""
 
@@ -690,7 +689,6 @@ class _Verification:
             raise TamperedError(
                 f"a line is neither a seal nor a checkpoint ({error}): {line[:80]!r}"
             ) from None
-        self.report.checkpoint = checkpoint
         if (checkpoint.size, checkpoint.root) != (self._tree.size, self._tree.root()):
             self.report.add("the checkpoint at the end does not fit the seals before it")
 

@@ -3,7 +3,7 @@
 It has the tables, ids, recorder, writer, spool, drain, counters and migrations.
 """
 
-from .append_only import Protection, open_door, protect, read_protection
+from .append_only import open_door, protect, read_protection
 from .autogenerate import is_our_table, protect_tables
 from .counters import ACCEPTED, EXIT_SECONDS, REFUSED, CallbackCount, CallbackCounters
 from .database_errors import (
@@ -13,6 +13,7 @@ from .database_errors import (
     concerns_entry,
     describe,
     is_read_only,
+    storage_errors,
 )
 from .drain import Drain
 from .engines import (
@@ -37,7 +38,7 @@ from .inspection import (
     read_clock,
 )
 from .key_conflicts import AlreadyStored, Repetition, TakenId, find_key_conflict
-from .lost_callbacks import LostCallbacks, LostEntry, is_log_visible
+from .lost_callbacks import LostCallbacks, LostEntry, has_handler, is_log_visible
 from .migrations import (
     VERSION_TABLE,
     current_revision,
@@ -46,7 +47,7 @@ from .migrations import (
     run_alembic,
 )
 from .recorder import Recorder
-from .spool import SetAside, Spool, Waiting
+from .spool import Spool, Waiting
 from .sqlite import LockTakenError, file_lock, sqlite_path, use_wal
 from .tables import (
     DELIVERIES_WITH_SOURCES,
@@ -99,10 +100,8 @@ __all__ = [
     "LostCallbacks",
     "LostEntry",
     "PerProcess",
-    "Protection",
     "Recorder",
     "Repetition",
-    "SetAside",
     "Signal",
     "SourceKey",
     "Spool",
@@ -125,6 +124,7 @@ __all__ = [
     "file_lock",
     "find_key_conflict",
     "has_file",
+    "has_handler",
     "id_at",
     "inbox",
     "inspect_database",
@@ -152,5 +152,6 @@ __all__ = [
     "source",
     "sqlite_path",
     "start_thread",
+    "storage_errors",
     "use_wal",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Iterator
+from contextlib import contextmanager
 from enum import Enum, auto
 
 from sqlalchemy.exc import (
@@ -124,6 +126,18 @@ def describe(error: BaseException | None) -> str:
     """Return the message of the database in one line, without the statement and parameters."""
     cause = error.orig if isinstance(error, DBAPIError) and error.orig else error
     return f"{type(cause).__name__}: {' '.join(str(cause).split())}"
+
+
+CHECK_DATABASE = "check that the database answers, and run `flask db upgrade` if a table is missing"
+
+
+@contextmanager
+def storage_errors(task: str, remedy: str = CHECK_DATABASE) -> Iterator[None]:
+    """Raise `StorageError` for an error of the database: it cannot do the task."""
+    try:
+        yield
+    except SQLAlchemyError as error:
+        raise StorageError(f"cannot {task} ({describe(error)}): {remedy}") from error
 
 
 def sqlite_code(error: BaseException | None) -> int:

@@ -25,7 +25,7 @@ from .tables import removal as removal_table
 from .tables import source as source_table
 
 DELIVERY_COLUMNS = tuple(
-    column.name for column in delivery_table.columns if column.name != "packet"
+    column.name for column in delivery_table.columns if column.name != "commitment"
 )
 
 SOURCE_IDS_KEY = "imcallback_source_ids"

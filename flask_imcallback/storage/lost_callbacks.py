@@ -191,10 +191,15 @@ def is_log_visible() -> bool:
         return False
     if not logger.hasHandlers():
         return logging.lastResort is not None
+    return has_handler(logger, logging.ERROR)
+
+
+def has_handler(logger: logging.Logger, level: int) -> bool:
+    """Return True if a handler of the logger, or of the loggers above it, takes this level."""
     source: logging.Logger | None = logger
     while source:
         for handler in source.handlers:
-            if handler.level <= logging.ERROR and not isinstance(handler, logging.NullHandler):
+            if handler.level <= level and not isinstance(handler, logging.NullHandler):
                 return True
         source = source.parent if source.propagate else None
     return False

@@ -86,7 +86,7 @@ delivery = Table(
     # the salts of its commitments from it.
     Column("nonce", Nonce),
     # The commitment to the packet, once it has been stripped.
-    Column("packet", Digest),
+    Column("commitment", Digest),
     PrimaryKeyConstraint("id", name="pk_imcallback_delivery"),
     # Many processes and database nodes record a repeated callback only once.
     Index(
@@ -194,7 +194,7 @@ act = Table(
     Column("detail", LongText, nullable=False),
     Column("nonce", Nonce),
     # The commitment to `detail`, once an erasure has taken it away.
-    Column("packet", Digest),
+    Column("commitment", Digest),
     PrimaryKeyConstraint("id", name="pk_imcallback_act"),
 )
 """What people did with the history: exports, evidence files, erasures and reads."""
@@ -211,6 +211,8 @@ seal = Table(
     # Two bytes of the hash of each entry. They name the row that was changed.
     Column("marks", Bytes, nullable=False),
     PrimaryKeyConstraint("number", name="pk_imcallback_seal"),
+    # Finds the seal of a log position.
+    UniqueConstraint("last_position", name="uq_imcallback_seal_last_position"),
 )
 """Merkle roots of ranges of the log. Each range begins after the range of the seal before."""
 
@@ -218,7 +220,7 @@ erasure = Table(
     "imcallback_erasure",
     metadata,
     Column("delivery_id", Id, autoincrement=False),
-    Column("commitments", Bytes, nullable=False),
+    Column("slots", Bytes, nullable=False),
     PrimaryKeyConstraint("delivery_id", name="pk_imcallback_erasure"),
 )
 """The salts that are left of a delivery, and the commitments to the accounts that were erased."""

@@ -6,7 +6,7 @@ from flask import Flask
 
 from ..runtime import Runtime
 from ..storage import EXIT_SECONDS
-from . import api, callbacks, health, openapi, page, seals
+from . import api, callbacks, health, openapi, page
 from .middleware import Middleware
 from .routing import RestOfPath
 from .servers import call_at_sigterm, check_server
@@ -24,7 +24,6 @@ def install(app: Flask, runtime: Runtime) -> None:
     for blueprint in (
         callbacks.make_blueprint(runtime.providers),
         api.make_blueprint(runtime.history_decorators),
-        seals.make_blueprint(runtime.history_decorators),
         openapi.make_blueprint(runtime.history_decorators),
         page.make_blueprint(runtime.history_decorators),
         health.make_blueprint(),

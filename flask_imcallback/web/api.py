@@ -1,4 +1,4 @@
-"""The history and the feed over HTTP, as JSON and as files."""
+"""The history, the feed and the evidence over HTTP, as JSON and as files."""
 
 from __future__ import annotations
 
@@ -25,11 +25,11 @@ from ..history import (
     shorten,
     stats_json,
 )
-from ..log import ActKind, feed_lines, load_feed_query
+from ..log import ActKind, count_deliveries, feed_lines, load_feed_query
 from ..runtime import get_runtime
 from .access import View, add_reader_views
+from .acts import begin_file, file_acts, log_read
 from .problems import NOT_FOUND, NOT_INSTALLED, ProblemError, answer_with_problems, json_response
-from .reading import begin_file, file_acts, log_read
 from .requests import parse_id, read_parameters
 
 logger = logging.getLogger("flask_imcallback")
@@ -64,7 +64,7 @@ def _feed() -> Response:
 
 
 def _removal(removal_id: str) -> Response:
-    refuse_parameters()
+    _refuse_parameters()
     detail = get_runtime().history.get(parse_id(removal_id))
     if detail is None:
         raise ProblemError(NOT_FOUND, "No removal has this id.")
@@ -88,22 +88,38 @@ def _export() -> Response:
     except ConfigError as error:
         raise ProblemError(NOT_INSTALLED, str(error)) from error
     begin_file(acts)
+    return _send_file(file, FORMATS[options.format].media_type, f"removals.{options.format}")
+
+
+def _checkpoint() -> Response:
+    _refuse_parameters()
+    return Response(get_runtime().sealer.read_checkpoint(), mimetype="text/plain")
+
+
+def _evidence() -> Response:
+    _refuse_parameters()
+    acts = file_acts(ActKind.EVIDENCE)
+    begin_file(acts)
+    file = acts.count(get_runtime().read_evidence(), count_deliveries)
+    return _send_file(file, "application/x-ndjson", "evidence.ndjson")
+
+
+def _send_file(file: Iterator[bytes], content_type: str, name: str) -> Response:
     # The first bytes are made before the response starts, so an error still gets a status.
     file = chain([next(file, b"")], file)
     # The server never reads nor closes the body of a HEAD response.
-    body = iter(()) if request.method == "HEAD" else stream_with_context(log_failures(file))
-    response = Response(body, content_type=FORMATS[options.format].media_type)
-    disposition = f'attachment; filename="removals.{options.format}"'
-    response.headers["Content-Disposition"] = disposition
+    body = iter(()) if request.method == "HEAD" else stream_with_context(_log_failures(file))
+    response = Response(body, content_type=content_type)
+    response.headers["Content-Disposition"] = f'attachment; filename="{name}"'
     return response
 
 
-def log_failures(file: Iterator[bytes]) -> Iterator[bytes]:
+def _log_failures(file: Iterator[bytes]) -> Iterator[bytes]:
     """Yield the parts of a file. An error is logged, and then the server cuts the response off."""
     try:
         yield from file
     except Exception:
-        logger.exception("An export was cut off")
+        logger.exception("A file was cut off")
         raise
 
 
@@ -118,7 +134,7 @@ def _deliveries() -> Response:
 
 
 def _delivery(delivery_id: str) -> Response:
-    refuse_parameters()
+    _refuse_parameters()
     detail = get_runtime().history.get_delivery(parse_id(delivery_id))
     if detail is None:
         raise ProblemError(NOT_FOUND, "No delivery has this id.")
@@ -133,13 +149,15 @@ ROUTES: dict[str, tuple[str, View]] = {
     "/history/export": ("export", _export),
     "/history/<imcallback_rest:removal_id>": ("removal", _removal),
     "/feed": ("feed", _feed),
+    "/checkpoint": ("checkpoint", _checkpoint),
+    "/evidence": ("evidence", _evidence),
     "/deliveries": ("deliveries", _deliveries),
     "/deliveries/<imcallback_rest:delivery_id>": ("delivery", _delivery),
 }
 """URL rule -> its endpoint and its view."""
 
 
-def refuse_parameters() -> None:
+def _refuse_parameters() -> None:
     """Raise `HistoryQueryError` if the request has a parameter."""
     for name in read_parameters():
         raise HistoryQueryError(

@@ -53,7 +53,7 @@ def _create_delivery() -> None:
         sa.Column("body", _long_bytes(), nullable=False),
         sa.Column("fingerprint", _fixed_bytes(16), nullable=True),
         sa.Column("nonce", _fixed_bytes(16), nullable=True),
-        sa.Column("packet", _fixed_bytes(32), nullable=True),
+        sa.Column("commitment", _fixed_bytes(32), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_imcallback_delivery"),
     )
     _create_indexes(
@@ -137,7 +137,7 @@ def _create_log() -> None:
         sa.Column("affected", sa.BigInteger(), nullable=False),
         sa.Column("detail", _long_text(), nullable=False),
         sa.Column("nonce", _fixed_bytes(16), nullable=True),
-        sa.Column("packet", _fixed_bytes(32), nullable=True),
+        sa.Column("commitment", _fixed_bytes(32), nullable=True),
         sa.PrimaryKeyConstraint("id", name="pk_imcallback_act"),
     )
     _create_table(
@@ -148,11 +148,12 @@ def _create_log() -> None:
         sa.Column("node", _fixed_bytes(32), nullable=False),
         sa.Column("marks", _long_bytes(), nullable=False),
         sa.PrimaryKeyConstraint("number", name="pk_imcallback_seal"),
+        sa.UniqueConstraint("last_position", name="uq_imcallback_seal_last_position"),
     )
     _create_table(
         "imcallback_erasure",
         sa.Column("delivery_id", _id(), autoincrement=False, nullable=False),
-        sa.Column("commitments", _long_bytes(), nullable=False),
+        sa.Column("slots", _long_bytes(), nullable=False),
         sa.PrimaryKeyConstraint("delivery_id", name="pk_imcallback_erasure"),
     )
     _create_table(

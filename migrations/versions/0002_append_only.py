@@ -16,7 +16,7 @@ PROTECTED = {
     "source": ("id",),
     "log": ("position", "entry_id"),
     "act": ("id",),
-    "seal": ("number",),
+    "seal": ("number", "last_position"),
     "erasure": ("delivery_id",),
 }
 """Table -> its unique columns."""

@@ -46,7 +46,7 @@ def app(make_app: MakeApp, database_url: URL) -> Flask:
         runtime.store_act(ActKind.EXPORT, "app", 0, {})
         seal_log()
         with runtime.writing_engine().begin() as connection:
-            connection.execute(erasure.insert().values(delivery_id=1, commitments=b"c"))
+            connection.execute(erasure.insert().values(delivery_id=1, slots=b"c"))
     return app
 
 

@@ -161,7 +161,7 @@ def test_the_counterpart_keeps_its_removal(app: Flask) -> None:
         assert len(find(account_id="bob").data) == 6
     untouched = [row for row in rows(app)[0] if row["body"] == packet("carol", "dave")]
     assert len(untouched) == 3
-    assert all(row["nonce"] and row["packet"] is None for row in untouched)
+    assert all(row["nonce"] and row["commitment"] is None for row in untouched)
 
 
 def test_a_second_erasure_of_the_same_delivery(app: Flask, tmp_path: Path) -> None:
@@ -283,6 +283,7 @@ def test_an_interrupted_command_goes_on(
 ) -> None:
     """After each transaction, all that is left is proved. A repetition ends the work."""
     monkeypatch.setattr(retention, "MAX_ROWS", 4)
+    monkeypatch.setattr(retention, "BATCH_BYTES", 4 * retention.REMOVAL_BYTES)
     kept = checkpoint(app)
     crashes = 0
     while True:
@@ -345,7 +346,7 @@ def test_young_and_unsealed_rows_stay(make_app: MakeApp, database_url: URL) -> N
         "after a day.\n"
     )
     assert take(app, "erase").startswith("Erased the account from 1 removals, 1 packets")
-    assert [row["packet"] is None for row in rows(app)[0]] == [False, True, True]
+    assert [row["commitment"] is None for row in rows(app)[0]] == [False, True, True]
 
 
 @pytest.mark.parametrize(

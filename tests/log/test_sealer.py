@@ -356,7 +356,7 @@ def test_the_lines_of_the_evidence_never_change(app: Flask) -> None:
         "duplicate_of": 1795197900123456,
         "removal_count": 0,
         "fingerprint": None,
-        "packet": b"p" * 32,
+        "commitment": b"p" * 32,
     }
     erased = stripped | {"id": 1795197900300000, "duplicate_of": None, "nonce": None}
     act_row: dict[str, Any] = {

@@ -192,7 +192,7 @@ def test_an_act_gets_a_position_too(numbering: Sequencer, database_url: URL) -> 
     """The id of an act is negative in the inbox and in the log."""
     with get_runtime().writing_engine().begin() as connection:
         values = {"kind": "export", "actor": "", "affected": 0, "detail": "", "nonce": None}
-        connection.execute(act.insert().values(id=5, packet=None, **values))
+        connection.execute(act.insert().values(id=5, commitment=None, **values))
         connection.execute(inbox.insert().values(entry_id=-5))
     store_all([ANONYMOUS])
     numbering.catch_up(10)

@@ -164,7 +164,7 @@ DELIVERY_VALUES: dict[str, Any] = {
     "body": b"x",
     "fingerprint": b"f" * 16,
     "nonce": b"n" * 16,
-    "packet": b"p" * 32,
+    "commitment": b"p" * 32,
 }
 """Another value for each sealed column of a delivery."""
 
@@ -379,6 +379,11 @@ CHANGES: dict[str, tuple[Change, str, str]] = {
         "the node of seal 2 was changed",
         "the checkpoint at the end does not fit",
     ),
+    "the last position of a seal": (
+        lambda s: update(seal_table).where(seal_table.c.number == 3).values(last_position=99),
+        "the last position of seal 3 was changed",
+        "",
+    ),
     "the marks of a seal": (
         lambda s: update(seal_table).where(seal_table.c.number == 1).values(marks=b"m" * 4),
         "the marks of seal 1 were changed",
@@ -430,7 +435,7 @@ INSERTIONS: dict[str, tuple[Change, str]] = {
         r"removals that belong to no delivery: \d+",
     ),
     "an erasure": (
-        lambda s: insert(erasure).values(delivery_id=s.single, commitments=b""),
+        lambda s: insert(erasure).values(delivery_id=s.single, slots=b""),
         r"erasures that belong to no erased delivery: \d+",
     ),
 }
@@ -620,17 +625,17 @@ TAKINGS: dict[str, tuple[Change, str]] = {
         lambda s: [
             update(delivery)
             .where(of_single(s))
-            .values({**STRIPPED, "packet": commitment_of(s.single), "nonce": seed_of(s.single)})
+            .values({**STRIPPED, "commitment": commitment_of(s.single), "nonce": seed_of(s.single)})
         ],
         "packets are missing up to the log position 1, and no act of the kind strip says so",
     ),
     "erase": (
         lambda s: [
-            insert(erasure).values(delivery_id=s.single, commitments=erase_owner(s.single)),
+            insert(erasure).values(delivery_id=s.single, slots=erase_owner(s.single)),
             update(removal).where(removal.c.id == s.single).values(owner_id=""),
             update(delivery)
             .where(of_single(s))
-            .values({**STRIPPED, "packet": commitment_of(s.single), "nonce": None}),
+            .values({**STRIPPED, "commitment": commitment_of(s.single), "nonce": None}),
         ],
         "accounts are erased up to the log position 1, and no act of the kind erase says so",
     ),
@@ -711,7 +716,7 @@ def test_a_new_value_in_a_stripped_or_erased_row_is_found(sealed: Sealed, column
     commitment = verifier.packet_commitment(row.nonce, row.detail.encode())
     sealed.change(
         *TAKINGS["strip"][0](sealed),
-        update_act({"detail": "", "nonce": None, "packet": commitment})(sealed),
+        update_act({"detail": "", "nonce": None, "commitment": commitment})(sealed),
     )
     engine = get_runtime().writing_engine()
     for kind in (ActKind.STRIP, ActKind.ERASE):
@@ -738,13 +743,11 @@ def test_a_missing_source_is_found(sealed: Sealed, tmp_path: Path) -> None:
 def test_a_fake_erasure_is_found(sealed: Sealed) -> None:
     """Another account cannot take the place of an erased one."""
     sealed.change(
-        insert(erasure).values(
-            delivery_id=sealed.single, commitments=erase_owner(sealed.single, "x")
-        ),
+        insert(erasure).values(delivery_id=sealed.single, slots=erase_owner(sealed.single, "x")),
         update(removal).where(removal.c.id == sealed.single).values(owner_id=""),
         update(delivery)
         .where(of_single(sealed))
-        .values(packet=commitment_of(sealed.single), nonce=None),
+        .values(commitment=commitment_of(sealed.single), nonce=None),
     )
     assert "(log position 1) was changed" in sealed.verify()[1]
 

@@ -68,5 +68,5 @@ def test_a_broken_off_export_is_noticed(
         else:
             with pytest.raises(IncompleteRead):
                 response.read()
-        assert "An export was cut off" in host.log()
+        assert "A file was cut off" in host.log()
     engine.dispose()

@@ -291,7 +291,7 @@ def test_a_database_that_fails_in_the_middle(
             with proxy.refusing(), pytest.raises(StorageError):
                 rest.extend(parts)
             file += b"".join(rest)
-            assert "An export was cut off" in caplog.text
+            assert "A file was cut off" in caplog.text
             assert not is_whole(format, file)
 
 
@@ -328,7 +328,7 @@ def test_over_a_socket(many: URL, tmp_path: Path) -> None:
                 file += response.read()
                 assert file.count(b"\n") == MANY
             connection.close()
-        assert "An export was cut off" in running.log()
+        assert "A file was cut off" in running.log()
     engine.dispose()
 
 

@@ -16,9 +16,9 @@ from ...errors import HistoryQueryError
 from ...history import DELIVERY, HistoryQuery, HistoryQuerySchema, load_parameters
 from ...runtime import get_runtime
 from ..access import View, add_reader_views
+from ..acts import log_read
 from ..middleware import set_headers
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
-from ..reading import log_read
 from ..requests import parse_id, read_parameters
 from .context import PageContext, Parameters, read_zone
 from .environment import render
