@@ -55,10 +55,14 @@ needed:
 	@$(CHECK) test
 
 # Run all checks and all tests except the long ones. Obtains PostgreSQL, MariaDB and Chromium first.
+# A test that fails beside others runs once more, alone: a busy disk or processor can delay a server
+# beyond the limits that tests of time have.
 test: needed lint $(VENV)/readers
 	PYTHONPATH=tests $(BIN)/python -m support.servers
 	PYTHONPATH=tests $(BIN)/python -m support.browsers
-	$(BIN)/python -m pytest -n 3 -m "not long"
+	$(BIN)/python -m pytest -n 3 -m "not long" || { \
+		echo "The tests that failed run once more, without other tests beside them."; \
+		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --maxfail 3; }
 
 # Build the documentation into build/docs. A warning fails.
 docs: $(VENV)/tested

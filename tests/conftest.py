@@ -14,6 +14,7 @@ from flask import Flask
 from sqlalchemy import URL
 
 from flask_imcallback import ImCallback, upgrade
+from flask_imcallback.log import feed
 from support import servers
 from support.apps import DATABASES, MakeApp, close_connections, join
 from support.torture import create_tables
@@ -58,6 +59,12 @@ def pytest_unconfigure(config: pytest.Config) -> None:
         with suppress(OSError):  # another run may use the parent folder
             (folder.parent / "pytest-current").unlink()
             folder.parent.rmdir()
+
+
+@pytest.fixture(autouse=True)
+def patient_feed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a page of the feed wait longer for its numbers, because the disk of the tests is busy."""
+    monkeypatch.setattr(feed, "NUMBERING_SECONDS", 30.0)
 
 
 @pytest.fixture(scope="session")
