@@ -158,7 +158,7 @@ def read_slots(connection: Connection, row: StoredDelivery | Row[Any], count: in
     if row.nonce is None:
         query = select(erasure_table.c.slots).where(erasure_table.c.delivery_id == row.id)
         return decode_slots(connection.scalar(query) or b"")
-    # The packet's commitment takes the place of the nonce. Then the nonce is the seed.
+    # After a strip, the column holds the seed.
     return salts_of(seed_of(row.nonce) if row.commitment is None else row.nonce, count)
 
 

@@ -8,8 +8,12 @@ It needs only the standard library, and the package `cryptography` if --key is g
 status is 0 if the evidence holds, 1 if it was tampered with, and 2 if it could not be checked.
 
 A line of the evidence is the entry of a seal, a log entry, or the checkpoint. A log entry is a
-`sealed` text and an `opened` text with a tab between them. The hash of `sealed` is a leaf of the
-seal. `opened` holds the personal data, which `sealed` only commits to. So `cut -f1` makes evidence
+`sealed` text and an `opened` text with a tab between them:
+
+    ["delivery",7,...,"9f2c...",[["friend","","03d1...","51d0...",""]]]  [["alice","8e11...",...]]
+
+The hash of `sealed` is a leaf of the seal. `opened` holds the personal data, which `sealed` only
+commits to: here owner and target of one removal, each with its salt. So `cut -f1` makes evidence
 that names nobody.
 """
 
@@ -548,12 +552,12 @@ class _Verification:
             entries = [entry for entry in entries if not entry[0].startswith(MISSING_ENTRY)]
         elif marks and marks != marks_of(leaves):
             self.report.add(f"the marks of seal {seal.number} were changed")
-        scan: Any = vars(json.JSONDecoder())["scan_once"]  # json.loads takes three times as long
+        decode = json.JSONDecoder().raw_decode  # json.loads takes twice as long
         for sealed, opened in entries:
             try:
                 if opened:
                     text = opened.decode()
-                    values, end = scan(text, 0)
+                    values, end = decode(text)
                     if end != len(text):
                         raise ValueError("it has more than one value")
                     if sealed.startswith(DELIVERY_ENTRY):
@@ -565,7 +569,7 @@ class _Verification:
                     self.report.add(f"{_name(sealed)} was missing already when it was sealed")
                 else:
                     self._open_act(json.loads(sealed), values if opened else None)
-            except (ValueError, TypeError, IndexError, StopIteration) as error:
+            except (ValueError, TypeError, IndexError) as error:
                 self.report.add(f"{_name(sealed)}: its opened part is wrong: {error}")
 
     def _explain(self, seal: Seal, entries: list[bytes], leaves: list[bytes], marks: bytes) -> None:
@@ -616,7 +620,8 @@ class _Verification:
         was stripped, and None if an erasure took it away.
         """
         count, rest = divmod(len(accounts), 2 * len(SLOTS))
-        # Each removal has five texts in quotes: relation, cause, and three commitments.
+        # Each removal has five texts in quotes: relation, cause, and three commitments. To cut the
+        # line at its quotes takes a sixth of the time of reading it as JSON.
         texts = sealed.rsplit(b'"', 10 * count)
         if rest or not texts[0].endswith(b",[[" if count else b",[]]"):
             raise ValueError("it has another number of accounts")

@@ -83,9 +83,9 @@ delivery = Table(
     # NULL for a delivery that cannot be a repetition, and for each repetition.
     Column("fingerprint", Fingerprint),
     # Random. A retry recognizes by it the row that its own earlier attempt stored. The log makes
-    # the salts of its commitments from it.
+    # the salts of its commitments from it. After a strip, the seed of the salts. See `erasure`.
     Column("nonce", Nonce),
-    # The commitment to the packet, once it has been stripped.
+    # The commitment to the packet, once the packet has been stripped or erased.
     Column("commitment", Digest),
     PrimaryKeyConstraint("id", name="pk_imcallback_delivery"),
     # Many processes and database nodes record a repeated callback only once.
@@ -208,7 +208,7 @@ seal = Table(
     Column("entry", LongText, nullable=False),
     # The hash of the largest complete subtree that ends with this seal.
     Column("node", Digest, nullable=False),
-    # Two bytes of the hash of each entry. They name the row that was changed.
+    # Two bytes of the hash of each entry. They name the row that was changed. Empty: pruned.
     Column("marks", Bytes, nullable=False),
     PrimaryKeyConstraint("number", name="pk_imcallback_seal"),
     # Finds the seal of a log position.
@@ -223,7 +223,9 @@ erasure = Table(
     Column("slots", Bytes, nullable=False),
     PrimaryKeyConstraint("delivery_id", name="pk_imcallback_erasure"),
 )
-"""The salts that are left of a delivery, and the commitments to the accounts that were erased."""
+"""What is left of the salts of a delivery after an erasure. Its nonce, which would give all salts
+back, is NULL then. Each account has a slot: its salt, or the commitment to it if it was erased.
+"""
 
 door = Table(
     "imcallback_door",
