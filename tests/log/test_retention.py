@@ -18,6 +18,7 @@ from flask import Flask
 from sqlalchemy import URL, Engine, event, select
 
 from flask_imcallback.log import Retention, names_account, retention
+from flask_imcallback.log.batches import REMOVAL_BYTES
 from flask_imcallback.removals import Cause, Relation, Removal, Status
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import Writer
@@ -283,7 +284,7 @@ def test_an_interrupted_command_goes_on(
 ) -> None:
     """After each transaction, all that is left is proved. A repetition ends the work."""
     monkeypatch.setattr(retention, "MAX_ROWS", 4)
-    monkeypatch.setattr(retention, "BATCH_BYTES", 4 * retention.REMOVAL_BYTES)
+    monkeypatch.setattr(retention, "BATCH_BYTES", 4 * REMOVAL_BYTES)
     kept = checkpoint(app)
     crashes = 0
     while True:
