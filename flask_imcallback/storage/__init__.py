@@ -28,6 +28,7 @@ from .engines import (
     is_in_memory,
 )
 from .entries import FINGERPRINT_BYTES, NONCE_BYTES, Delivery, Entry
+from .file_lock import LockTakenError, file_lock
 from .ids import EPOCH, MAX_ID, MAX_REMOVALS, MICROSECOND, id_at, moment_of
 from .inspection import (
     DatabaseState,
@@ -48,7 +49,8 @@ from .migrations import (
 )
 from .recorder import Recorder
 from .spool import Spool, Waiting
-from .sqlite import LockTakenError, file_lock, sqlite_path, use_wal
+from .sqlite import use_wal
+from .sqlite_files import sqlite_path
 from .tables import (
     DELIVERIES_WITH_SOURCES,
     IS_NOT_RECORDED,

@@ -26,7 +26,8 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..errors import StorageError
 from ..storable_text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
-from .sqlite import file_lock, sqlite_path
+from .file_lock import file_lock
+from .sqlite_files import sqlite_path
 from .tables import counters as counter_table
 from .threads import new_lock, new_queue, start_thread
 from .writer import interrupt

@@ -18,15 +18,11 @@ from sqlalchemy.exc import SQLAlchemyError
 
 from .database_errors import DeadlineError, FileReplacedError
 from .entries import Entry
+from .file_lock import LockTakenError, file_lock
 from .inserts import store_by_driver
-from .sqlite import (
-    LockTakenError,
-    fail_if_locked,
-    file_lock,
-    give_up_before_fork,
-    is_file_current,
-    sqlite_path,
-)
+from .sqlite import fail_if_locked
+from .sqlite_files import is_file_current, sqlite_path
+from .sqlite_forks import give_up_before_fork
 from .threads import new_lock, runs_in_gevent, start_thread
 from .writer import can_interrupt, interrupt
 

@@ -16,8 +16,8 @@ from ..removals import Record
 from .database_errors import Fault, classify, concerns_entry, describe
 from .engines import UNKNOWN_DATABASE
 from .entries import Entry
+from .file_lock import file_lock
 from .spool import Spool, SpooledEntry
-from .sqlite import file_lock
 from .threads import new_lock, start_thread
 from .writer import Writer
 

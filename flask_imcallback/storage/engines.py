@@ -20,15 +20,9 @@ from sqlalchemy.pool import Pool, SingletonThreadPool
 
 from ..errors import ConfigError, ImCallbackError, StorageError
 from .database_errors import describe
-from .sqlite import (
-    GuardedNullPool,
-    GuardedQueuePool,
-    close_before_fork,
-    resolve_path,
-    set_up_sqlite,
-    sqlite_path,
-    watch_file,
-)
+from .sqlite import set_up_sqlite
+from .sqlite_files import resolve_path, sqlite_path, watch_file
+from .sqlite_forks import GuardedNullPool, GuardedQueuePool, close_before_fork
 from .threads import PerProcess
 
 WRITES = "imcallback_writes"

@@ -22,7 +22,9 @@ from .engines import UNKNOWN_DATABASE, WRITES, begin_sqlite, create_private_file
 from .entries import Entry
 from .entry_codec import decode_entry, encode_entry
 from .ids import moment_of
-from .sqlite import GuardedNullPool, GuardedQueuePool, set_up_sqlite, use_wal, watch_file
+from .sqlite import set_up_sqlite, use_wal
+from .sqlite_files import watch_file
+from .sqlite_forks import GuardedNullPool, GuardedQueuePool
 from .writer import Writer
 
 CREATE_TABLES = """

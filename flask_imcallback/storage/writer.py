@@ -26,9 +26,10 @@ from ..removals import Status
 from .database_errors import DeadlineError, Fault, FileReplacedError, classify
 from .engines import drop_idle_connections
 from .entries import Entry
+from .file_lock import file_lock
 from .inserts import store_entries
 from .key_conflicts import AlreadyStored, KeyConflict, Repetition, TakenId, find_key_conflict
-from .sqlite import file_lock, is_file_current, sqlite_path
+from .sqlite_files import is_file_current, sqlite_path
 from .threads import new_lock, new_queue, new_signal, start_thread
 
 logger = logging.getLogger("flask_imcallback")

@@ -96,7 +96,7 @@ def test_a_reader_does_not_delay_the_stop(sqlite_url: URL, tmp_path: Path) -> No
 DELETE_THE_FILE = """
 import os, sys
 from sqlalchemy import create_engine
-from flask_imcallback.storage.sqlite import watch_file
+from flask_imcallback.storage.sqlite_files import watch_file
 engine = create_engine(f"sqlite:///{sys.argv[1]}")
 watch_file(engine)
 with engine.begin() as connection:

@@ -22,7 +22,8 @@ from sqlalchemy import URL, event
 from flask_imcallback import upgrade
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.counters import EXIT_SECONDS, MAX_KEYS, CallbackCounters
-from flask_imcallback.storage.sqlite import file_lock, sqlite_path
+from flask_imcallback.storage.file_lock import file_lock
+from flask_imcallback.storage.sqlite_files import sqlite_path
 from flask_imcallback.storage.tables import counters as counter_table
 from support import servers
 from support.apps import MakeApp, rows, save_counts, wait_until

@@ -21,7 +21,7 @@ from sqlalchemy import URL, text
 from flask_imcallback import ImCallback
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import sqlite
-from flask_imcallback.storage.sqlite import file_lock
+from flask_imcallback.storage.file_lock import file_lock
 from support.apps import MakeApp, close_connections, rows, save_counts
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, record
 from support.faults import fork, in_child
