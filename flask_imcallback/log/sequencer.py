@@ -66,6 +66,14 @@ class NumberedElsewhereError(Exception):
 class Sequencer:
     """The numbering of the entries of one app in one process. Threads may share it.
 
+    =============================  =================================  ============================
+    a round of the thread is due   when                               if it fails
+    =============================  =================================  ============================
+    `wake`: an entry was stored    0.2 s after the round before       again after 0.4 s to 5 s
+    `catch_up`: a caller waits     0.02 s after the round before      the caller waits no longer
+    `follow_up` has asked for it   after the seconds that it gave     logged, again after 5 s
+    =============================  =================================  ============================
+
     `engine` returns the engine of the thread, and may need the `context`. `follow_up` is called in
     the thread after numbering, at most once a second. It returns the seconds after which it must be
     called again even if nothing is stored, or None.
