@@ -14,6 +14,7 @@ import socket
 import subprocess
 import sys
 from collections.abc import Iterator
+from dataclasses import fields
 from pathlib import Path
 
 from flask import Flask
@@ -22,7 +23,8 @@ from flask_imcallback import ConfigError, ImCallback, OpenIMProvider, Settings, 
 
 app = Flask(__name__)
 app.config.from_prefixed_env()
-is_demo = not any(key.startswith("IMCALLBACK_") for key in app.config)
+setting_names = {f"IMCALLBACK_{setting.name.upper()}" for setting in fields(Settings)}
+is_demo = not setting_names & app.config.keys()
 if is_demo:
     demo_file = Path(app.instance_path, "demo.json")
     if not demo_file.exists():

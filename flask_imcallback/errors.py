@@ -24,6 +24,8 @@ class ConfigError(ImCallbackError, ClickException, RuntimeError):
     """
 
     default_message = "the configuration of flask-imcallback is wrong"
+    exit_code = 2
+    """The exit status of a command, as for a wrong option. 1 of `verify` means a changed log."""
 
 
 class VerificationError(ImCallbackError):

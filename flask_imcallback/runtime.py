@@ -22,6 +22,7 @@ from .log import (
     ActKind,
     Checkpoint,
     Feed,
+    Key,
     NotEvidenceError,
     Report,
     Retention,
@@ -203,15 +204,17 @@ class Runtime:
         engine, sealer = process.engines.occasional(), process.sealer
         return stream_evidence(engine, sealer.origin, sealer.key, with_packets=with_packets)
 
-    def verify_database(self, kept: Iterable[Checkpoint]) -> Report:
+    def verify_database(self, kept: Iterable[Checkpoint], key: Key | None = None) -> Report:
         """Check all that is sealed, with the kept checkpoints and the one beside the app.
 
-        Needs an app context. Raises `StorageError` and `NotEvidenceError`.
+        If `key` is given, the app must sign with it. Needs an app context. Raises `StorageError`
+        and `NotEvidenceError`.
         """
         process = self.process.get()
         own = process.sealer.read_kept()
-        engine, origin = process.engines.occasional(), process.sealer.origin
-        return verify_database(engine, [*kept, *([own] if own else [])], origin)
+        engine, sealer = process.engines.occasional(), process.sealer
+        kept = [*kept, *([own] if own else [])]
+        return verify_database(engine, sealer.origin, sealer.key, kept, key)
 
     def seal_log(self) -> list[Seal]:
         """Number and seal all entries. Needs an app context. Raises `StorageError`."""

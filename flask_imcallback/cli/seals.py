@@ -7,7 +7,7 @@ import sys
 
 import click
 
-from ..errors import StorageError
+from ..errors import ImCallbackError
 from ..log import (
     ActKind,
     Checkpoint,
@@ -81,15 +81,15 @@ def _verify(
     """Print the report. Exit with 1 if something was changed, and with 2 if nothing is known."""
 
     def check(kept: list[Checkpoint], public: verifier.Key | None) -> Report:
-        return verifier.verify_file(file, kept, public) if file else _verify_database(kept)
+        return verifier.verify_file(file, kept, public) if file else _verify_database(kept, public)
 
     sys.exit(verifier.run(check, checkpoints=checkpoints, key=key, newer_than=newer_than))
 
 
-def _verify_database(kept: list[Checkpoint]) -> Report:
+def _verify_database(kept: list[Checkpoint], key: verifier.Key | None) -> Report:
     try:
-        return get_runtime().verify_database(kept)
-    except StorageError as error:
+        return get_runtime().verify_database(kept, key)
+    except ImCallbackError as error:
         raise NotEvidenceError(str(error)) from error
 
 

@@ -9,7 +9,7 @@ from .queries import FOLLOW_QUERY, FeedQuery, load_feed_query
 from .retention import MIN_AGE, Retained, Retention
 from .sealer import Sealer, SealState
 from .sequencer import Sequencer
-from .verifier import Checkpoint, NotEvidenceError, Report, Seal, SecretKey, read_secret_key
+from .verifier import Checkpoint, Key, NotEvidenceError, Report, Seal, SecretKey, read_secret_key
 
 __all__ = [
     "APP",
@@ -22,6 +22,7 @@ __all__ = [
     "FeedQuery",
     "FeedRecord",
     "FileActs",
+    "Key",
     "LogEntry",
     "NotEvidenceError",
     "Report",

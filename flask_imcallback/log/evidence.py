@@ -24,6 +24,7 @@ from .sealer import compute_checkpoint
 from .verifier import (
     DELIVERY_ENTRY,
     Checkpoint,
+    Key,
     Report,
     Seal,
     SecretKey,
@@ -55,8 +56,17 @@ def count_deliveries(line: bytes) -> int:
     return int(line.startswith(DELIVERY_ENTRY))
 
 
-def verify_database(engine: Engine, kept: Iterable[Checkpoint], origin: str) -> Report:
-    """Check the whole database. Raises `NotEvidenceError` and `StorageError`."""
+def verify_database(
+    engine: Engine,
+    origin: str,
+    secret_key: SecretKey | None,
+    kept: Iterable[Checkpoint],
+    key: Key | None = None,
+) -> Report:
+    """Check the whole database, and that the app signs its checkpoints with `key`.
+
+    `secret_key` is the key of the app. Raises `NotEvidenceError` and `StorageError`.
+    """
     problems: list[str] = []
     report = Report()
     with _open_snapshot(engine) as connection:
@@ -64,10 +74,12 @@ def verify_database(engine: Engine, kept: Iterable[Checkpoint], origin: str) -> 
             problems.append(f"the source of these rows is missing: {ids}")
         else:
             lines = _read_evidence(
-                *(connection, origin, None),
+                connection,
+                origin,
+                secret_key,
                 inspect=lambda line: problems.extend(_check_unsealed(line)),
             )
-            report = verify(lines, kept)
+            report = verify(lines, kept, key)
         problems += _check_nodes(connection)
         problems += _check_sources(connection)
         problems += _check_strays(connection)

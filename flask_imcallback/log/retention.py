@@ -16,10 +16,12 @@ from functools import partial
 from typing import Any, TypeVar
 
 from sqlalchemy import (
+    Column,
     ColumnElement,
     Connection,
     Dialect,
     Engine,
+    and_,
     bindparam,
     delete,
     func,
@@ -31,6 +33,7 @@ from sqlalchemy import (
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
+from ..removals import Relation
 from ..storage import (
     WRITES,
     Fault,
@@ -47,6 +50,7 @@ from ..storage import erasure as erasure_table
 from ..storage import log as log_table
 from ..storage import removal as removal_table
 from ..storage import seal as seal_table
+from ..storage import source as source_table
 from .acts import ActKind, store_act
 from .batches import BATCH_BYTES, REMOVAL_BYTES, split_by_weight
 from .lines import commit_to_packet, read_slots
@@ -75,6 +79,10 @@ STRIPPED: dict[str, Any] = {
 }
 """The columns of a delivery without its packet."""
 ACCOUNT_COLUMNS = [removal_table.c[f"{name}_id"] for name in SLOTS]
+IS_GROUP = removal_table.c.source_id.in_(
+    select(source_table.c.id).where(source_table.c.relation == Relation.GROUP)
+)
+"""Condition that the owner of a removal is a group."""
 removal_delivery_id = removal_table.c.id - removal_table.c.position
 CHECK_RIGHTS = (
     "check that the user of the database may delete and update, and run the command again"
@@ -376,14 +384,21 @@ def _find_removals(
             select(column.id, delivery_table.c.id.label("delivery_id"))
             .join(delivery_table, delivery_table.c.id == removal_delivery_id)
             .join(log_table, log_table.c.entry_id == removal_delivery_id)
-            .where(account == account_id, *is_due)
+            .where(_has_account(account, account_id), *is_due)
         )
         rows = connection.execute(query).all()
         found |= {row.delivery_id for row in rows}
         of_account |= {row.id for row in rows}
-    names = or_(*[account == account_id for account in ACCOUNT_COLUMNS])
+    names = or_(*[_has_account(account, account_id) for account in ACCOUNT_COLUMNS])
     total = connection.scalar(select(func.count()).select_from(removal_table).where(names)) or 0
     return found, len(of_account), total - len(of_account)
+
+
+def _has_account(column: Column[str], account_id: str) -> ColumnElement[bool]:
+    """Return the condition that a removal has an account in a column. A group is no account."""
+    if column is removal_table.c.owner_id:
+        return and_(column == account_id, ~IS_GROUP)
+    return column == account_id
 
 
 def _find_acts(connection: Connection, account_id: str, head: int) -> list[int]:
@@ -437,18 +452,18 @@ def _erase_part(connection: Connection, *, delivery_id: int, account_id: str) ->
         return False  # pruned meanwhile
     column = removal_table.c
     removals = connection.execute(
-        select(column.id, *ACCOUNT_COLUMNS)
+        select(column.id, *[_has_account(account, account_id) for account in ACCOUNT_COLUMNS])
         .where(
             column.id.between(delivery_id, delivery_id + row.removal_count - 1),
-            or_(*[account == account_id for account in ACCOUNT_COLUMNS]),
+            or_(*[_has_account(account, account_id) for account in ACCOUNT_COLUMNS]),
         )
         .limit(MAX_ROWS)
     ).all()
     slots = read_slots(connection, row, row.removal_count)
-    for removal_id, *accounts in removals:
+    for removal_id, *is_erased in removals:
         start = len(SLOTS) * (removal_id - delivery_id)
-        for slot, account in enumerate(accounts, start):
-            if account == account_id and len(slots[slot]) == SALT_BYTES:
+        for slot, is_slot_erased in enumerate(is_erased, start):
+            if is_slot_erased and len(slots[slot]) == SALT_BYTES:
                 slots[slot] = account_commitment(slots[slot], account_id)
     connection.execute(delete(erasure_table).where(erasure_table.c.delivery_id == delivery_id))
     values = {"delivery_id": delivery_id, "slots": encode_slots(slots)}
@@ -462,7 +477,7 @@ def _erase_part(connection: Connection, *, delivery_id: int, account_id: str) ->
     for account in ACCOUNT_COLUMNS:
         connection.execute(
             update(removal_table)
-            .where(column.id.in_(ids), account == account_id)
+            .where(column.id.in_(ids), _has_account(account, account_id))
             .values({account.name: ""})
         )
     return len(removals) == MAX_ROWS

@@ -23,9 +23,11 @@ import argparse
 import base64
 import binascii
 import hashlib
+import itertools
 import json
 import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from json.encoder import encode_basestring_ascii as quote  # quicker than json.dumps
@@ -371,6 +373,7 @@ DELIVERY_ENTRY = b'["delivery"'
 """The start of a delivery."""
 MISSING_ENTRY = b'["missing"'
 """The start of a log entry whose row was missing."""
+LINE_STARTS = (b'{"seal":', b'{"checkpoint":', DELIVERY_ENTRY, MISSING_ENTRY, b'["act"')
 MARK_BYTES = 2
 """Bytes of the hash of each log entry that name a changed entry."""
 MAX_PROBLEMS = 100
@@ -461,9 +464,11 @@ def verify(
 ) -> Report:
     """Check the lines of evidence in one pass, and each kept checkpoint at its size.
 
-    The caller has checked the signatures of the kept checkpoints. Raises `NotEvidenceError` if the
-    lines are no evidence.
+    The caller has checked the signatures of the kept checkpoints. Raises `NotEvidenceError` if
+    signatures cannot be checked here.
     """
+    if key:
+        _ed25519()
     verification = _Verification(kept, key)
     try:
         verification.read(lines)
@@ -493,10 +498,6 @@ class _Verification:
         """Check all lines."""
         iterator = iter(lines)
         line = next(iterator, b"")
-        if not line.startswith((b'{"seal":1,', b'{"checkpoint":')):
-            raise NotEvidenceError(
-                "this is not evidence of flask-imcallback, or its start is missing"
-            )
         while line.startswith(b'{"seal":'):
             line = self._read_seal(line, iterator)
         self._check_missing()
@@ -791,11 +792,15 @@ def run(
 
 
 def verify_file(path: str, kept: Iterable[Checkpoint] = (), key: Key | None = None) -> Report:
-    """Check an evidence file, or stdin if `path` is -. Raises as `verify` does, and `OSError`."""
-    if path == "-":
-        return verify(sys.stdin.buffer, kept, key)
-    with open(path, "rb") as file:
-        return verify(file, kept, key)
+    """Check an evidence file, or stdin if `path` is -.
+
+    Raises `NotEvidenceError` if the file is no evidence, and `OSError`.
+    """
+    with nullcontext(sys.stdin.buffer) if path == "-" else open(path, "rb") as file:
+        start = file.readline()
+        if not start.startswith(LINE_STARTS):
+            raise NotEvidenceError("this is not evidence of flask-imcallback")
+        return verify(itertools.chain([start], file), kept, key)
 
 
 CHECKPOINT_HELP = "A file with a checkpoint that you kept. Can be repeated."

@@ -437,12 +437,12 @@ def _first(request: CallbackRequest, name: str) -> str:
 
 
 def _request_id(request: CallbackRequest) -> str:
-    """Return the request id under any spelling in case.
+    """Return the first request id that is not empty, under any spelling in case.
 
     `RequestId` was captured in 2021 and `RequestID` in 2022. Tencent's documentation has neither.
     """
-    spellings = [name for name in request.query if name.lower() == "requestid"]
-    return next((_first(request, name) for name in spellings), "")
+    values = [_first(request, name) for name in request.query if name.lower() == "requestid"]
+    return next(filter(None, values), "")
 
 
 def _allow(account: Mapping[str, Any]) -> dict[str, Any]:

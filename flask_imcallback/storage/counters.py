@@ -45,6 +45,9 @@ MAX_SAVE_ATTEMPTS = 20
 MAX_SAVE_SECONDS = 60
 """Time after which a save is given up, because its connection hangs."""
 
+FLUSH_SECONDS = 1
+"""Time that a reader of the counts waits until this process has saved its own."""
+
 EXIT_SECONDS = 2
 """Time that a process gives to its last save when it stops."""
 
@@ -264,7 +267,11 @@ class CallbackCounters:
         )
 
     def counts(self) -> list[CallbackCount]:
-        """Return the saved counts of all processes. Raises `StorageError`."""
+        """Return the counts of all processes. Raises `StorageError`.
+
+        Other processes may have newer counts, which they save within seconds.
+        """
+        self.flush(FLUSH_SECONDS)
         column = counter_table.c
         query = select(counter_table).order_by(column.provider, column.outcome, column.name)
         try:

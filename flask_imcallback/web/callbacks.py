@@ -6,6 +6,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from datetime import UTC, datetime
 from io import BytesIO
 from tempfile import SpooledTemporaryFile
@@ -28,6 +29,8 @@ RESULT_HEADER = "Imcallback-Result"
 METHODS = ["POST", "GET", "HEAD", "PUT", "PATCH", "DELETE", "OPTIONS", "TRACE"]
 """Every method gets the answer of the provider. After another body, OpenIM may stop its users."""
 CHUNK_BYTES = 64 * 1024
+MAX_DISCARDED = 2
+"""A body that is too large is read up to this multiple of `IMCALLBACK_MAX_BODY`."""
 CHUNK_TIMEOUT_SECONDS = 5
 """Time that uWSGI waits for the next chunk. The IM servers stop waiting earlier."""
 ROUTER_REMEDY = "start the HTTP router of uWSGI with http-chunked-input = true"
@@ -123,6 +126,7 @@ def _read_body(maximum: int) -> Body:
     """
     length = request.content_length
     if length is not None and length > maximum:
+        _discard(min(length, MAX_DISCARDED * maximum))
         raise BodyTooLargeError
     if length is None and not _input_ends():
         return _read_chunks(maximum) if _is_chunked() else Body(content=b"")
@@ -134,10 +138,23 @@ def _read_body(maximum: int) -> Body:
     except OSError as error:
         problem = f"the body was cut off: {type(error).__name__}"
     if len(body) > maximum:
+        _discard(MAX_DISCARDED * maximum - len(body))
         raise BodyTooLargeError
     if length is not None and len(body) < length:
         problem = f"the body has {len(body)} bytes, but its Content-Length is {length}"
     return Body(content=bytes(body), problem=problem)
+
+
+def _discard(byte_count: int) -> None:
+    """Read the rest of a body, or a part of it.
+
+    If the server closed the connection before, a client that reads only after it has sent all would
+    lose the answer.
+    """
+    stream = request.environ["wsgi.input"]
+    with suppress(OSError):
+        while byte_count > 0 and (chunk := stream.read(min(CHUNK_BYTES, byte_count))):
+            byte_count -= len(chunk)
 
 
 def _input_ends() -> bool:
@@ -174,8 +191,7 @@ def _read_chunks(maximum: int) -> Body:
     try:
         while chunk := uwsgi.chunked_read(CHUNK_TIMEOUT_SECONDS):
             body += chunk
-            # Closing the connection before the last chunk could destroy the answer.
-            if len(body) > 2 * maximum:
+            if len(body) > MAX_DISCARDED * maximum:  # see `_discard`
                 break
     except OSError:
         if not body and is_routed:  # another uWSGI runs the router

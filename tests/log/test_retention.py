@@ -177,6 +177,24 @@ def test_a_second_erasure_of_the_same_delivery(app: Flask, tmp_path: Path) -> No
     assert left == {"", "team", "carol"}
 
 
+def test_a_group_with_the_id_of_the_account_stays(
+    make_app: MakeApp, database_url: URL, tmp_path: Path
+) -> None:
+    """A group is no account: the member keeps the group that it left."""
+    app = make_app(database_url)
+    with app.app_context():
+        store(("alice", "bob"), ("alice", "alice"), relation=Relation.GROUP)
+        store(("alice", "carol"))
+        seal()
+    kept = checkpoint(app)
+    output = run(app, "erase", "alice", "--reason", "gone", "--yes").stdout
+    assert output.startswith("Erased the account from 2 removals")
+    with app.app_context():
+        left = {(record.owner_id, record.target_id) for record in find().data}
+    assert left == {("alice", "bob"), ("alice", ""), ("", "carol")}
+    assert_proved(app, tmp_path / "evidence", kept)
+
+
 def test_two_erasures_of_the_same_deliveries_at_the_same_time(
     make_app: MakeApp, database_url: URL, tmp_path: Path
 ) -> None:
@@ -308,9 +326,9 @@ def test_an_interrupted_command_goes_on(
 
 @pytest.mark.slow
 def test_a_large_delivery(make_app: MakeApp, database_url: URL, tmp_path: Path) -> None:
-    """Its group is erased, then its packet is stripped, then it is pruned."""
+    """Its owner is erased, then its packet is stripped, then it is pruned."""
     app = make_app(database_url)
-    members = tuple(Removal(Relation.GROUP, "team", f"user{n}") for n in range(LARGE))
+    members = tuple(Removal(Relation.FOLLOW, "fan", f"user{n}") for n in range(LARGE))
     body = json.dumps([member.target_id for member in members]).encode()
     delivery = replace(make_delivery(), removals=members, body=body)
     with app.app_context():
@@ -319,11 +337,11 @@ def test_a_large_delivery(make_app: MakeApp, database_url: URL, tmp_path: Path) 
         assert entry.error is None
         seal()
     kept = checkpoint(app)
-    for account in (f"user{LARGE - 1}", "team"):
+    for account in (f"user{LARGE - 1}", "fan"):
         assert run(app, "erase", account, "--reason", "gone", "--yes").exit_code == 0
         assert_proved(app, tmp_path / "evidence", kept)
     with app.app_context():
-        assert find(owner_id="team").data == find(target_id=f"user{LARGE - 1}").data == []
+        assert find(owner_id="fan").data == find(target_id=f"user{LARGE - 1}").data == []
     with app.app_context(), get_runtime().engine().connect() as connection:
         assert set(connection.scalars(select(removal.c.owner_id))) == {""}
     assert run(app, "prune", "--before", "2026-11-22", "--yes").exit_code == 0

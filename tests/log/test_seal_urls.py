@@ -7,14 +7,18 @@ from pathlib import Path
 
 import pytest
 from flask import Flask
+from sqlalchemy import URL
 
-from flask_imcallback.log import read_acts, read_secret_key, verifier
+from flask_imcallback.log import SecretKey, read_acts, read_secret_key, verifier
 from flask_imcallback.runtime import get_runtime
+from support import ROOT
 from support.api import TOKEN, assert_problem, get, open_history
 from support.apps import MakeApp
+from support.commands import run_flask
 from support.deliveries import store
 from support.log import SECRET, check, run, seal
 from support.pages import read_page
+from support.serving import environment
 
 READER = {"Authorization": f"Bearer {TOKEN}"}
 
@@ -93,6 +97,32 @@ def test_a_new_key_can_be_set_at_once(make_app: MakeApp) -> None:
     assert public.startswith("example.com/log+")
     result = run(app, "new-key", "a b")
     assert (result.exit_code, "cannot name a key" in result.output) == (1, True)
+
+
+def test_verify_needs_the_key_of_the_app(app: Flask) -> None:
+    """A key of another app with the same name is unknown."""
+    other = SecretKey.from_seed(SECRET.key.name, b"o" * 32)
+    assert run(app, "verify", "--key", str(SECRET.key)).exit_code == 0
+    result = run(app, "verify", "--key", str(other.key))
+    assert (result.exit_code, "is not signed by the key" in result.output) == (1, True)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "wrong",
+    [
+        {"FLASK_IMCALLBACK_NOSUCH": "1"},
+        {"FLASK_IMCALLBACK_SEAL_KEY": "x"},
+        {"FLASK_IMCALLBACK_BIND_KEY": "nowhere"},
+        {"FLASK_SQLALCHEMY_DATABASE_URI": "nodatabase://host/name"},
+    ],
+    ids=str,
+)
+def test_a_wrong_setting_is_no_tampering(tmp_path: Path, wrong: dict[str, str]) -> None:
+    """The exit status 1 of `verify` is for tampering only."""
+    url = URL.create("sqlite", database=str(tmp_path / "test.db"))
+    result = run_flask(["imcallback", "verify"], ROOT, environment(tmp_path, url) | wrong)
+    assert (result.returncode, result.stderr.count("Traceback")) == (2, 0), result.stderr
 
 
 def test_an_app_without_a_key_has_unsigned_checkpoints(make_app: MakeApp, tmp_path: Path) -> None:

@@ -169,6 +169,10 @@ DELIVERY_VALUES: dict[str, Any] = {
 """Another value for each sealed column of a delivery."""
 
 
+def delete_seal(number: int) -> Change:
+    return lambda _: delete(seal_table).where(seal_table.c.number == number)
+
+
 def of_single(sealed: Sealed) -> Any:
     return delivery.c.id == sealed.single
 
@@ -347,11 +351,14 @@ CHANGES: dict[str, tuple[Change, str, str]] = {
         "the log position 5 is missing",
         "the log position 5 is missing",
     ),
-    "a deleted seal": (
-        lambda s: delete(seal_table).where(seal_table.c.number == 2),
-        "seal 2 .* is missing or out of order",
-        "seal 2 .* is missing or out of order",
-    ),
+    **{
+        f"the deleted seal {number}": (
+            delete_seal(number),
+            f"seal {number} .* is missing or out of order",
+            f"seal {number} .* is missing or out of order",
+        )
+        for number in (1, 2)
+    },
     "the last seal": (
         lambda s: delete(seal_table).where(seal_table.c.number == 3),
         "the log has 2 seals, but a kept checkpoint has 3",
@@ -368,11 +375,11 @@ CHANGES: dict[str, tuple[Change, str, str]] = {
     ),
     **{
         f"an unreadable seal {number}": (
-            set_entry(number, "{}"),
-            "neither a seal nor a checkpoint",
-            "neither a seal nor a checkpoint",
+            set_entry(number, '{"seal":0}'),
+            f"the entry of seal {number} cannot be read",
+            f"the entry of seal {number} cannot be read",
         )
-        for number in (2, 3)
+        for number in (1, 2, 3)
     },
     "the node of a seal": (
         lambda s: update(seal_table).where(seal_table.c.number == 2).values(node=b"n" * 32),
@@ -578,7 +585,10 @@ EDITS: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     ),
     "a line more": (lambda lines: [*lines[:2], *lines[1:]], "more log entries than positions"),
     "a line less": (lambda lines: [*lines[:1], *lines[2:]], "the log position 1 is missing"),
-    "a seal less": (lambda lines: lines[3:], "not evidence"),
+    "a seal less": (
+        lambda lines: lines[3:],
+        "seal 1 (positions 1 and up) is missing or out of order",
+    ),
     "a seal in the middle less": (lambda lines: [*lines[:3], *lines[6:]], "out of order"),
     "exchanged lines": (
         lambda lines: [lines[0], lines[2], lines[1], *lines[3:]],
@@ -617,7 +627,7 @@ def test_edited_evidence_does_not_hold(sealed: Sealed, tmp_path: Path, name: str
     file.write_bytes(b"".join(change(lines_of(file))))
     result = run(sealed.app, "verify", file)
     printed = result.stdout + result.stderr  # the output of an older click is only the first
-    assert (result.exit_code, words in printed) == (2 if "not" in words[:4] else 1, True), printed
+    assert (result.exit_code, words in printed) == (1, True), printed
 
 
 TAKINGS: dict[str, tuple[Change, str]] = {

@@ -57,6 +57,8 @@ def test_signatures_need_one_package(files: Path) -> None:
     arguments = ("evidence.ndjson", "--checkpoint", "kept.txt", "--key", str(SECRET.key))
     status, output = run_alone(files, *arguments)
     assert (status, "pip install 'flask-imcallback[seal]'" in output) == (2, True), output
+    status, output = run_alone(files, "evidence.ndjson", "--key", str(SECRET.key))
+    assert (status, "TAMPERED" in output) == (2, False), output
     status, output = run_alone(files, *arguments, options="-I")
     assert (status, "All of it holds." in output) == (0, True), output
 

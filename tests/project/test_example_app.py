@@ -130,6 +130,16 @@ def test_the_demo_keeps_its_secrets_private(folder: Path) -> None:
     assert contents[0].keys() == {"secret", "token", "secret_key"}
 
 
+def test_variables_of_a_platform_are_no_settings(folder: Path) -> None:
+    """Kubernetes sets variables that look like settings. The demo is still a demo."""
+    variables = environment(folder, FLASK_IMCALLBACK_PORT="tcp://10.0.0.1:80")
+    command = [sys.executable, "-c", "import example_app; print(example_app.is_demo)"]
+    done = subprocess.run(
+        command, cwd=folder, env=variables, check=True, capture_output=True, text=True
+    )
+    assert done.stdout == "True\n"
+
+
 def test_the_demo_shows_what_to_try(folder: Path) -> None:
     """Each printed command works, a restart keeps the data, and nothing is written elsewhere."""
     port = free_port()

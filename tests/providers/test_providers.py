@@ -63,6 +63,8 @@ class TestTencent(ProviderContract):
         sample = self.signed_sample()
         request = replace(request_of(sample), query={name: ("an id",)})
         assert self.provider(sample).origin(request).request_id == "an id"
+        request = replace(request, query={"RequestId": ("",), name: ("an id",)})
+        assert self.provider(sample).origin(request).request_id == "an id"
 
     def test_a_sample_is_signed_with_the_token_of_its_app(self) -> None:
         """`send --app-id` chooses one of several apps."""

@@ -116,6 +116,16 @@ def test_a_body_above_the_maximum_is_refused(server: Running, request_bytes: byt
     assert server.rows(delivery) == []
 
 
+def test_a_client_that_reads_after_it_has_sent_all_gets_its_answer(tmp_path: Path) -> None:
+    """The server reads on, although the body is too large. A closed connection hides the answer."""
+    maximum = 4_000_000
+    body = BODY + b" " * (2 * maximum - len(BODY))
+    with serving(tmp_path, FLASK_IMCALLBACK_MAX_BODY=str(maximum)) as running:
+        for _ in range(3):
+            assert running.ask("POST", PATH, body=body)[0] == 413
+        assert running.rows(delivery) == []
+
+
 @pytest.mark.parametrize(
     "path",
     [

@@ -584,12 +584,21 @@ def test_a_bad_parameter_of_stats_is_named(make_app: MakeApp, name: str, value: 
     assert problem["parameter"] == name
 
 
-@pytest.mark.parametrize("query", ["owner_id=%ff", "%ff=x", "owner_id=%ed%b3%bf", "a=%C3"])
+@pytest.mark.parametrize(
+    ("query", "name"),
+    [
+        ("owner_id=%ff", "owner_id"),
+        ("%ff=x", "\ufffd"),
+        ("owner_id=a&owner_id=%ed%b3%bf", "owner_id"),
+        ("a=%C3", "a"),
+    ],
+)
 @pytest.mark.parametrize("path", PATHS_OF_READERS)
-def test_a_query_that_is_not_utf8(make_app: MakeApp, path: str, query: str) -> None:
-    """A name or a value that is not UTF-8 is refused."""
+def test_a_query_that_is_not_utf8(make_app: MakeApp, path: str, query: str, name: str) -> None:
+    """A name or a value that is not UTF-8 is refused by its name."""
     app = open_history(make_app, migrate=False)
-    assert_problem(get(app, f"{path}?{query}"), 400)
+    problem = assert_problem(get(app, f"{path}?{query}"), 400)
+    assert (problem["parameter"], problem["detail"]) == (name, f"{name} is not UTF-8")
 
 
 @pytest.mark.parametrize("year", ["0001", "1969", "1970", "2200", "2255", "2256", "9999"])

@@ -354,7 +354,7 @@ def test_a_wrong_parameter_is_named(make_app: MakeApp, query: dict[str, Any]) ->
 def test_a_query_that_is_not_utf8_is_a_400_page(make_app: MakeApp) -> None:
     """The page cannot keep the parameters of such a query."""
     html = read_page(open_app(make_app), f"{PAGE}?owner_id=%ff", 400)
-    assert "The query is not UTF-8." in html.text
+    assert "owner_id is not UTF-8" in html.text
 
 
 def test_an_unknown_time_zone_becomes_utc_in_links(make_app: MakeApp) -> None:

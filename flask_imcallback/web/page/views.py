@@ -168,7 +168,7 @@ def _cache_files(response: Response) -> Response:
 def _problem(problem: ProblemError) -> Response:
     try:
         parameters = _drop_empty_parameters()
-    except ProblemError:
+    except HistoryQueryError:  # a parameter is not UTF-8
         parameters = {}
     return _render("problem.html", parameters, problem_type=problem.type, detail=str(problem))
 
