@@ -15,7 +15,7 @@ from typing import Any
 from flask import Flask, current_app
 from sqlalchemy import Connection, Engine
 
-from .errors import ConfigError
+from .errors import ConfigError, StorageError
 from .history import History
 from .host_database import Database
 from .log import (
@@ -30,6 +30,7 @@ from .log import (
     Sealer,
     SecretKey,
     Sequencer,
+    find_unnumbered,
     read_secret_key,
     store_act,
     stream_evidence,
@@ -55,6 +56,7 @@ from .storage import (
     is_in_memory,
     run_alembic,
     sqlite_path,
+    storage_errors,
 )
 
 logger = logging.getLogger("flask_imcallback")
@@ -218,8 +220,18 @@ class Runtime:
 
     def seal_log(self) -> list[Seal]:
         """Number and seal all entries. Needs an app context. Raises `StorageError`."""
+        before = self._find_unnumbered()
         self.sequencer.catch_up(NUMBERING_SECONDS)
+        if before is not None and before == self._find_unnumbered():
+            raise StorageError(
+                f"the entry {before} has no log position, so it cannot be sealed: check that this "
+                "user of the database may write, and read the log of the app"
+            )
         return self.sealer.seal()
+
+    def _find_unnumbered(self) -> int | None:
+        with storage_errors("read the log"), self.engine().connect() as connection:
+            return find_unnumbered(connection)
 
     def retention(self, actor: str) -> Retention:
         """Return the retention of the log for an actor. Needs an app context."""

@@ -77,7 +77,7 @@ def _read_sources(connection: Connection, ids: Iterable[int]) -> dict[int, tuple
         cause,
         platform,
     ) in connection.exec_driver_sql(sql):
-        kinds = _member(Relation, relation), _member(Cause, cause)
+        kinds = _member(Relation, str(relation)), _member(Cause, str(cause))
         sources[source_id] = provider, app_id, command, *kinds, platform
     return sources
 

@@ -1,7 +1,7 @@
 """The room of the numbered log. Other systems follow the log, and seals cover it."""
 
 from .acts import APP, ActKind, FileActs, read_acts, store_act, token_actor, user_actor
-from .entries import LogEntry, find_last_position, read_entries
+from .entries import LogEntry, find_last_position, find_unnumbered, read_entries
 from .evidence import count_deliveries, stream_evidence, verify_database
 from .feed import Feed, FeedPage, FeedRecord, cloud_events, feed_lines
 from .mentions import names_account
@@ -37,6 +37,7 @@ __all__ = [
     "count_deliveries",
     "feed_lines",
     "find_last_position",
+    "find_unnumbered",
     "load_feed_query",
     "names_account",
     "read_acts",

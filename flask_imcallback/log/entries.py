@@ -13,16 +13,16 @@ The feed, the seals and the verifier read the log through this module::
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import NamedTuple
+from typing import Any, NamedTuple, get_type_hints
 
-from sqlalchemy import Connection, Row, func, select
+from sqlalchemy import Connection, func, select
 
 from ..errors import StorageError
 from ..history import make_records
 from ..removals import Record
-from ..storage import DELIVERIES_WITH_SOURCES, MAX_REMOVALS, SHARED_COLUMNS
+from ..storage import DELIVERIES_WITH_SOURCES, MAX_ID, MAX_REMOVALS, SHARED_COLUMNS
 from ..storage import act as act_table
 from ..storage import delivery as delivery_table
 from ..storage import inbox as inbox_table
@@ -76,7 +76,8 @@ class StoredAct(NamedTuple):
 class LogEntry:
     """An entry of the log: a delivery with its removals, or an act.
 
-    Without a delivery and without an act, somebody has deleted the row that the log names.
+    Without a delivery and without an act, somebody has deleted the row that the log names, or has
+    written a value of a wrong type into it, which SQLite allows.
     """
 
     position: int
@@ -91,14 +92,21 @@ class LogEntry:
     act: StoredAct | None = None
 
 
+DELIVERY_TYPES = tuple(get_type_hints(StoredDelivery).values())
+ACT_TYPES = tuple(get_type_hints(StoredAct).values())
+REMOVAL_TYPES = (int, int, int, str, str, str)
+IDS = range(MAX_ID + 1)
+
+
 def find_last_position(connection: Connection) -> int:
     """Return the position of the last entry, or 0 if the log is empty."""
     return connection.scalar(select(func.max(log_table.c.position))) or 0
 
 
-def is_fully_numbered(connection: Connection) -> bool:
-    """Return False if a committed entry has no position yet."""
-    return connection.scalar(select(inbox_table.c.entry_id).limit(1)) is None
+def find_unnumbered(connection: Connection) -> int | None:
+    """Return the id of an entry that has no position yet, or None if all have one."""
+    entry_id: int | None = connection.scalar(select(func.min(inbox_table.c.entry_id)))
+    return entry_id
 
 
 def read_entries(connection: Connection, after: int, last: int) -> Iterator[LogEntry]:
@@ -141,16 +149,24 @@ def read_removals(
                 yield position, removals.get(entry_id, [])
 
 
+class _LogRow(NamedTuple):
+    """A row of the log. Its entry id is 0 if somebody has written something else than a number."""
+
+    position: int
+    entry_id: int
+
+
 def _read_log(
     connection: Connection, after: int, last: int, at_once: int
-) -> Iterator[Sequence[Row[int, int]]]:
-    """Yield the rows of the log in batches, each row a position and the id of an entry."""
+) -> Iterator[list[_LogRow]]:
+    """Yield the rows of the log in batches."""
     column = log_table.c
     while after < last:
         query = select(column.position, column.entry_id).where(
             column.position > after, column.position <= last
         )
-        rows = connection.execute(query.order_by(column.position).limit(at_once)).all()
+        found = connection.execute(query.order_by(column.position).limit(at_once))
+        rows = [_LogRow(row[0], row[1] if isinstance(row[1], int) else 0) for row in found]
         if not rows:
             return
         yield rows
@@ -160,7 +176,7 @@ def _read_log(
 def _read_acts(connection: Connection, ids: Sequence[int]) -> dict[int, StoredAct]:
     columns = [act_table.c[name] for name in StoredAct._fields]
     rows = connection.execute(select(*columns).where(act_table.c.id.in_(ids))) if ids else ()
-    return {row.id: StoredAct(*row) for row in rows}
+    return {row.id: StoredAct(*row) for row in rows if _has_types(row, ACT_TYPES)}
 
 
 def _read_sizes(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
@@ -168,7 +184,8 @@ def _read_sizes(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
     column = delivery_table.c
     query = select(column.id, func.length(column.body), column.removal_count)
     rows = connection.execute(query.where(column.id.in_(ids)))
-    return {id: size + REMOVAL_BYTES * count for id, size, count in rows}
+    sizes = [row for row in rows if _has_types(row, (int, int, int))]
+    return {id: size + REMOVAL_BYTES * count for id, size, count in sizes}
 
 
 def _read_deliveries(connection: Connection, ids: Sequence[int]) -> dict[int, StoredDelivery]:
@@ -182,8 +199,13 @@ def _read_deliveries(connection: Connection, ids: Sequence[int]) -> dict[int, St
     for row in rows:
         if row.provider is None:
             raise StorageError(f"imcallback_source has no row for the delivery {row.id}")
-        found[row.id] = StoredDelivery(*row)
+        if _has_types(row, DELIVERY_TYPES):
+            found[row.id] = StoredDelivery(*row)
     return found
+
+
+def _has_types(row: Iterable[object], types: Sequence[Any]) -> bool:
+    return all(map(isinstance, row, types))
 
 
 class _Parent(NamedTuple):
@@ -195,12 +217,15 @@ class _Parent(NamedTuple):
     request_id: str
 
 
+PARENT_TYPES = tuple(get_type_hints(_Parent).values())
+
+
 def _read_parents(connection: Connection, ids: Sequence[int]) -> dict[int, _Parent]:
     """Return the deliveries that have removals."""
     columns = [delivery_table.c[name] for name in _Parent._fields]
     has_removals = delivery_table.c.removal_count > 0
     rows = connection.execute(select(*columns).where(delivery_table.c.id.in_(ids), has_removals))
-    return {row.id: _Parent(*row) for row in rows}
+    return {row.id: _Parent(*row) for row in rows if _has_types(row, PARENT_TYPES)}
 
 
 def _read_removals(
@@ -218,10 +243,12 @@ def _read_removals(
     if not spans:
         return {}
     parent_of = {id: parents[key] for key, span in spans.items() for id in span}
-    rows = [
-        (id, id - position, *values, parent_of[id].client_ip, parent_of[id].request_id)
-        for id, position, *values in connection.exec_driver_sql(_select_removals(spans.values()))
-    ]
+    rows = []
+    for row in connection.exec_driver_sql(_select_removals(spans.values())):
+        if _has_types(row, REMOVAL_TYPES) and row[0] - row[1] in IDS:
+            id, position, *values = row
+            parent = parent_of[id]
+            rows.append((id, id - position, *values, parent.client_ip, parent.request_id))
     records = {record.id: record for record in make_records(connection, rows)}
     return {key: [records[id] for id in span if id in records] for key, span in spans.items()}
 

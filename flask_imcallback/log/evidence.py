@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any
+from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Row, Select, and_, or_, select
+from sqlalchemy import Connection, Engine, Select, and_, or_, select
 
 from ..storage import DELIVERIES_WITH_SOURCES, WRITES, read_protection, storage_errors
 from ..storage import act as act_table
@@ -23,6 +23,7 @@ from .retention import STRIPPED
 from .sealer import compute_checkpoint
 from .verifier import (
     DELIVERY_ENTRY,
+    MARK_BYTES,
     Checkpoint,
     Key,
     Report,
@@ -127,7 +128,9 @@ def _read_evidence(
                 seal = Seal.from_json(row.entry)
             except ValueError:
                 continue  # the verifier reports this line
-            after, last = seal.first - 1, seal.last
+            # A changed seal may claim any number of positions.
+            after = seal.first - 1
+            last = min(seal.last, after + len(row.marks) // MARK_BYTES)
             for line in read_lines(connection, after, last, with_packets=with_packets):
                 if inspect:
                     inspect(line)
@@ -136,14 +139,26 @@ def _read_evidence(
     yield json.dumps({"checkpoint": note}, ensure_ascii=False).encode() + b"\n"
 
 
-def _read_seals(connection: Connection) -> Iterator[Row[Any]]:
-    """Yield the row of each seal, in their order."""
+class _StoredSeal(NamedTuple):
+    """A row of a seal."""
+
+    number: int
+    last_position: int
+    entry: str
+    node: bytes
+    marks: bytes
+
+
+def _read_seals(connection: Connection) -> Iterator[_StoredSeal]:
+    """Yield the row of each seal, in their order. Values of a wrong type are texts, or empty."""
     column = seal_table.c
     query = select(seal_table).order_by(column.number).limit(SEALS_AT_ONCE)
     after = 0
     while True:
         rows = connection.execute(query.where(column.number > after)).all()
-        yield from rows
+        for row in rows:
+            node, marks = [x if isinstance(x, bytes) else b"" for x in (row.node, row.marks)]
+            yield _StoredSeal(row.number, row.last_position, str(row.entry), node, marks)
         if len(rows) < SEALS_AT_ONCE:
             return
         after = rows[-1].number
@@ -208,19 +223,33 @@ def _check_sources(connection: Connection) -> Iterator[str]:
 
 def _check_nodes(connection: Connection) -> Iterator[str]:
     """Yield the seals whose columns do not fit their entries."""
+    if ids := _ids(connection, select(seal_table.c.number).where(seal_table.c.number < 1)):
+        yield f"seals that nobody made: {ids}"
     tree = Tree()
     for row in _read_seals(connection):
         if tree.append(leaf_hash(row.entry.encode())) != row.node:
             yield f"the node of seal {row.number} was changed"
             return  # all later nodes would differ
         with suppress(ValueError):  # the verifier reports this entry
-            if Seal.from_json(row.entry).last != row.last_position:
+            seal = Seal.from_json(row.entry)
+            if seal.last != row.last_position:
                 yield f"the last position of seal {row.number} was changed"
+            if not row.marks and (ids := _ids(connection, _select_positions(seal))):
+                yield (
+                    f"seal {row.number} is pruned, but these log positions are still there: {ids}. "
+                    "If flask imcallback prune was interrupted, run it again. If not, somebody has "
+                    "inserted them"
+                )
 
 
 def _check_strays(connection: Connection) -> Iterator[str]:
     """Yield the rows that no log position leads to."""
     removal, delivery, log = removal_table.c, delivery_table.c, log_table.c
+    if ids := _ids(connection, select(log.position).where(log.position < 1)):
+        yield f"log positions that nobody gave out: {ids}"
+    numbered = select(log.entry_id).join(inbox_table, inbox_table.c.entry_id == log.entry_id)
+    if ids := _ids(connection, numbered):
+        yield f"entries that have a log position, but also wait for one: {ids}"
     for kind, table, entry_id in (
         ("deliveries", delivery_table, delivery.id),
         ("acts", act_table, -act_table.c.id),
@@ -251,6 +280,11 @@ def _check_strays(connection: Connection) -> Iterator[str]:
         connection, erased.where(or_(delivery.id.is_(None), delivery.nonce.is_not(None)))
     ):
         yield f"erasures that belong to no erased delivery: {ids}"
+
+
+def _select_positions(seal: Seal) -> Select[tuple[int]]:
+    position = log_table.c.position
+    return select(position).where(position.between(seal.first, seal.last))
 
 
 def _ids(connection: Connection, query: Select[tuple[int]]) -> str:

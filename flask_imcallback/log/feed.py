@@ -14,7 +14,7 @@ from sqlalchemy import Connection, Engine
 from ..history import RemovalFilters, json_lines, utc_text
 from ..removals import Cause, Record, Relation
 from ..storage import storage_errors
-from .entries import find_last_position, is_fully_numbered, read_removals
+from .entries import find_last_position, find_unnumbered, read_removals
 from .queries import DEFAULT_LIMIT, FeedQuery, make_filter
 from .sequencer import Sequencer
 
@@ -91,7 +91,7 @@ class Feed:
             with self._engine().connect() as connection:
                 head = find_last_position(connection)
                 is_near_head = query.after + MAX_POSITIONS >= head
-                is_complete = not is_near_head or is_fully_numbered(connection)
+                is_complete = not is_near_head or find_unnumbered(connection) is None
                 if is_complete:
                     return _read_page(connection, query, head)
             # A killed process may have left entries that no other process numbers.

@@ -165,7 +165,7 @@ def read_slots(connection: Connection, row: StoredDelivery | Row[Any], count: in
 def _fill_slots(connection: Connection, row: StoredDelivery, count: int) -> list[bytes]:
     """Return a slot for each account, also if the slots of the delivery are damaged."""
     slots: list[bytes] = []
-    with suppress(ValueError):  # the hash of the line shows the damage
+    with suppress(ValueError, TypeError):  # the hash of the line shows the damage
         slots = read_slots(connection, row, count)
     # Somebody has deleted rows if these numbers differ. The verifier then finds another hash.
     wanted = len(SLOTS) * count

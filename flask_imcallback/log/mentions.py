@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any
 
 MIN_NUMBER_LENGTH = 6
 """A number in a packet may be an account id if it has this many digits or more."""
 
 ESCAPE = re.compile(r"\\(?:u([0-9a-fA-F]{4})|(.))", re.DOTALL)
+CONTROL_ESCAPES = {"b": " ", "f": " ", "n": " ", "r": " ", "t": " "}
+"""Letters after a backslash that stand for a control character, which is no part of an account."""
+MAX_DEPTH = 4
+"""Maximum depth of JSON in JSON in JSON."""
 
 
 def names_account(text: str, account_id: str) -> bool:
@@ -23,8 +28,7 @@ def names_account(text: str, account_id: str) -> bool:
         # Pairs also have the members that a packet repeats.
         value = json.loads(text, object_pairs_hook=list)
     except (ValueError, RecursionError):
-        unescaped = _unescape(text)
-        return any(pattern.search(part) for part in (text, unescaped, _unescape(unescaped)))
+        return any(map(pattern.search, _unescaped_texts(text)))
     return _holds(value, pattern, account_id)
 
 
@@ -37,20 +41,31 @@ def _holds(value: Any, pattern: re.Pattern[str], account_id: str) -> bool:
         if isinstance(value, list | tuple):
             values += value
         elif isinstance(value, str):
-            if value == account_id or pattern.search(value):
+            texts = _unescaped_texts(value)
+            if any(text == account_id or pattern.search(text) for text in texts):
                 return True
-            if "\\" in value:  # JSON in JSON
-                values.append(_unescape(value))
         elif number is not None and value == number:
             return True
     return False
 
 
+def _unescaped_texts(text: str) -> Iterator[str]:
+    """Yield the text, and the text without the escapes of JSON in JSON, level by level."""
+    for _ in range(MAX_DEPTH):
+        yield text
+        plain = _unescape(text)
+        if plain == text:
+            return
+        text = plain
+
+
 def _unescape(text: str) -> str:
-    """Return the text without the escapes of JSON strings."""
+    """Return the text without the escapes of one level of JSON strings."""
 
     def replace(match: re.Match[str]) -> str:
-        return chr(int(match[1], 16)) if match[1] else match[2]
+        if match[1]:
+            return chr(int(match[1], 16))
+        return CONTROL_ESCAPES.get(match[2], match[2])
 
     plain = ESCAPE.sub(replace, text)
     return plain.encode("utf-16", "surrogatepass").decode("utf-16", "replace")

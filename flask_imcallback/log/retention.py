@@ -57,6 +57,9 @@ from .lines import commit_to_packet, read_slots
 from .mentions import names_account
 from .sealer import parse_seal, read_last_seal
 from .verifier import (
+    ACTS,
+    BEFORE,
+    DELIVERIES,
     LAST_POSITION,
     SALT_BYTES,
     SLOTS,
@@ -126,7 +129,7 @@ class Retention:
             count = select(func.count()).select_from(_numbered()).where(*conditions)
             result = Retained(deliveries=connection.scalar(count) or 0)
         if result.deliveries and not is_dry_run:
-            detail = {"before": before.isoformat(), LAST_POSITION: head}
+            detail = {BEFORE: before.isoformat(), LAST_POSITION: head}
             act_id = self._begin(ActKind.STRIP, result.deliveries, detail)
             for ids in self._find_deliveries(*conditions):
                 self._run(act_id, partial(_strip_deliveries, ids=ids))
@@ -145,7 +148,7 @@ class Retention:
         )
         if seals and not is_dry_run:
             detail = {
-                "before": before.isoformat(),
+                BEFORE: before.isoformat(),
                 "seals": [seals[0].number, seals[-1].number],
                 LAST_POSITION: seals[-1].last,
             }
@@ -173,7 +176,12 @@ class Retention:
             deliveries=len(deliveries), removals=removal_count, acts=len(acts), later=later
         )
         if (deliveries or acts) and not is_dry_run:
-            detail = {"reason": reason, LAST_POSITION: head}
+            detail = {
+                "reason": reason,
+                DELIVERIES: result.deliveries,
+                ACTS: result.acts,
+                LAST_POSITION: head,
+            }
             act_id = self._begin(ActKind.ERASE, removal_count, detail)
             for delivery_id in sorted(deliveries):
                 erase = partial(_erase_part, delivery_id=delivery_id, account_id=account_id)

@@ -25,6 +25,7 @@ from ..storage import (
     Fault,
     classify,
     database_mark,
+    describe,
     file_lock,
     is_read_only,
     sqlite_path,
@@ -32,7 +33,7 @@ from ..storage import (
 )
 from ..storage import log as log_table
 from ..storage import seal as seal_table
-from .entries import find_last_position
+from .entries import find_last_position, find_unnumbered
 from .lines import Line, read_lines
 from .verifier import (
     Checkpoint,
@@ -62,8 +63,10 @@ SLICE_ENTRIES, SLICE_PAUSE_SECONDS = 50, 0.002
 """In the background, sealing lets the requests of this process run after each slice."""
 RETRY_SECONDS = 30
 """Time after which sealing is tried again in the background if it failed."""
+DEFAULT_SECONDS = 60
+"""Sealing interval from which `OVERDUE` counts if the log is only sealed by command."""
 OVERDUE = 10
-"""Sealing intervals after which unsealed entries are a problem."""
+"""Sealing intervals after which entries without a position or a seal are a problem."""
 NO_SEAL = Seal(0, at="", first=1, last=0, deliveries=0, removals=0, acts=0, root=b"")
 """The seal before the first one."""
 
@@ -93,8 +96,9 @@ class Sealer:
         self._seconds = seconds
         self._due_at = 0.0
         self._problem = ""
-        self._waiting = (0, 0.0)
-        """The first position without a seal, and since when this process knows it."""
+        self._waiting: dict[str, tuple[int, float]] = {}
+        """The entry that waits for its position and the position that waits for its seal, and since
+        when this process knows it."""
         self._folder = folder
 
     @property
@@ -119,8 +123,8 @@ class Sealer:
         try:
             wait = self._seal_one_if_due()
             self._problem = ""
-        except ImCallbackError as error:
-            problem = str(error)
+        except Exception as error:  # for example values of a wrong type, which SQLite allows
+            problem = str(error) if isinstance(error, ImCallbackError) else describe(error)
             # A process that can only read leaves the seals to other processes.
             if problem != self._problem and not is_read_only(error.__cause__):
                 logger.error("The log is not sealed: %s", problem)
@@ -183,19 +187,33 @@ class Sealer:
             self._check_kept(connection)
         except StorageError as error:
             return str(error)
-        if not self._seconds or find_last_position(connection) == position:
-            self._waiting = (0, 0.0)
-            return ""
-        # The time of an entry says nothing, because the entry may come from the spool.
-        if self._waiting[0] != position + 1:
-            self._waiting = (position + 1, time.monotonic())
-        if time.monotonic() - self._waiting[1] > self._seconds * OVERDUE:
+        entry_id = find_unnumbered(connection)
+        if self._waits_too_long("entry", entry_id):
+            return (
+                f"the entry {entry_id} waits for its log position for too long: read the log of "
+                "the app"
+            )
+        is_sealed = not self._seconds or find_last_position(connection) == position
+        if self._waits_too_long("position", None if is_sealed else position + 1):
             reason = f" ({self._problem})" if self._problem else ""
             return (
                 f"the log position {position + 1} waits for its seal for too long{reason}: run "
                 "flask imcallback seal, and read the log of the app"
             )
         return ""
+
+    def _waits_too_long(self, kind: str, number: int | None) -> bool:
+        """Return True if the same number has been waiting for too long in this process.
+
+        The time of an entry says nothing, because the entry may come from the spool.
+        """
+        if number is None:
+            self._waiting.pop(kind, None)
+            return False
+        if self._waiting.get(kind, (None, 0))[0] != number:
+            self._waiting[kind] = (number, time.monotonic())
+        seconds = self._seconds or DEFAULT_SECONDS
+        return time.monotonic() - self._waiting[kind][1] > seconds * OVERDUE
 
     @contextmanager
     def _connect(self) -> Iterator[Connection]:
@@ -354,7 +372,7 @@ def read_tree(connection: Connection, size: int) -> Tree:
     ends = peak_ends(size)
     column = seal_table.c
     rows = connection.execute(select(column.number, column.node).where(column.number.in_(ends)))
-    nodes = {row.number: row.node for row in rows}
+    nodes = {row.number: row.node for row in rows if isinstance(row.node, bytes)}
     return Tree(size, [nodes.get(end, b"") for end in ends])
 
 

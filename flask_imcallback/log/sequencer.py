@@ -27,13 +27,14 @@ from ..storage import (
     inbox,
     is_in_memory,
     is_read_only,
+    log,
     new_lock,
     new_queue,
     new_signal,
     sqlite_path,
     start_thread,
 )
-from .entries import find_last_position, is_fully_numbered
+from .entries import find_last_position, find_unnumbered
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -232,14 +233,18 @@ def number_entries(engine: Engine) -> None:
     """
     # A read-only database allows this query, and it needs no lock.
     with engine.connect().execution_options(**{WRITES: False}) as connection:
-        is_complete = is_fully_numbered(connection)
+        is_complete = find_unnumbered(connection) is None
     while not is_complete:
         # The lock lets the processes that write to a SQLite file take turns.
         with file_lock(sqlite_path(engine)), engine.connect() as connection:
             try:
                 is_complete = number_batch(connection) < BATCH_ENTRIES
+            except NumberedElsewhereError:
+                drop_numbered(connection)
+                raise
             except Exception as error:
                 if classify(error) in (Fault.DUPLICATE_KEY, Fault.RETRY):
+                    drop_numbered(connection)
                     raise NumberedElsewhereError from error
                 raise
 
@@ -259,6 +264,17 @@ def number_batch(connection: Connection) -> int:
             if not added.rowcount == removed.rowcount == len(entry_ids):
                 raise NumberedElsewhereError
     return len(entry_ids)
+
+
+def drop_numbered(connection: Connection) -> None:
+    """Delete ids from the inbox that have a position already, for example after a bad restore.
+
+    Otherwise nothing could be numbered any more.
+    """
+    query = select(inbox.c.entry_id).join(log, log.c.entry_id == inbox.c.entry_id)
+    with connection.begin():
+        if entry_ids := connection.scalars(query.limit(BATCH_ENTRIES)).all():
+            connection.execute(inbox.delete().where(inbox.c.entry_id.in_(entry_ids)))
 
 
 def _insert(connection: Connection, first: int, entry_ids: Sequence[int]) -> str:

@@ -31,7 +31,7 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
 from json.encoder import encode_basestring_ascii as quote  # quicker than json.dumps
-from typing import Any
+from typing import Any, TextIO
 
 # Hashes of trees: https://www.rfc-editor.org/rfc/rfc6962#section-2.1
 
@@ -111,6 +111,10 @@ class NotEvidenceError(Exception):
 
 class TamperedError(Exception):
     """A proof that something was changed."""
+
+
+UNREADABLE = (ValueError, TypeError, AttributeError, LookupError, OverflowError, RecursionError)
+"""Errors that JSON with unexpected values causes."""
 
 
 @dataclass(frozen=True)
@@ -299,7 +303,7 @@ def _ed25519() -> Any:
 
 # Commitments: a hash of a value and of a random salt. Without the salt, nobody can guess the value.
 
-SALT_BYTES = 16
+SALT_BYTES = NONCE_BYTES = 16
 COMMITMENT_BYTES = 32
 SLOTS = ("owner", "target", "actor")
 """The accounts of a removal that have a salt each."""
@@ -374,6 +378,12 @@ DELIVERY_ENTRY = b'["delivery"'
 MISSING_ENTRY = b'["missing"'
 """The start of a log entry whose row was missing."""
 LINE_STARTS = (b'{"seal":', b'{"checkpoint":', DELIVERY_ENTRY, MISSING_ENTRY, b'["act"')
+BEFORE = "before"
+"""Member of the detail of a strip: its end in time, as RFC 3339."""
+REMOVALS, DELIVERIES, ACTS = COUNTED = ("removals", "deliveries", "acts")
+"""What an erasure counts. Its act has the numbers: of removals, and of changed entries."""
+PACKET_TEXTS = 5
+"""Texts of a delivery before its body: client_ip, query, headers, error, fingerprint."""
 MARK_BYTES = 2
 """Bytes of the hash of each log entry that name a changed entry."""
 MAX_PROBLEMS = 100
@@ -420,7 +430,9 @@ class Seal:
             ]
             number, first, last, deliveries, removals, acts = map(int, numbers)
             at, root = str(members["at"]), bytes.fromhex(members["root"])
-        except (KeyError, TypeError, AttributeError) as error:
+            if datetime.fromisoformat(at).tzinfo is None:
+                raise ValueError("its time has no offset")
+        except UNREADABLE as error:
             raise ValueError(f"the entry of a seal has a wrong member: {error}") from None
         return cls(number, at, first, last, deliveries, removals, acts, root)
 
@@ -492,11 +504,16 @@ class _Verification:
         """The last position at which data is missing, by the kind of act that explains it."""
         self._explained = dict.fromkeys(MISSING, 0)
         """The last position whose missing data an act explains."""
-        self._erased_removals = self._explained_removals = 0
+        self._stripped: list[tuple[int, int]] = []
+        """Position and id of stripped deliveries that no act explains. A delivery is left out if a
+        later one has a larger id, because an act that explains the later one explains both."""
+        self._erased = dict.fromkeys(COUNTED, 0)
+        self._explained_erasures = dict.fromkeys(COUNTED, 0)
 
     def read(self, lines: Iterable[bytes]) -> None:
         """Check all lines."""
         iterator = iter(lines)
+        self._check_kept()
         line = next(iterator, b"")
         while line.startswith(b'{"seal":'):
             line = self._read_seal(line, iterator)
@@ -570,7 +587,7 @@ class _Verification:
                     self.report.add(f"{_name(sealed)} was missing already when it was sealed")
                 else:
                     self._open_act(json.loads(sealed), values if opened else None)
-            except (ValueError, TypeError, IndexError) as error:
+            except UNREADABLE as error:
                 self.report.add(f"{_name(sealed)}: its opened part is wrong: {error}")
 
     def _explain(self, seal: Seal, entries: list[bytes], leaves: list[bytes], marks: bytes) -> None:
@@ -581,7 +598,9 @@ class _Verification:
             if not sealed.startswith(MISSING_ENTRY)
         }
         label = f"seal {seal.number} of {seal.at}"
-        for position in range(seal.first, seal.last + 1):
+        # A changed seal may claim any number of positions.
+        count = max(len(entries), len(marks) // MARK_BYTES)
+        for position in range(seal.first, min(seal.last + 1, seal.first + count)):
             at = MARK_BYTES * (position - seal.first)
             number = found.get(position)
             if number is None:
@@ -598,17 +617,24 @@ class _Verification:
         detail = {}
         if values:
             nonce, text = values
-            if packet_commitment(bytes.fromhex(nonce), text.encode()).hex() != commitment:
+            if packet_commitment(_read_nonce(nonce), text.encode()).hex() != commitment:
                 raise ValueError("its detail does not fit the commitment")
             detail = json.loads(text)
         elif values is not None:  # an erasure took the detail away
             self.report.erased += 1
+            self._erased[ACTS] += 1
             self._missing[ERASE] = position
         if kind in self._explained:
-            # Evidence that names nobody has no details.
+            # Evidence that names nobody has no details, and nothing that an act must explain.
             last = int(detail.get(LAST_POSITION, position))
-            self._explained_removals += affected if kind == ERASE else 0
             self._explained[kind] = max(self._explained[kind], last)
+            if kind == STRIP and detail:
+                end_id = _id_at(detail[BEFORE])
+                self._stripped = [(p, i) for p, i in self._stripped if p > last or i >= end_id]
+            elif kind == ERASE and detail:
+                self._explained_erasures[REMOVALS] += affected
+                for name in (DELIVERIES, ACTS):
+                    self._explained_erasures[name] += int(detail[name])
             self.report.notes.append(f"{kind} by {actor}: {affected} affected, act {act_id}")
 
     def _open_delivery(
@@ -628,10 +654,12 @@ class _Verification:
             raise ValueError("it has another number of accounts")
         sha256, from_hex, is_erased = hashlib.sha256, bytes.fromhex, packet is None
         place, pairs = 5, iter(accounts)
-        for account, salt in zip(pairs, pairs, strict=True):
+        for account, salt_hex in zip(pairs, pairs, strict=True):
             if account:
-                digest = sha256(from_hex(salt or "") + account.encode()).hexdigest()
-                if digest.encode() != texts[place]:
+                salt = from_hex(salt_hex or "")
+                digest = sha256(salt + account.encode()).hexdigest()
+                # A longer salt could end with the start of the account.
+                if len(salt) != SALT_BYTES or digest.encode() != texts[place]:
                     raise ValueError(f"the account {account!r} does not fit its commitment")
             elif account is None:
                 is_erased = True
@@ -641,33 +669,42 @@ class _Verification:
         self.report.opened += count
         if is_erased:
             erased = zip(accounts[::6], accounts[2::6], accounts[4::6], strict=True)
-            self._erased_removals += sum(None in triple for triple in erased)
+            self._erased[REMOVALS] += sum(None in triple for triple in erased)
+            self._erased[DELIVERIES] += 1
             self.report.erased += 1
             self._missing[ERASE] = _position(sealed)
         if packet is False:
-            self._missing[STRIP] = _position(sealed)
+            delivery_id = int(sealed.split(b",", 3)[2])
+            while self._stripped and self._stripped[-1][1] <= delivery_id:
+                self._stripped.pop()
+            self._stripped.append((_position(sealed), delivery_id))
         elif isinstance(packet, list):
             self._open_packet(texts[0].rsplit(b'"', 2)[1].decode(), *packet)
 
     def _open_packet(self, commitment: str, nonce: str, texts: str, body: str) -> None:
-        content = texts.encode() + b"\n" + base64.b64decode(body)
-        if packet_commitment(bytes.fromhex(nonce), content).hex() != commitment:
+        if "\n" in texts or len(json.loads(texts)) != PACKET_TEXTS:
+            raise ValueError("the texts of the packet are damaged")
+        content = texts.encode() + b"\n" + base64.b64decode(body, validate=True)
+        if packet_commitment(_read_nonce(nonce), content).hex() != commitment:
             raise ValueError("the packet does not fit its commitment")
         self.report.packets += 1
 
     def _check_missing(self) -> None:
         """Check that an act explains all data that is missing."""
+        if self._stripped:
+            self._missing[STRIP], self._explained[STRIP] = self._stripped[-1][0], 0
         for kind, what in MISSING.items():
             if self._missing[kind] > self._explained[kind]:
                 self.report.add(
                     f"{what} up to the log position {self._missing[kind]}, and no act of the kind "
                     f"{kind} says so"
                 )
-        if self._missing[ERASE] and self._erased_removals > self._explained_removals:
-            self.report.add(
-                f"the accounts of {self._erased_removals} removals are erased, but the acts say "
-                f"{self._explained_removals}"
-            )
+        for name, count in self._erased.items():
+            if count > self._explained_erasures[name]:
+                self.report.add(
+                    f"accounts are erased from {count} {name}, but the acts of the kind {ERASE} "
+                    f"say {self._explained_erasures[name]}"
+                )
 
     def _check_kept(self) -> None:
         """Compare the tree with the kept checkpoints of this size."""
@@ -691,12 +728,25 @@ class _Verification:
         try:
             note = json.loads(line)["checkpoint"]
             checkpoint = read_checkpoint(note, self._key)
-        except (ValueError, KeyError, TypeError, NotEvidenceError) as error:
+        except (*UNREADABLE, NotEvidenceError) as error:
             raise TamperedError(
                 f"a line is neither a seal nor a checkpoint ({error}): {line[:80]!r}"
             ) from None
         if (checkpoint.size, checkpoint.root) != (self._tree.size, self._tree.root()):
             self.report.add("the checkpoint at the end does not fit the seals before it")
+
+
+def _read_nonce(text: str) -> bytes:
+    nonce = bytes.fromhex(text)
+    if len(nonce) != NONCE_BYTES:  # the nonce could end with a part of the value
+        raise ValueError("a nonce has a wrong length")
+    return nonce
+
+
+def _id_at(moment: str) -> int:
+    """Return the first id of a moment, which is RFC 3339: its microsecond since 1970."""
+    since_1970 = datetime.fromisoformat(moment) - datetime(1970, 1, 1, tzinfo=UTC)
+    return since_1970 // timedelta(microseconds=1)
 
 
 def _position(sealed: bytes) -> int:
@@ -719,7 +769,7 @@ def _name(sealed: bytes) -> str:
 
 def read_kept(path: str, key: Key | None) -> Checkpoint:
     """Return the checkpoint in a file. Raises as `read_checkpoint` does."""
-    with open(path, encoding="utf-8") as file:
+    with open(path, encoding="utf-8-sig") as file:
         try:
             return read_checkpoint(file.read(), key)
         except (NotEvidenceError, TamperedError) as error:
@@ -751,7 +801,10 @@ def parse_age(text: str) -> timedelta:
     units = {"m": "minutes", "h": "hours", "d": "days"}
     if text[-1:] not in units or not text[:-1].isdecimal():
         raise ValueError(f"{text!r} is not a period such as 90m, 12h or 7d")
-    return timedelta(**{units[text[-1]]: int(text[:-1])})
+    try:
+        return timedelta(**{units[text[-1]]: int(text[:-1])})
+    except OverflowError:
+        raise ValueError(f"{text!r} is too long") from None
 
 
 def check_age(report: Report, oldest: timedelta) -> None:
@@ -782,13 +835,22 @@ def run(
         if oldest is not None:
             check_age(report, oldest)
     except TamperedError as error:
-        print(f"TAMPERED: {error}")
+        _print(f"TAMPERED: {error}")
         return 1
     except (NotEvidenceError, OSError, ValueError) as error:
-        print(f"Could not check: {error}", file=sys.stderr, flush=True)
+        _print(f"Could not check: {error}", sys.stderr)
         return 2
-    print("\n".join(describe_report(report)))
+    for line in describe_report(report):
+        _print(line)
     return 1 if report.problem_count else 0
+
+
+def _print(line: str, file: TextIO | None = None) -> None:
+    """Print a line. Characters that a terminal executes or that it does not have are escaped."""
+    file = file or sys.stdout
+    printable = "".join(c if c.isprintable() else ascii(c)[1:-1] for c in line)
+    encoding = file.encoding or "utf-8"
+    print(printable.encode(encoding, "backslashreplace").decode(encoding), file=file, flush=True)
 
 
 def verify_file(path: str, kept: Iterable[Checkpoint] = (), key: Key | None = None) -> Report:
@@ -800,6 +862,10 @@ def verify_file(path: str, kept: Iterable[Checkpoint] = (), key: Key | None = No
         start = file.readline()
         if not start.startswith(LINE_STARTS):
             raise NotEvidenceError("this is not evidence of flask-imcallback")
+        if start.endswith(b"\r\n"):
+            raise NotEvidenceError(
+                "the lines end as on Windows: copy the evidence again, without changing it"
+            )
         return verify(itertools.chain([start], file), kept, key)
 
 

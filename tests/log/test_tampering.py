@@ -653,6 +653,12 @@ TAKINGS: dict[str, tuple[Change, str]] = {
 """Kind of an act -> what it changes, and what verify says if the act is missing."""
 
 
+def act_detail(**values: Any) -> dict[str, Any]:
+    """Return the detail of the act of a strip or an erasure."""
+    before = "2200-01-01T00:00:00+00:00"
+    return {"before": before, "deliveries": 1, "acts": 0, "last_position": 4, **values}
+
+
 def row_of(delivery_id: int) -> Any:
     with get_runtime().engine().connect() as connection:
         return connection.execute(select(delivery).where(delivery.c.id == delivery_id)).one()
@@ -687,10 +693,17 @@ def test_taking_away_needs_an_act(sealed: Sealed, tmp_path: Path, kind: str) -> 
     assert words in problems(file, sealed.kept.read_text())
     engine = get_runtime().writing_engine()
     if kind == "erase":  # the act of another, smaller erasure
-        store_act(engine, ActKind.ERASE, "cli:eve", 0, {verifier.LAST_POSITION: 4})
+        store_act(engine, ActKind.ERASE, "cli:eve", 0, act_detail(deliveries=0))
         seal()
-        assert "accounts of 1 removals are erased, but the acts say 0" in sealed.verify()[1]
-    store_act(engine, ActKind(kind), "cli:eve", 1, {verifier.LAST_POSITION: 4})
+        output = sealed.verify()[1]
+        for name in ("removals", "deliveries"):
+            words = f"accounts are erased from 1 {name}, but the acts of the kind erase say 0"
+            assert words in output
+    else:  # the act of a strip of older packets
+        store_act(engine, ActKind.STRIP, "cli:eve", 1, act_detail(before="2020-01-01T00:00Z"))
+        seal()
+        assert words in sealed.verify()[1]
+    store_act(engine, ActKind(kind), "cli:eve", 1, act_detail())
     seal()
     assert sealed.verify()[0] == 0, sealed.verify()[1]
     file = write_evidence(sealed.app, tmp_path / "evidence", "--packets")
@@ -730,7 +743,7 @@ def test_a_new_value_in_a_stripped_or_erased_row_is_found(sealed: Sealed, column
     )
     engine = get_runtime().writing_engine()
     for kind in (ActKind.STRIP, ActKind.ERASE):
-        store_act(engine, kind, "cli:eve", 1, {verifier.LAST_POSITION: 6})
+        store_act(engine, kind, "cli:eve", 1, act_detail(last_position=6, acts=1))
     seal()
     assert sealed.verify()[0] == 0, sealed.verify()[1]
     change, words = NEW_VALUES[column]
