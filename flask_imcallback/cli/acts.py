@@ -35,7 +35,7 @@ def _acts(limit: int) -> None:
     rows = [
         {
             "at": utc_text(act.at),
-            "kind": act.kind.value,
+            "kind": act.kind,
             "actor": act.actor,
             "affected": act.affected,
             "detail": json.dumps(act.detail, ensure_ascii=False),

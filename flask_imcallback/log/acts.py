@@ -9,6 +9,7 @@ import logging
 import os
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from enum import StrEnum
@@ -65,7 +66,8 @@ class Act:
     """A stored act."""
 
     id: int
-    kind: ActKind
+    kind: str
+    """The value of an `ActKind`, or another text from a newer release."""
     actor: str
     affected: int
     """The number of removals or deliveries that the act showed or was to change, or of deliveries
@@ -180,13 +182,22 @@ def read_acts(engine: Engine, limit: int) -> list[Act]:
     return [
         Act(
             id=row.id,
-            kind=ActKind(row.kind),
+            kind=row.kind,
             actor=row.actor,
             affected=row.affected,
-            detail=json.loads(row.detail or "{}"),
+            detail=_read_detail(row.detail),
         )
         for row in rows
     ]
+
+
+def _read_detail(text: str) -> dict[str, Any]:
+    """Return the detail of an act, also if somebody has changed it to something else than JSON."""
+    with suppress(ValueError):
+        detail = json.loads(text or "{}")
+        if isinstance(detail, dict):
+            return detail
+    return {"damaged": text}
 
 
 def token_actor(token: str) -> str:

@@ -14,6 +14,7 @@ from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Row, select
 
+from ..storage import commit_to_packet, pack, seed_of
 from ..storage import erasure as erasure_table
 from .entries import LogEntry, StoredAct, StoredDelivery, read_entries
 from .verifier import (
@@ -21,10 +22,8 @@ from .verifier import (
     SLOTS,
     account_commitment,
     decode_slots,
-    pack,
     packet_commitment,
     salts_of,
-    seed_of,
 )
 
 
@@ -108,7 +107,7 @@ def _delivery_line(
             for record, (owner, target, actor) in zip(records, triples, strict=True)
         ]
     )
-    commitment = row.commitment or commit_to_packet(row)
+    commitment = row.commitment or commit_to_packet(row._asdict())
     duplicate_of = "null" if row.duplicate_of is None else row.duplicate_of
     sealed = (
         f'["delivery",{entry.position},{row.id},{quote(row.provider)},{quote(row.app_id)},'
@@ -134,20 +133,10 @@ def _open_delivery(
     if row.commitment is not None:
         packet = ",null" if row.nonce is None else ",false"
     elif with_packets:
-        content, body = _pack(row), base64.b64encode(row.body).decode()
+        content, body = pack(row._asdict()), base64.b64encode(row.body).decode()
         head = content[: len(content) - len(row.body) - 1].decode()
         packet = f',["{(row.nonce or b"").hex()}",{quote(head)},"{body}"]'
     return f"[[{','.join(pairs)}]{packet}]".encode()
-
-
-def _pack(row: StoredDelivery | Row[Any]) -> bytes:
-    texts = (row.client_ip, row.query, row.headers, row.error)
-    return pack(texts, row.fingerprint, row.body)
-
-
-def commit_to_packet(row: StoredDelivery | Row[Any]) -> bytes:
-    """Return the commitment to the packet of a row of the delivery table."""
-    return packet_commitment(row.nonce or b"", _pack(row))
 
 
 def read_slots(connection: Connection, row: StoredDelivery | Row[Any], count: int) -> list[bytes]:

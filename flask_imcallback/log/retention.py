@@ -38,9 +38,11 @@ from ..storage import (
     WRITES,
     Fault,
     classify,
+    commit_to_packet,
     file_lock,
     id_at,
     open_door,
+    seed_of,
     sqlite_path,
     storage_errors,
 )
@@ -53,7 +55,7 @@ from ..storage import seal as seal_table
 from ..storage import source as source_table
 from .acts import ActKind, store_act
 from .batches import BATCH_BYTES, REMOVAL_BYTES, split_by_weight
-from .lines import commit_to_packet, read_slots
+from .lines import read_slots
 from .mentions import names_account
 from .sealer import parse_seal, read_last_seal
 from .verifier import (
@@ -67,7 +69,6 @@ from .verifier import (
     account_commitment,
     encode_slots,
     packet_commitment,
-    seed_of,
 )
 
 MIN_AGE = timedelta(days=1)
@@ -347,7 +348,11 @@ def _strip_deliveries(connection: Connection, ids: Sequence[int]) -> None:
         .with_for_update()
     ).all()
     changes = [
-        {"of": row.id, "commitment": commit_to_packet(row), "nonce": seed_of(row.nonce or b"")}
+        {
+            "of": row.id,
+            "commitment": commit_to_packet(row._asdict()),
+            "nonce": seed_of(row.nonce or b""),
+        }
         for row in rows
     ]
     if changes:
@@ -476,7 +481,7 @@ def _erase_part(connection: Connection, *, delivery_id: int, account_id: str) ->
     connection.execute(delete(erasure_table).where(erasure_table.c.delivery_id == delivery_id))
     values = {"delivery_id": delivery_id, "slots": encode_slots(slots)}
     connection.execute(erasure_table.insert().values(values))
-    commitment = row.commitment or commit_to_packet(row)
+    commitment = row.commitment or commit_to_packet(row._asdict())
     changes = STRIPPED | {"nonce": None, "commitment": commitment}
     connection.execute(
         update(delivery_table).where(delivery_table.c.id == delivery_id).values(changes)

@@ -96,6 +96,8 @@ class Sealer:
         self._seconds = seconds
         self._due_at = 0.0
         self._problem = ""
+        self._last_seen = (0, 0.0)
+        """The number of the newest seal, and since when this process knows it."""
         self._waiting: dict[str, tuple[int, float]] = {}
         """The entry that waits for its position and the position that waits for its seal, and since
         when this process knows it."""
@@ -138,12 +140,21 @@ class Sealer:
             last, head = read_last_seal(connection), find_last_position(connection)
             wait: float | None = None
             if last.last < head:
-                wait = self._seconds - _age(last)
-                if not 0 < wait <= self._seconds:  # it is longer if the clock was set back
+                wait = self._seconds - self._measure_age(last)
+                if wait <= 0:
                     seal = self._add_seal(connection, last, pause=_pause)
                     wait = 0.0 if seal is None or seal.last < head else None
             self._publish(connection, kept)
         return wait
+
+    def _measure_age(self, seal: Seal) -> float:
+        """Return the seconds since a seal. The clock of the host that made it may be ahead."""
+        if seal is NO_SEAL:
+            return float("inf")
+        if self._last_seen[0] != seal.number:
+            self._last_seen = (seal.number, time.monotonic())
+        by_clock = (datetime.now(UTC) - datetime.fromisoformat(seal.at)).total_seconds()
+        return max(by_clock, time.monotonic() - self._last_seen[1])
 
     def seal(self) -> list[Seal]:
         """Seal all entries that have a log position. Returns the new seals.
@@ -252,6 +263,9 @@ class Sealer:
         """Return the kept checkpoint. Raises `StorageError` if the database does not fit it."""
         kept = self.read_kept()
         if kept and compute_checkpoint(connection, self.origin, kept.size) != kept:
+            # MariaDB may show a state from before the file was written.
+            connection.rollback()
+        if kept and compute_checkpoint(connection, self.origin, kept.size) != kept:
             raise StorageError(
                 f"the database does not hold the seals of {self.path}, a checkpoint of "
                 f"{kept.size} seals. If somebody has restored a backup or put another database in "
@@ -321,7 +335,10 @@ class Sealer:
         unfinished = self.path.with_name(f"{self.path.name}.{os.getpid()}")
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
-            unfinished.write_text(note, "utf-8")
+            with unfinished.open("w", encoding="utf-8") as file:
+                file.write(note)
+                file.flush()
+                os.fsync(file.fileno())  # a power cut must not leave an empty file
             unfinished.replace(self.path)
         except OSError as error:
             with suppress(OSError):
@@ -381,13 +398,6 @@ def compute_checkpoint(connection: Connection, origin: str, size: int | None = N
     if size is None:
         size = connection.scalar(select(func.max(seal_table.c.number))) or 0
     return Checkpoint(origin, size, read_tree(connection, size).root())
-
-
-def _age(seal: Seal) -> float:
-    """Return the seconds since a seal. It is negative if the clock was set back."""
-    if seal is NO_SEAL:
-        return float("inf")
-    return (datetime.now(UTC) - datetime.fromisoformat(seal.at)).total_seconds()
 
 
 def _pause() -> None:

@@ -30,7 +30,6 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from datetime import UTC, datetime, timedelta
-from json.encoder import encode_basestring_ascii as quote  # quicker than json.dumps
 from typing import Any, TextIO
 
 # Hashes of trees: https://www.rfc-editor.org/rfc/rfc6962#section-2.1
@@ -309,11 +308,6 @@ SLOTS = ("owner", "target", "actor")
 """The accounts of a removal that have a salt each."""
 
 
-def seed_of(nonce: bytes) -> bytes:
-    """Return the seed of the salts of a delivery. The nonce cannot be computed from it."""
-    return hashlib.sha256(nonce).digest()[:SALT_BYTES]
-
-
 def salts_of(seed: bytes, removal_count: int) -> list[bytes]:
     """Return a salt for owner, target and actor of each removal, in this order."""
     slot_count = len(SLOTS) * removal_count
@@ -327,17 +321,12 @@ def account_commitment(salt: bytes, account_id: str) -> bytes:
 
 
 def packet_commitment(nonce: bytes, packet: bytes) -> bytes:
-    """Return the commitment to a packet of a delivery, or to the detail of an act."""
-    return hashlib.sha256(nonce + packet).digest()
+    """Return the commitment to a packet of a delivery, or to the detail of an act.
 
-
-def pack(texts: Sequence[str], fingerprint: bytes | None, body: bytes) -> bytes:
-    """Return the bytes of a delivery that its packet commitment covers.
-
-    `texts` are client_ip, query, headers and error.
+    The packet is a line of JSON with the texts client_ip, query, headers, error and fingerprint,
+    and then the body.
     """
-    quoted = [*map(quote, texts), f'"{(fingerprint or b"").hex()}"']
-    return f"[{', '.join(quoted)}]\n".encode() + body
+    return hashlib.sha256(nonce + packet).digest()
 
 
 def encode_slots(slots: Sequence[bytes]) -> bytes:
@@ -499,6 +488,11 @@ class _Verification:
         self._kept: dict[int, list[Checkpoint]] = {}
         for checkpoint in kept:
             self._kept.setdefault(checkpoint.size, []).append(checkpoint)
+        if not self._kept and key is None:
+            self.report.notes.append(
+                "without a kept checkpoint and without a key, this shows only that the parts fit "
+                "each other"
+            )
         self._last_position = 0
         self._missing = dict.fromkeys(MISSING, 0)
         """The last position at which data is missing, by the kind of act that explains it."""

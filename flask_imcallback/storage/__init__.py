@@ -5,6 +5,7 @@ It has the tables, ids, recorder, writer, spool, drain, counters and migrations.
 
 from .append_only import open_door, protect, read_protection
 from .autogenerate import is_our_table, protect_tables
+from .commitments import commit_to_packet, pack, seed_of
 from .counters import ACCEPTED, EXIT_SECONDS, REFUSED, CallbackCount, CallbackCounters
 from .database_errors import (
     DeadlineError,
@@ -113,6 +114,7 @@ __all__ = [
     "act",
     "check_write",
     "classify",
+    "commit_to_packet",
     "concerns_entry",
     "create_private_file",
     "current_revision",
@@ -144,6 +146,7 @@ __all__ = [
     "new_queue",
     "new_signal",
     "open_door",
+    "pack",
     "protect",
     "protect_tables",
     "read_clock",
@@ -151,6 +154,7 @@ __all__ = [
     "removal",
     "run_alembic",
     "seal",
+    "seed_of",
     "source",
     "sqlite_path",
     "start_thread",

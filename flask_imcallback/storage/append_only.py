@@ -22,15 +22,16 @@ from .tables import door as door_table
 
 REVISION = "0002_append_only"
 
-NAMES_OF_TRIGGERS = {
-    "sqlite": "SELECT name FROM sqlite_master WHERE type = 'trigger'",
-    "postgresql": "SELECT tgname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid "
-    "WHERE tgenabled <> 'D' AND pg_table_is_visible(pg_class.oid)",
+TRIGGERS = {
+    "sqlite": "SELECT name, tbl_name FROM sqlite_master WHERE type = 'trigger'",
+    "postgresql": "SELECT tgname, relname FROM pg_trigger JOIN pg_class ON pg_class.oid = tgrelid "
+    "WHERE tgenabled IN ('O', 'A') AND pg_table_is_visible(pg_class.oid)",
 }
-"""Dialect -> the query for the names of the triggers that are switched on."""
+"""Dialect -> the query for the triggers that are switched on: their names and their tables."""
 
-NAMES_OF_MYSQL_TRIGGERS = (
-    "SELECT trigger_name FROM information_schema.triggers WHERE trigger_schema = DATABASE()"
+MYSQL_TRIGGERS = (
+    "SELECT trigger_name, event_object_table FROM information_schema.triggers "
+    "WHERE trigger_schema = DATABASE()"
 )
 
 
@@ -48,7 +49,7 @@ class Protection:
     is_visible: bool
     """Whether the database user may see triggers. If not, none is reported as missing."""
     missing: tuple[str, ...]
-    """The names of the triggers that are missing or switched off."""
+    """The names of the triggers that are missing, switched off, or at another table."""
     open_by: tuple[int, ...]
     """The ids of acts in the door. Outside of a transaction, there must be none."""
 
@@ -56,14 +57,16 @@ class Protection:
 def read_protection(connection: Connection) -> Protection:
     """Return the state of the triggers and of the door. Raises the errors of SQLAlchemy."""
     dialect = connection.dialect.name
-    query = NAMES_OF_TRIGGERS.get(dialect, NAMES_OF_MYSQL_TRIGGERS)
-    present = set(connection.scalars(text(query)))
-    expected = revision().trigger_names(dialect)
+    query = TRIGGERS.get(dialect, MYSQL_TRIGGERS)
+    present = {(name, table) for name, table in connection.execute(text(query))}
+    expected = revision().trigger_names(dialect).items()
     may_hide = dialect in ("mysql", "mariadb") and not present
     is_visible = not may_hide or connection.scalar(text(MYSQL_TRIGGER_RIGHTS)) is not None
     return Protection(
         is_visible=is_visible,
-        missing=tuple(name for name in expected if is_visible and name not in present),
+        missing=tuple(
+            name for name, table in expected if is_visible and (name, table) not in present
+        ),
         open_by=tuple(connection.scalars(select(door_table.c.act_id))),
     )
 

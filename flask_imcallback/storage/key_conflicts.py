@@ -6,9 +6,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from sqlalchemy import Connection, Engine, select
+from sqlalchemy import ColumnElement, Connection, Engine, and_, or_, select
 
 from ..removals import Status
+from .commitments import commit_to_packet
 from .entries import Entry
 from .ids import IDS_PER_SECOND
 from .tables import delivery as delivery_table
@@ -43,9 +44,10 @@ def find_key_conflict(engine: Engine, entry: Entry) -> KeyConflict | None:
     """Return the reason why a key of the entry is taken, or None if all keys are free."""
     column, row = delivery_table.c, entry.row
     with engine.connect() as connection:
-        same_id = select(column.nonce, column.status).where(column.id == row["id"])
+        is_same = _is_same_delivery(row)
+        same_id = select(is_same.label("is_same"), column.status).where(column.id == row["id"])
         stored = connection.execute(same_id).one_or_none()
-        if stored and stored.nonce == row["nonce"]:
+        if stored and stored.is_same:
             return AlreadyStored(row["id"], Status(stored.status))
         last_id = row["id"] + max(len(entry.removals), 1) - 1
         removal_ids = select(removal_table.c.id).where(
@@ -66,14 +68,27 @@ def find_key_conflict(engine: Engine, entry: Entry) -> KeyConflict | None:
     return TakenId() if is_taken else None
 
 
+def _is_same_delivery(row: Mapping[str, Any]) -> ColumnElement[bool]:
+    """Return the condition that a stored delivery is this one, also after a strip or an erasure.
+
+    Both take the nonce away, and leave the commitment to the packet.
+    """
+    column = delivery_table.c
+    # A repetition is stored without its fingerprint.
+    commitments = [commit_to_packet({**row, "fingerprint": x}) for x in (row["fingerprint"], None)]
+    has_nonce = and_(column.nonce.is_not(None), column.nonce == row["nonce"])
+    has_commitment = and_(column.commitment.is_not(None), column.commitment.in_(commitments))
+    return or_(has_nonce, has_commitment)
+
+
 def _find_moved(connection: Connection, row: Mapping[str, Any]) -> AlreadyStored | None:
     """Return the delivery if an earlier attempt has stored it with a later id.
 
     That attempt found the id taken, too. So it is rare, and the rows of a second may be read.
     """
     column = delivery_table.c
-    same_nonce = select(column.id, column.status).where(
-        column.id.between(row["id"], row["id"] + IDS_PER_SECOND), column.nonce == row["nonce"]
+    same_delivery = select(column.id, column.status).where(
+        column.id.between(row["id"], row["id"] + IDS_PER_SECOND), _is_same_delivery(row)
     )
-    moved = connection.execute(same_nonce.limit(1)).one_or_none()
+    moved = connection.execute(same_delivery.limit(1)).one_or_none()
     return moved and AlreadyStored(moved.id, Status(moved.status))

@@ -25,6 +25,12 @@ DOOR_IS_SHUT = "NOT EXISTS (SELECT 1 FROM imcallback_door)"
 ACT_IS_MISSING = "NOT EXISTS (SELECT 1 FROM imcallback_act WHERE id = NEW.act_id)"
 DOOR_NEEDS_ACT = "imcallback_door needs the id of an act"
 
+SEARCH_TEMPORARY_TABLES_LAST = (
+    "SELECT set_config('search_path', "
+    "concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp'), true)"
+)
+"""PostgreSQL looks into temporary tables first. So anybody could make a door of his own."""
+
 FORBIDDEN = (1142, 1227, 1419)
 """Errors of MariaDB: the user has no right TRIGGER, or no right SUPER while there is a binary log.
 """
@@ -115,6 +121,7 @@ def _create_postgresql() -> list[str]:
         for name in PROTECTED
     ]
     return [
+        SEARCH_TEMPORARY_TABLES_LAST,
         function.format(
             "imcallback_append_only",
             "TG_OP <> 'TRUNCATE' AND EXISTS (SELECT 1 FROM imcallback_door)",

@@ -47,7 +47,7 @@ def acts(app: Flask) -> list[tuple[str, str, int, Any]]:
     """Return all acts as kind, actor, number and detail, the oldest first."""
     with app.app_context():
         found = read_acts(get_runtime().engine(), 1000)
-    return [(a.kind.value, a.actor, a.affected, a.detail) for a in reversed(found)]
+    return [(a.kind, a.actor, a.affected, a.detail) for a in reversed(found)]
 
 
 def run(app: Flask, *arguments: str) -> Any:

@@ -17,7 +17,7 @@ from flask import Flask
 from sqlalchemy import URL, Connection, NullPool, create_engine, event, select, text
 
 from flask_imcallback import ImCallback
-from flask_imcallback.log import find_last_position, sequencer
+from flask_imcallback.log import feed, find_last_position, sequencer
 from flask_imcallback.log.sequencer import Sequencer, number_batch, number_entries
 from flask_imcallback.runtime import Runtime, get_runtime
 from flask_imcallback.storage.tables import act, inbox, log
@@ -238,8 +238,11 @@ def test_a_transaction_that_another_process_overtakes(
 
 
 @pytest.mark.parametrize("database_url", SERVERS, indirect=True)
-def test_a_sequencer_that_hangs_delays_no_request(make_app: MakeApp, database_url: URL) -> None:
+def test_a_sequencer_that_hangs_delays_no_request(
+    make_app: MakeApp, database_url: URL, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Another transaction locks the log. Callbacks are stored, and the feed answers in time."""
+    monkeypatch.setattr(feed, "NUMBERING_SECONDS", 1.0)
     app = make_app(database_url)
     with app.app_context():
         store(("a", "b"))

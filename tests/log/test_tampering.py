@@ -16,11 +16,21 @@ import time_machine
 from flask import Flask
 from sqlalchemy import URL, delete, insert, select, update
 
+from flask_imcallback import storage
 from flask_imcallback.log import ActKind, SecretKey, store_act, verifier
 from flask_imcallback.log.retention import STRIPPED
 from flask_imcallback.removals import Cause, Relation, Status
 from flask_imcallback.runtime import get_runtime
-from flask_imcallback.storage import act, delivery, door, erasure, log, removal, source
+from flask_imcallback.storage import (
+    act,
+    commit_to_packet,
+    delivery,
+    door,
+    erasure,
+    log,
+    removal,
+    source,
+)
 from flask_imcallback.storage import seal as seal_table
 from support.apps import DATABASES, SOURCE_TEXTS, MakeApp, drop_triggers, long_if
 from support.deliveries import DELIVERY, MOMENT, make_delivery, record, store
@@ -665,14 +675,11 @@ def row_of(delivery_id: int) -> Any:
 
 
 def commitment_of(delivery_id: int) -> bytes:
-    row = row_of(delivery_id)
-    texts = (row.client_ip, row.query, row.headers, row.error)
-    content = verifier.pack(texts, row.fingerprint, row.body)
-    return verifier.packet_commitment(row.nonce, content)
+    return commit_to_packet(row_of(delivery_id)._asdict())
 
 
 def seed_of(delivery_id: int) -> bytes:
-    return verifier.seed_of(row_of(delivery_id).nonce)
+    return storage.seed_of(row_of(delivery_id).nonce)
 
 
 def erase_owner(delivery_id: int, owner: str = "alice") -> bytes:

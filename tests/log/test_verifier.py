@@ -22,16 +22,15 @@ from flask_imcallback.log.verifier import (
     encode_slots,
     leaf_hash,
     node_hash,
-    pack,
     packet_commitment,
     peak_ends,
     read_checkpoint,
     read_key,
     read_secret_key,
     salts_of,
-    seed_of,
     tree_root,
 )
+from flask_imcallback.storage import pack, seed_of
 from support.log import SECRET
 
 LEAVES = [
@@ -180,7 +179,8 @@ def test_commitments_never_change() -> None:
     assert b"".join(salts) == hashlib.shake_256(seed).digest(96)
     assert account_commitment(salts[0], "Zoë") == hashlib.sha256(salts[0] + "Zoë".encode()).digest()
     assert account_commitment(salts[2], "") == b""
-    packet = pack(("192.0.2.1", "a=b", "{}", "ö"), None, b'{"x": "\xff"}')
+    texts = {"client_ip": "192.0.2.1", "query": "a=b", "headers": "{}", "error": "ö"}
+    packet = pack({**texts, "fingerprint": None, "body": b'{"x": "\xff"}'})
     assert packet == b'["192.0.2.1", "a=b", "{}", "\\u00f6", ""]\n{"x": "\xff"}'
     assert packet_commitment(nonce, packet) == hashlib.sha256(nonce + packet).digest()
 
