@@ -70,10 +70,10 @@ def _erase(account: str, reason: str, yes: bool) -> None:
         f"{verb} the account from {result.removals} removals, {result.deliveries} packets and "
         f"{result.acts} acts"
     )
-    if result.later:
+    if result.later or result.later_packets:
         click.echo(
-            f"{result.later} removals of the account are not sealed, or not older than a day. Run "
-            "the command again after a day.",
+            f"{result.later} removals and {result.later_packets} packets with the account are not "
+            "sealed, or not older than a day. Run the command again after a day.",
             err=True,
         )
     _explain(result, yes)

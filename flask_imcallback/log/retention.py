@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
+from urllib.parse import unquote_plus
 
 from sqlalchemy import (
     Column,
@@ -26,6 +27,7 @@ from sqlalchemy import (
     delete,
     func,
     literal,
+    not_,
     or_,
     select,
     update,
@@ -104,6 +106,8 @@ class Retained:
     seals: int = 0
     later: int = 0
     """Removals of an account that are not sealed, or not older than a day."""
+    later_packets: int = 0
+    """Packets that name the account and are not sealed, or not older than a day."""
 
 
 class Retention:
@@ -164,6 +168,8 @@ class Retention:
 
         The reason must not name the account.
         """
+        if not is_dry_run:
+            self._seal_log()  # somebody has just looked the account up, which is an act
         with self._read() as connection:
             head = _sealed_position(connection)
             is_due = (
@@ -172,9 +178,13 @@ class Retention:
             )
             deliveries, removal_count, later = _find_removals(connection, account_id, is_due)
             acts = _find_acts(connection, account_id, head)
-        deliveries |= self._find_packets(account_id, is_due)
+        deliveries |= self._find_packets(account_id, and_(*is_due))
         result = Retained(
-            deliveries=len(deliveries), removals=removal_count, acts=len(acts), later=later
+            deliveries=len(deliveries),
+            removals=removal_count,
+            acts=len(acts),
+            later=later,
+            later_packets=len(self._find_packets(account_id, not_(and_(*is_due)))),
         )
         if (deliveries or acts) and not is_dry_run:
             detail = {
@@ -303,20 +313,28 @@ class Retention:
 
     # Erase
 
-    def _find_packets(self, account_id: str, is_due: Iterable[ColumnElement[bool]]) -> set[int]:
-        """Return the deliveries whose packet names the account."""
-        body = delivery_table.c.body
+    def _find_packets(self, account_id: str, is_chosen: ColumnElement[bool]) -> set[int]:
+        """Return the chosen deliveries whose packet names the account."""
+        column, dialect = delivery_table.c, self._engine.dialect
         # A backslash may begin an escaped letter of the account.
         may_name = or_(
-            *[_contains(self._engine.dialect, body, part) for part in (account_id.encode(), b"\\")]
+            _contains(dialect, column.body, account_id.encode()),
+            _contains(dialect, column.body, b"\\"),
+            *[
+                _contains(dialect, text, part)
+                for text in (column.query, column.headers, column.error)
+                for part in (account_id, "\\", "%")
+            ],
         )
-        query = select(delivery_table.c.id, body)
+        query = select(column.id, column.body, column.query, column.headers, column.error)
         found = set()
-        conditions = (*is_due, delivery_table.c.commitment.is_(None), may_name)
-        for ids in self._find_deliveries(*conditions):
+        for ids in self._find_deliveries(is_chosen, column.commitment.is_(None), may_name):
             with self._read() as connection:
-                rows = connection.execute(query.where(delivery_table.c.id.in_(ids))).all()
-            found |= {id for id, body in rows if names_account(_decode(body), account_id)}
+                rows = connection.execute(query.where(column.id.in_(ids))).all()
+            for row in rows:
+                texts = (row.body.decode(errors="replace"), unquote_plus(row.query))
+                if any(names_account(x, account_id) for x in (*texts, row.headers, row.error)):
+                    found.add(row.id)
         return found
 
 
@@ -447,10 +465,6 @@ def _contains(dialect: Dialect, column: ColumnElement[Any], part: Any) -> Column
     if dialect.name == "postgresql":
         return func.position(literal(part).op("IN")(column)) > 0
     return func.locate(part, column) > 0
-
-
-def _decode(body: bytes) -> str:
-    return body.decode(errors="replace")
 
 
 def _erase_part(connection: Connection, *, delivery_id: int, account_id: str) -> bool:

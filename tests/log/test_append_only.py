@@ -193,6 +193,30 @@ def test_doctor_finds_a_door_that_was_left_open(engine: Engine, app: Flask) -> N
     refused(engine, "delivery", "DELETE FROM imcallback_delivery")
 
 
+@pytest.mark.parametrize("database_url", ["postgresql"], indirect=True)
+def test_a_temporary_table_is_no_door(engine: Engine) -> None:
+    """PostgreSQL finds a temporary table before the real one, but not in our triggers."""
+    with engine.connect() as connection:
+        connection.execute(text("CREATE TEMP TABLE imcallback_door (act_id bigint)"))
+        connection.execute(text("INSERT INTO imcallback_door VALUES (1)"))
+        connection.commit()
+        with pytest.raises(DBAPIError, match="imcallback_removal is append-only"):
+            connection.execute(text("UPDATE imcallback_removal SET owner_id = 'mallory'"))
+        connection.rollback()
+
+
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_doctor_finds_a_trigger_at_another_table(engine: Engine, app: Flask) -> None:
+    """A trigger with the expected name protects only its own table."""
+    name = "imcallback_removal_no_update"
+    with engine.begin() as connection:
+        connection.execute(text(f"DROP TRIGGER {name}"))
+        connection.execute(
+            text(f"CREATE TRIGGER {name} BEFORE UPDATE ON imcallback_counter BEGIN SELECT 1; END")
+        )
+        assert read_protection(connection).missing == (name,)
+
+
 def run_protect(app: Flask) -> None:
     result = app.test_cli_runner().invoke(args=["imcallback", "protect"])
     assert (result.exit_code, result.output) == (0, "The tables are append-only\n")

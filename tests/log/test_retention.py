@@ -17,7 +17,7 @@ import pytest
 from flask import Flask
 from sqlalchemy import URL, Engine, event, select
 
-from flask_imcallback.log import Retention, names_account, retention
+from flask_imcallback.log import Retention, names_account, read_acts, retention
 from flask_imcallback.log.batches import REMOVAL_BYTES
 from flask_imcallback.removals import Cause, Relation, Removal, Status
 from flask_imcallback.runtime import get_runtime
@@ -25,7 +25,7 @@ from flask_imcallback.storage import Writer
 from flask_imcallback.storage.tables import metadata, removal
 from support.api import TOKEN
 from support.apps import MakeApp, drop_triggers, rows
-from support.deliveries import DELIVERY, MOMENT, find, make_delivery, record, store
+from support.deliveries import DELIVERY, MOMENT, find, make_delivery, record, store, write
 from support.log import check, number, problems, run, seal, write_evidence
 
 pytestmark = pytest.mark.slow
@@ -136,6 +136,8 @@ def test_each_order_leaves_a_log_that_holds(
     report = check(tmp_path / "evidence", *kept)
     assert [text.split()[0] for text in report.notes] == list(order)
     assert "0 affected" not in "".join(report.notes)
+    with app.app_context():
+        seal()
     for name in COMMANDS:
         before = everything(app)
         take(app, name)  # nothing is left to do, so it is no act
@@ -368,11 +370,56 @@ def test_young_and_unsealed_rows_stay(make_app: MakeApp, database_url: URL) -> N
     result = run(app, *COMMANDS["erase"])
     assert result.stdout == "Would erase the account from 1 removals, 1 packets and 0 acts\n"
     assert result.stderr.startswith(
-        "2 removals of the account are not sealed, or not older than a day. Run the command again "
-        "after a day.\n"
+        "2 removals and 1 packets with the account are not sealed, or not older than a day. Run "
+        "the command again after a day.\n"
     )
-    assert take(app, "erase").startswith("Erased the account from 1 removals, 1 packets")
-    assert [row["commitment"] is None for row in rows(app)[0]] == [False, True, True]
+    # The command seals first, so only the removal of today is left.
+    assert take(app, "erase").startswith("Erased the account from 2 removals, 2 packets")
+    assert [row["commitment"] is None for row in rows(app)[0]] == [False, False, True]
+
+
+def test_an_erasure_finds_the_act_that_has_just_looked_the_account_up(app: Flask) -> None:
+    """The act was not sealed yet when the command began."""
+    run(app, "history", "--owner-id", ALICE)
+    take(app, "erase")
+    with app.app_context():
+        assert not any(
+            names_account(str(a.detail), ALICE) for a in read_acts(get_runtime().engine(), 99)
+        )
+
+
+@pytest.mark.parametrize(("query", "error"), [("a=%61lice", ""), ("", "cannot read alice")])
+def test_an_account_beside_the_body_is_erased(
+    make_app: MakeApp, database_url: URL, query: str, error: str
+) -> None:
+    """The query and the error of a delivery can name the account, too."""
+    app = make_app(database_url)
+    delivery = replace(make_delivery(body=b"{}"), status=Status.IGNORED)
+    record(app, replace(delivery, query=query, error=error))
+    with app.app_context():
+        seal()
+    output = run(app, "erase", "alice", "--reason", "gone", "--yes").stdout
+    assert output.startswith("Erased the account from 0 removals, 1 packets")
+    assert all(row["query"] == row["error"] == "" for row in rows(app)[0])
+
+
+@pytest.mark.parametrize("command", [("strip", "--before", "2026-11-22"), COMMANDS["erase"]])
+def test_a_delivery_without_its_packet_is_not_stored_again(
+    make_app: MakeApp, database_url: URL, command: tuple[str, ...]
+) -> None:
+    """A late copy, for example in a log of lost callbacks, is recognized by its commitment."""
+    app = make_app(database_url)
+    delivery = make_delivery((ALICE, "bob"), body=packet(ALICE), request_id="r")
+    with app.app_context():
+        entry = get_runtime().recorder.make_entry(delivery)
+        copy = entry.copy()
+        write(app, entry)
+        seal()
+    assert run(app, *command, "--yes").exit_code == 0
+    write(app, copy)
+    assert copy.error is None
+    assert copy.row["id"] == entry.row["id"]
+    assert [len(stored) for stored in rows(app)] == [1, 1]
 
 
 @pytest.mark.parametrize(

@@ -20,7 +20,7 @@ from flask_imcallback.log import Sealer, SealState, SecretKey, sealer, verifier
 from flask_imcallback.log.lines import read_lines
 from flask_imcallback.removals import Cause, Relation
 from flask_imcallback.runtime import get_runtime
-from flask_imcallback.storage import act, delivery, log, removal, source
+from flask_imcallback.storage import act, delivery, inbox, log, removal, source
 from flask_imcallback.storage import seal as seal_table
 from support.apps import MakeApp, drop_triggers, wait_until
 from support.deliveries import MOMENT, make_delivery, store, store_all
@@ -163,6 +163,22 @@ def test_a_clock_that_jumps_seals_all_the_same(app: Flask) -> None:
         (3, 3, 3),
     ]
     assert run(app, "verify").exit_code == 0
+
+
+def test_an_entry_that_gets_no_position_is_a_problem(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Health and `seal` say so, because such an entry can never be sealed."""
+    monkeypatch.setattr(sealer, "OVERDUE", 0.0001)
+    runtime = get_runtime()
+    runtime.sequencer.stop()
+    with runtime.writing_engine().begin() as connection:
+        connection.execute(inbox.insert().values(entry_id=5))
+    state(runtime.sealer)
+    time.sleep(0.1)
+    assert "the entry 5 waits for its log position for too long" in state(runtime.sealer).problem
+    result = run(app, "seal")
+    assert (result.exit_code, "the entry 5 has no log position" in result.output) == (1, True)
 
 
 def test_a_host_whose_clock_is_behind_seals_no_more_often(app: Flask) -> None:

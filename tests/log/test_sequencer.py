@@ -237,6 +237,21 @@ def test_a_transaction_that_another_process_overtakes(
     assert check_log(database_url) == 2
 
 
+def test_an_entry_that_is_numbered_already_stops_nothing(
+    make_app: MakeApp, database_url: URL
+) -> None:
+    """A restore of only some tables can bring an old id back into the inbox."""
+    app = make_app(database_url)
+    with app.app_context():
+        (first,) = store(("a", "b"))
+        wait_until(lambda: is_numbered(get_runtime()))
+        with get_runtime().writing_engine().begin() as connection:
+            connection.execute(inbox.insert().values(entry_id=first.delivery_id))
+        store(("a", "c"))
+        wait_until(lambda: is_numbered(get_runtime()))
+    assert check_log(database_url) == 2
+
+
 @pytest.mark.parametrize("database_url", SERVERS, indirect=True)
 def test_a_sequencer_that_hangs_delays_no_request(
     make_app: MakeApp, database_url: URL, monkeypatch: pytest.MonkeyPatch

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 import time_machine
 from flask import Flask
-from sqlalchemy import URL, delete, insert, select, update
+from sqlalchemy import URL, delete, insert, select, text, update
 
 from flask_imcallback import storage
 from flask_imcallback.log import ActKind, SecretKey, store_act, verifier
@@ -27,6 +27,7 @@ from flask_imcallback.storage import (
     delivery,
     door,
     erasure,
+    inbox,
     log,
     removal,
     source,
@@ -437,6 +438,10 @@ def copy_of(table: Any, row_id: int, **changes: Any) -> Any:
     return insert(table).values({**row, **changes})
 
 
+def insert_position(position: int) -> Change:
+    return lambda _: insert(log).values(position=position, entry_id=-7)
+
+
 INSERTIONS: dict[str, tuple[Change, str]] = {
     "a delivery": (
         lambda s: copy_of(delivery, s.unreadable, id=s.unreadable + 5),
@@ -450,6 +455,23 @@ INSERTIONS: dict[str, tuple[Change, str]] = {
     "a removal of no delivery": (
         lambda s: copy_of(removal, s.group + 4, id=s.group + 5, position=1),
         r"removals that belong to no delivery: \d+",
+    ),
+    **{
+        f"the log position {position}": (
+            insert_position(position),
+            f"log positions that nobody gave out: {position}",
+        )
+        for position in (0, -5)
+    },
+    "an entry in the inbox": (
+        lambda s: insert(inbox).values(entry_id=s.single),
+        r"entries that have a log position, but also wait for one: \d+",
+    ),
+    "a seal before the first": (
+        lambda s: insert(seal_table).values(
+            number=0, last_position=0, entry="{}", node=b"n" * 32, marks=b""
+        ),
+        "seals that nobody made: 0",
     ),
     "an erasure": (
         lambda s: insert(erasure).values(delivery_id=s.single, slots=b""),
@@ -571,6 +593,25 @@ def edit(lines: list[bytes], number: int, old: bytes, new: bytes) -> list[bytes]
     return [*lines[:number], lines[number].replace(old, new), *lines[number + 1 :]]
 
 
+def replace_in(number: int, old: str, new: str) -> Callable[[list[bytes]], list[bytes]]:
+    return lambda lines: edit(lines, number, old.encode(), new.encode())
+
+
+def move_to_salt(lines: list[bytes], number: int, account: str) -> list[bytes]:
+    """Move the start of an account to the end of its salt, so that the hash stays the same."""
+    match = re.search(rf'"{account}","([0-9a-f]+)"'.encode(), lines[number])
+    assert match
+    longer = match[1] + account[:2].encode().hex().encode()
+    return edit(lines, number, match[0], b'"%s","%s"' % (account[2:].encode(), longer))
+
+
+def move_to_nonce(lines: list[bytes]) -> list[bytes]:
+    """Move the start of the texts of a packet to the end of its nonce."""
+    match = re.search(rb'\["([0-9a-f]{32})","(\[)', lines[1])
+    assert match
+    return edit(lines, 1, match[0], b'["%s5b","' % match[1])
+
+
 EDITS: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     "an account": (lambda lines: edit(lines, 1, b"alice", b"mallo"), "does not fit its commitment"),
     "an actor": (lambda lines: edit(lines, 2, b"boss", b"bass"), "does not fit its commitment"),
@@ -581,6 +622,29 @@ EDITS: dict[str, tuple[Callable[[list[bytes]], list[bytes]], str]] = {
     ),
     "the sealed part": (lambda lines: edit(lines, 1, b"recorded", b"ignored"), "was changed"),
     "the packet": (lambda lines: edit(lines, 1, packet(lines), b"AAAA"), "the packet does not fit"),
+    "the end of a salt": (
+        lambda lines: move_to_salt(lines, 1, "alice"),
+        "the account 'ice' does not fit its commitment",
+    ),
+    "the end of a nonce": (move_to_nonce, "its opened part is wrong"),
+    **{
+        f"{value} as an account": (
+            replace_in(1, '"alice"', value),
+            "its opened part is wrong",
+        )
+        for value in ("5", "[]", "true", "1e999", "[" * 5000)
+    },
+    "a seal with many positions": (
+        replace_in(0, '"last":2', '"last":1000000000000000'),
+        "seal 1",
+    ),
+    **{
+        f"{old} of a seal": (
+            replace_in(0, old, new),
+            "the entry of seal 1 cannot be read",
+        )
+        for old, new in (('"acts":0', '"acts":1e999'), ('"at":"2', '"at":"x2'), ("Z", ""))
+    },
     "no packet": (
         lambda lines: ([lines[0], lines[1].rpartition(b',["')[0] + b",false]\n", *lines[2:]]),
         "packets are missing up to the log position 1, and no act",
@@ -757,6 +821,32 @@ def test_a_new_value_in_a_stripped_or_erased_row_is_found(sealed: Sealed, column
     sealed.change(change(sealed))
     status, output = sealed.verify()
     assert (status, words in output) == (1, True), output
+
+
+WRONG_TYPES: dict[str, list[Any]] = {
+    "imcallback_delivery": [
+        *("body", "removal_count", "status", "nonce", "fingerprint", "headers", "platform"),
+    ],
+    "imcallback_removal": ["owner_id", "actor_id", "position", "source_id"],
+    "imcallback_act": ["detail", "nonce", "actor", "affected"],
+    "imcallback_seal": ["entry", "marks", "node", "last_position"],
+    "imcallback_log": ["entry_id"],
+    "imcallback_source": ["relation", "provider", "cause"],
+}
+"""Table -> columns that SQLite lets anybody fill with values of another type."""
+
+
+@pytest.mark.parametrize(
+    ("table", "column"), [(table, name) for table, names in WRONG_TYPES.items() for name in names]
+)
+@pytest.mark.parametrize("database_url", ["sqlite"], indirect=True)
+def test_a_value_of_another_type_is_found(sealed: Sealed, table: str, column: str) -> None:
+    """A shell of SQLite writes a text into a column of bytes or numbers, or bytes into a text."""
+    for value in ("'forged'", "x'ff00'", "1.5"):
+        last = f"(SELECT max(rowid) FROM {table})"
+        sealed.change(text(f"UPDATE {table} SET {column} = {value} WHERE rowid = {last}"))
+        status, output = sealed.verify()
+        assert (status, "TAMPERED: " in output) == (1, True), output
 
 
 def test_a_missing_source_is_found(sealed: Sealed, tmp_path: Path) -> None:
