@@ -367,10 +367,11 @@ def test_young_and_unsealed_rows_stay(make_app: MakeApp, database_url: URL) -> N
         store((ALICE, "bob"), at=now, body=packet(ALICE))
         seal()
         store((ALICE, "bob"), at=MOMENT + DAY, body=packet(ALICE))
+        number()
     result = run(app, *COMMANDS["erase"])
     assert result.stdout == "Would erase the account from 1 removals, 1 packets and 0 acts\n"
     assert result.stderr.startswith(
-        "2 removals and 1 packets with the account are not sealed, or not older than a day. Run "
+        "2 removals and 2 packets with the account are not sealed, or not older than a day. Run "
         "the command again after a day.\n"
     )
     # The command seals first, so only the removal of today is left.
