@@ -13,6 +13,7 @@ from flask import Flask, Response, request
 
 from ..checks import exempt_views
 from ..runtime import Runtime
+from .callbacks import answer_without_hooks
 from .exchange import App, Environ, Exchange, StartResponse
 
 logger = logging.getLogger("flask_imcallback")
@@ -33,7 +34,8 @@ class Middleware:
        and the client of OpenIM loses a redirected event.
     3. It hides the secrets of callbacks from the hooks of the host app, and sends the answer of our
        view unchanged. See `Exchange`.
-    4. It reports callbacks that something else in the app answered.
+    4. If the host app fails before our view is called, it lets our view handle the callback without
+       the functions of the host app. It reports callbacks that something else answered on purpose.
     5. It sends the headers of `set_headers` unchanged.
     """
 
@@ -75,8 +77,9 @@ class Middleware:
         provider = self._runtime.providers[name]
         max_body = self._runtime.settings.max_body
         exchange = Exchange.begin(environ, provider, path, rest, max_body)
+        answer = partial(answer_without_hooks, self._app, environ, name)
         report = partial(self._report, name)
-        return exchange.run(self._inner_app, environ, start_response, report)
+        return exchange.run(self._inner_app, environ, start_response, answer, report)
 
     def _report(self, name: str, status: str, detail: str) -> None:
         """Count and log a callback that something else in the app answered."""
