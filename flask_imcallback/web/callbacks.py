@@ -20,6 +20,7 @@ from ..receiver import Body
 from ..runtime import get_runtime
 from .exchange import EXCHANGE_KEY, Answer, Environ, Exchange, decode, read_query
 from .request_body import RequestBody
+from .routing import AnyHostBlueprint
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -39,7 +40,7 @@ ROUTER_REMEDY = "start the HTTP router of uWSGI with http-chunked-input = true"
 
 def make_blueprint(providers: Iterable[str]) -> Blueprint:
     """Return the blueprint with the callback URLs of the providers, given by name."""
-    blueprint = Blueprint("imcallback_callbacks", __name__)
+    blueprint = AnyHostBlueprint("imcallback_callbacks", __name__)
     for name in providers:
         view = _make_view(name)
         for rule in (f"/{name}", f"/{name}/<imcallback_rest:rest>"):
