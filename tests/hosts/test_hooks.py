@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import io
 import json
 import re
 import time
@@ -354,6 +355,20 @@ def read_lines() -> None:
     assert list(request.environ["wsgi.input"])
 
 
+def read_text() -> None:
+    with io.TextIOWrapper(request.environ["wsgi.input"]) as text:
+        assert text.read()
+
+
+def read_buffered() -> None:
+    assert io.BufferedReader(request.environ["wsgi.input"]).readline()
+
+
+def read_into_memory() -> None:
+    assert request.environ["wsgi.input"].readinto(bytearray(10)) == 10
+    assert request.environ["wsgi.input"].readlines(5)
+
+
 def read_form() -> None:
     assert request.form
 
@@ -362,13 +377,23 @@ CHUNKED: dict[str, Any] = {
     "headers": {"Transfer-Encoding": "chunked"},
     "environ_overrides": {"CONTENT_LENGTH": "", "wsgi.input_terminated": True},
 }
-BODY_HOOKS = [read_stream, read_data, read_cached_data, read_start, read_lines, read_form]
+BODY_HOOKS = [
+    read_stream,
+    read_data,
+    read_cached_data,
+    read_start,
+    read_lines,
+    read_text,
+    read_buffered,
+    read_into_memory,
+    read_form,
+]
 
 
 @pytest.mark.parametrize("hook", BODY_HOOKS, ids=lambda hook: hook.__name__)
 @pytest.mark.parametrize("is_chunked", [False, True], ids=["length", "chunked"])
 def test_a_hook_can_read_the_body_first(
-    app: Flask, hook: Callable[[], None], is_chunked: bool
+    app: Flask, caplog: pytest.LogCaptureFixture, hook: Callable[[], None], is_chunked: bool
 ) -> None:
     """The callback is stored as it was sent, although the stream was read before."""
     app.before_request(hook)
@@ -380,12 +405,15 @@ def test_a_hook_can_read_the_body_first(
         options |= CHUNKED
     response = post_openim(app, json=None, **options)
     assert (response.status_code, response.get_json()) == (200, CONTINUE)
+    assert "failed" not in caplog.text
     deliveries, removals = rows(app)
     assert deliveries[0]["body"] == body
     assert [row["target_id"] for row in removals] == ["bob"]
 
 
-def test_a_hook_can_remove_the_values_of_the_url(app: Flask) -> None:
+def test_a_hook_can_remove_the_values_of_the_url(
+    app: Flask, caplog: pytest.LogCaptureFixture
+) -> None:
     """An app with languages in its URLs removes them from the values, and may remove ours, too."""
 
     @app.url_value_preprocessor
@@ -394,6 +422,7 @@ def test_a_hook_can_remove_the_values_of_the_url(app: Flask) -> None:
             values.clear()
 
     assert post_openim(app).status_code == 200
+    assert "failed" not in caplog.text
     assert len(rows(app)[1]) == 1
 
 
