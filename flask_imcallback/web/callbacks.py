@@ -69,7 +69,7 @@ def _make_view(name: str) -> Callable[..., Response]:
 
 
 def answer_without_hooks(app: Flask, environ: Environ, name: str) -> None:
-    """Set the answer of the exchange in an environment. No function of the host app is called.
+    """Set the answer of the exchange in an environment. No hook of a request is called.
 
     A request context would open the session of the host app, so there is none.
     """
