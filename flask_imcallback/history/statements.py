@@ -308,5 +308,6 @@ class StatementBuilder:
         """
         # The host app may choose another style for statements that SQLAlchemy compiles.
         style = cast(DefaultDialect, self.dialect).default_paramstyle
-        ordered = tuple([self.values[name] for name in PARAMETER.findall(sql)])
-        return Statement(PARAMETER.sub("?" if style == "qmark" else "%s", sql), ordered)
+        parts = PARAMETER.split(sql)
+        values = tuple([self.values[name] for name in parts[1::2]])
+        return Statement(("?" if style == "qmark" else "%s").join(parts[::2]), values)
