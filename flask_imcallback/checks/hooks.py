@@ -20,6 +20,7 @@ GATE_REMEDY = (
     "have their own guards."
 )
 LOST = "No callback reaches the extension, and the IM server sends none again."
+NOT_CALLED = "The extension handles such a callback without the functions of the app."
 PACKET = b'{"CallbackCommand": "flask-imcallback.Probe"}'
 
 WATCHERS = ("ddtrace", "elasticapm", "newrelic", "sentry_sdk")
@@ -86,6 +87,8 @@ def _visit(app: Flask, path: str, scheme: str) -> Iterator[Finding]:
 def _explain_answer(hook: Hook, answer: Response) -> Finding:
     status = f"{answer.status_code}" + (f" to {answer.location}" if answer.location else "")
     title = f"{_name_of(hook)} answers callbacks with {status}"
+    if answer.status_code >= 500:
+        return warning(title, NOT_CALLED, GATE_REMEDY[0].upper() + GATE_REMEDY[1:])
     module = getattr(hook, "__module__", None) or ""
     if module.startswith("flask_wtf"):
         return failure(title, LOST, f"Call csrf.exempt({EXEMPTION}).")
@@ -95,9 +98,9 @@ def _explain_answer(hook: Hook, answer: Response) -> Finding:
 
 
 def _explain_error(hook: Hook, error: Exception) -> Finding:
-    return failure(
+    return warning(
         f"{_name_of(hook)} fails before a callback is read",
-        f"{LOST} The error: {type(error).__name__}: {error}",
+        f"{NOT_CALLED} The error: {type(error).__name__}: {error}",
         f"Correct the function, or {GATE_REMEDY}",
     )
 

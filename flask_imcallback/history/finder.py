@@ -151,9 +151,7 @@ class Finder:
         return tuple(self._run(self._sql(query).select_ids_at(offsets, page))[0])
 
     def _sql(self, query: ResolvedQuery) -> StatementBuilder:
-        return StatementBuilder(
-            self._connection.dialect.name, query, self._read_first_delivery(query)
-        )
+        return StatementBuilder(self._connection.dialect, query, self._read_first_delivery(query))
 
     def _read_first_delivery(self, query: ResolvedQuery) -> int:
         """Return the id of the first delivery that may have removals above `above_id`.
@@ -164,9 +162,7 @@ class Finder:
         if query.above_id < 0 or query.columns.keys().isdisjoint(DELIVERY_COLUMNS):
             return 0
         if query.above_id not in self._first_deliveries:
-            statement = StatementBuilder(
-                self._connection.dialect.name, query
-            ).select_next_delivery()
+            statement = StatementBuilder(self._connection.dialect, query).select_next_delivery()
             rows = self._run(statement)
             self._first_deliveries[query.above_id] = rows[0][0] if rows else MAX_ID
         return self._first_deliveries[query.above_id]

@@ -13,9 +13,10 @@ import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, cast
 
-from sqlalchemy import Index
+from sqlalchemy import Dialect, Index
+from sqlalchemy.engine.default import DefaultDialect
 
 from ..removals import Relation
 from ..storage import delivery as delivery_table
@@ -34,8 +35,11 @@ INDEXES: Mapping[str, Index] = {
 ROW_COLUMNS = (
     "removal.id, removal.id - removal.position AS delivery_id, removal.source_id, "
     "removal.owner_id, removal.target_id, removal.actor_id, "
-    "COALESCE(delivery.client_ip, ''), COALESCE(delivery.request_id, '')"
+    "COALESCE(delivery.client_ip, '') AS client_ip, "
+    "COALESCE(delivery.request_id, '') AS request_id"
 )
+"""Each column of each statement has its own name, because a row of the host app may be a
+namedtuple."""
 JOINED_DELIVERY = (
     "LEFT JOIN imcallback_delivery AS delivery ON delivery.id = removal.id - removal.position"
 )
@@ -43,7 +47,7 @@ IS_GROUP = f"IN (SELECT id FROM imcallback_source WHERE relation = '{Relation.GR
 """The condition on `source_id` that a removal is from a group. A list of ids would miss the source
 that another process adds after the list was read."""
 
-SQLITE_PARAMETER = re.compile(r":(v\d+)")
+PARAMETER = re.compile(r":(v\d+)")
 """A named parameter. Nothing else in the SQL text looks like it."""
 
 
@@ -60,17 +64,17 @@ class PageSpec:
 
 
 class Statement(NamedTuple):
-    """The SQL text, and its parameters in the form that the driver expects."""
+    """The SQL text with the placeholders of the driver, and its parameters."""
 
     sql: str
-    values: Any
+    values: tuple[Any, ...]
 
 
 @dataclass
 class StatementBuilder:
     """A builder of one statement. It collects the values that the statement binds."""
 
-    dialect: str
+    dialect: Dialect
     query: ResolvedQuery
     first_delivery_id: int = 0
     """The id of the first delivery that may have removals above `query.above_id`."""
@@ -84,7 +88,7 @@ class StatementBuilder:
         size = "removal_count" if plan.is_by_delivery else "1"
         return self._statement(
             " UNION ALL ".join(
-                f"SELECT {number}, id, size FROM (SELECT id, {size} AS size"
+                f"SELECT {number} AS part, id, size FROM (SELECT id, {size} AS size"
                 f" {self._entries(part, page)} LIMIT {limit}) AS range{number}"
                 for number, part in enumerate(plan.ranges)
             )
@@ -93,15 +97,17 @@ class StatementBuilder:
     def select_ids_at(self, offsets: Sequence[tuple[IndexRange, int]], page: PageSpec) -> Statement:
         """Return the statement that reads the id of the entry at each offset of a range."""
         probes = [
-            f"(SELECT id {self._entries(part, page)} LIMIT 1 OFFSET {offset})"
-            for part, offset in offsets
+            f"(SELECT id {self._entries(part, page)} LIMIT 1 OFFSET {offset}) AS id{number}"
+            for number, (part, offset) in enumerate(offsets)
         ]
         return self._statement(f"SELECT {', '.join(probes)}")
 
     def select_next_delivery(self) -> Statement:
         """Return the statement that reads the delivery id of the first removal of a query."""
         first = f"WHERE id > {self._bind(self.query.above_id)} ORDER BY id LIMIT 1"
-        return self._statement(f"SELECT id - position FROM imcallback_removal {first}")
+        return self._statement(
+            f"SELECT id - position AS delivery_id FROM imcallback_removal {first}"
+        )
 
     def select_next_rows(self, page: PageSpec) -> Statement:
         """Return the statement that reads the next removals, whatever they are."""
@@ -119,7 +125,8 @@ class StatementBuilder:
         bucket = f"(removal.id - removal.position) {quotient} {int(width)} AS bucket"
         if group_by is None:
             matches = self._matches(plan, bucket)
-            sql = f"SELECT bucket, NULL, COUNT(*) FROM ({matches}) AS matches GROUP BY bucket"
+            columns = "bucket, NULL AS group_key, COUNT(*) AS number"
+            sql = f"SELECT {columns} FROM ({matches}) AS matches GROUP BY bucket"
         else:
             by_source = (
                 "SELECT bucket, source_id, COUNT(*) AS number FROM "
@@ -128,7 +135,7 @@ class StatementBuilder:
             )
             keys = f"counts.bucket, sources.{group_by}"
             sql = (
-                f"SELECT {keys}, SUM(counts.number) FROM ({by_source}) AS counts"
+                f"SELECT {keys}, SUM(counts.number) AS number FROM ({by_source}) AS counts"
                 f" JOIN imcallback_source AS sources ON sources.id = counts.source_id"
                 f" GROUP BY {keys}"
             )
@@ -162,7 +169,7 @@ class StatementBuilder:
             )
             # The range of ids is narrow. Each planner believes that it is wide.
             joined = {"sqlite": "CROSS JOIN", "postgresql": "JOIN"}.get(
-                self.dialect, "STRAIGHT_JOIN"
+                self.dialect.name, "STRAIGHT_JOIN"
             )
             source = (
                 f"({entries}) AS entries {joined} imcallback_removal AS removal"
@@ -266,14 +273,14 @@ class StatementBuilder:
 
     def _has_id(self, ids: Sequence[int]) -> str:
         """Return the condition that a removal has one of the ids, all in one parameter."""
-        if self.dialect == "sqlite":
+        if self.dialect.name == "sqlite":
             return f"id IN (SELECT value FROM json_each({self._bind(json.dumps(ids))}))"
-        if self.dialect == "postgresql":
+        if self.dialect.name == "postgresql":
             return f"id = ANY ({self._bind(list(ids))})"
         return f"id IN ({', '.join(map(str, ids))})"
 
     def _index_hint(self, part: IndexRange) -> str:
-        if self.dialect == "postgresql" or part.column == "delivery_id":
+        if self.dialect.name == "postgresql" or part.column == "delivery_id":
             return ""
         if not part.column:
             return " FORCE INDEX (PRIMARY)" if self._is_mysql else " NOT INDEXED"
@@ -282,20 +289,25 @@ class StatementBuilder:
 
     @property
     def _is_mysql(self) -> bool:
-        return self.dialect in ("mysql", "mariadb")
+        return self.dialect.name in ("mysql", "mariadb")
 
     def _bind(self, value: Any) -> str:
-        """Add a parameter, and return its placeholder."""
+        """Add a parameter, and return its name in the SQL text."""
         name = f"v{len(self.values)}"
         self.values[name] = value
-        return f":{name}" if self.dialect == "sqlite" else f"%({name})s"
+        return f":{name}"
 
     def _bind_all(self, values: Iterable[Any]) -> str:
         return f"({', '.join([self._bind(value) for value in values])})"
 
     def _statement(self, sql: str) -> Statement:
-        if self.dialect != "sqlite":
-            return Statement(sql, self.values)
-        # SQLite compares each parameter name with all names before it. Thousands take seconds.
-        ordered = tuple(self.values[name] for name in SQLITE_PARAMETER.findall(sql))
-        return Statement(SQLITE_PARAMETER.sub("?", sql), ordered)
+        """Replace the names of the parameters by the placeholders of the driver.
+
+        pg8000 has no names. SQLite compares each name with all names before it, which takes seconds
+        for thousands of names.
+        """
+        # The host app may choose another style for statements that SQLAlchemy compiles.
+        style = cast(DefaultDialect, self.dialect).default_paramstyle
+        parts = PARAMETER.split(sql)
+        values = tuple([self.values[name] for name in parts[1::2]])
+        return Statement(("?" if style == "qmark" else "%s").join(parts[::2]), values)

@@ -31,13 +31,14 @@ from .access import View, add_reader_views
 from .acts import begin_file, file_acts, log_read
 from .problems import NOT_FOUND, NOT_INSTALLED, ProblemError, answer_with_problems, json_response
 from .requests import parse_id, read_parameters
+from .routing import AnyHostBlueprint
 
 logger = logging.getLogger("flask_imcallback")
 
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     """Return the blueprint of the history. The decorators protect its views."""
-    blueprint = Blueprint("imcallback_history", __name__)
+    blueprint = AnyHostBlueprint("imcallback_history", __name__)
     add_reader_views(blueprint, ROUTES, decorators)
     answer_with_problems(blueprint)
     return blueprint

@@ -8,17 +8,19 @@ import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
 from datetime import UTC, datetime
+from functools import partial
 from io import BytesIO
 from tempfile import SpooledTemporaryFile
 
-from flask import Blueprint, Response, current_app, request
+from flask import Blueprint, Flask, Request, Response, current_app, request
 
 from ..errors import BodyTooLargeError
 from ..providers import CallbackRequest, Provider, Reply
 from ..receiver import Body
 from ..runtime import get_runtime
-from .exchange import EXCHANGE_KEY, Answer, Exchange, decode, read_query
+from .exchange import EXCHANGE_KEY, Answer, Environ, Exchange, decode, read_query
 from .request_body import RequestBody
+from .routing import AnyHostBlueprint
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -38,7 +40,7 @@ ROUTER_REMEDY = "start the HTTP router of uWSGI with http-chunked-input = true"
 
 def make_blueprint(providers: Iterable[str]) -> Blueprint:
     """Return the blueprint with the callback URLs of the providers, given by name."""
-    blueprint = Blueprint("imcallback_callbacks", __name__)
+    blueprint = AnyHostBlueprint("imcallback_callbacks", __name__)
     for name in providers:
         view = _make_view(name)
         for rule in (f"/{name}", f"/{name}/<imcallback_rest:rest>"):
@@ -60,20 +62,29 @@ def _make_view(name: str) -> Callable[..., Response]:
     """
 
     def receive_callback(rest: str = "", **_: object) -> Response:
-        return _callback(name, rest)
+        app = current_app._get_current_object()  # type: ignore[attr-defined]
+        return _callback(app, request, name, rest)
 
     return receive_callback
 
 
-def _callback(name: str, rest: str) -> Response:
+def answer_without_hooks(app: Flask, environ: Environ, name: str) -> None:
+    """Set the answer of the exchange in an environment. No hook of a request is called.
+
+    A request context would open the session of the host app, so there is none.
+    """
+    with app.app_context():
+        _callback(app, app.request_class(environ), name)
+
+
+def _callback(app: Flask, request: Request, name: str, rest: str = "") -> Response:
     """Answer a callback as the provider expects, even after an unexpected error.
 
     Flask must not handle an error: it would log the path, which may contain a secret.
     """
     runtime = get_runtime()
-    app = current_app._get_current_object()  # type: ignore[attr-defined]
     provider = runtime.providers[name]
-    exchange = _exchange(provider, rest)
+    exchange = _exchange(request, provider, rest)
 
     try:
         if not provider.is_enabled:
@@ -82,7 +93,10 @@ def _callback(name: str, rest: str) -> Response:
             reply = provider.refuse(405, "callbacks must use POST")
         else:
             reply = runtime.receiver.receive(
-                provider, _callback_request(exchange), _read_body, sender=app
+                provider,
+                _callback_request(request, exchange),
+                partial(_read_body, request),
+                sender=app,
             )
     except Exception:
         # `receive` has stored the packet, unless the error came before the packet was read.
@@ -94,7 +108,7 @@ def _callback(name: str, rest: str) -> Response:
     return response
 
 
-def _exchange(provider: Provider, rest: str) -> Exchange:
+def _exchange(request: Request, provider: Provider, rest: str) -> Exchange:
     """Return the exchange of the middleware, and rewind its body.
 
     A host app can replace `app.wsgi_app` by an app without our middleware. Then path and query are
@@ -108,7 +122,7 @@ def _exchange(provider: Provider, rest: str) -> Exchange:
     return exchange
 
 
-def _callback_request(exchange: Exchange) -> CallbackRequest:
+def _callback_request(request: Request, exchange: Exchange) -> CallbackRequest:
     return CallbackRequest(
         segments=tuple(segment for segment in exchange.rest.split("/") if segment),
         query=exchange.query,
@@ -118,7 +132,7 @@ def _callback_request(exchange: Exchange) -> CallbackRequest:
     )
 
 
-def _read_body(maximum: int) -> Body:
+def _read_body(request: Request, maximum: int) -> Body:
     """Return the body and its problem. Raises `BodyTooLargeError`.
 
     The WSGI stream is read directly, because Werkzeug drops the received part of an incomplete
@@ -126,10 +140,10 @@ def _read_body(maximum: int) -> Body:
     """
     length = request.content_length
     if length is not None and length > maximum:
-        _discard(min(length, MAX_DISCARDED * maximum))
+        _discard(request, min(length, MAX_DISCARDED * maximum))
         raise BodyTooLargeError
-    if length is None and not _input_ends():
-        return _read_chunks(maximum) if _is_chunked() else Body(content=b"")
+    if length is None and not _input_ends(request):
+        return _read_chunks(request, maximum) if _is_chunked(request) else Body(content=b"")
     stream, body, problem = request.environ["wsgi.input"], bytearray(), ""
     bytes_to_read = maximum + 1 if length is None else length
     try:
@@ -138,14 +152,14 @@ def _read_body(maximum: int) -> Body:
     except OSError as error:
         problem = f"the body was cut off: {type(error).__name__}"
     if len(body) > maximum:
-        _discard(MAX_DISCARDED * maximum - len(body))
+        _discard(request, MAX_DISCARDED * maximum - len(body))
         raise BodyTooLargeError
     if length is not None and len(body) < length:
         problem = f"the body has {len(body)} bytes, but its Content-Length is {length}"
     return Body(content=bytes(body), problem=problem)
 
 
-def _discard(byte_count: int) -> None:
+def _discard(request: Request, byte_count: int) -> None:
     """Read the rest of a body, or a part of it.
 
     If the server closed the connection before, a client that reads only after it has sent all would
@@ -157,7 +171,7 @@ def _discard(byte_count: int) -> None:
             byte_count -= len(chunk)
 
 
-def _input_ends() -> bool:
+def _input_ends(request: Request) -> bool:
     """Return True if the WSGI stream ends with the body, even if the length is unknown.
 
     Such a stream of a2wsgi does not set the flag. Other servers keep the body in a file.
@@ -172,11 +186,11 @@ def _input_ends() -> bool:
     )
 
 
-def _is_chunked() -> bool:
+def _is_chunked(request: Request) -> bool:
     return "chunked" in request.headers.get("Transfer-Encoding", "").lower()
 
 
-def _read_chunks(maximum: int) -> Body:
+def _read_chunks(request: Request, maximum: int) -> Body:
     """Return a body of unknown length from a server that does not pass it as a stream.
 
     Only uWSGI has a function for these bodies. Raises `BodyTooLargeError`.

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import logging
 import re
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 from urllib.parse import parse_qs, quote
 
 from flask import Response
+from werkzeug.wsgi import ClosingIterator
 
 from ..providers import Provider
 from ..receiver import encode_kept_query
@@ -34,6 +35,7 @@ CONTENT_HEADERS = frozenset(
 """Headers that describe the content of the response of the host app."""
 
 Environ = dict[str, Any]
+Headers = list[tuple[str, str]]
 StartResponse = Callable[..., Any]
 App = Callable[[Environ, StartResponse], Iterable[bytes]]
 
@@ -44,7 +46,7 @@ class Answer:
 
     status: str
     """Status code and reason phrase."""
-    headers: list[tuple[str, str]]
+    headers: Headers
     body: bytes
 
     @classmethod
@@ -91,52 +93,66 @@ class Exchange:
         app: App,
         environ: Environ,
         start_response: StartResponse,
+        answer: Callable[[], None],
         report: Callable[[str, str], None],
     ) -> Iterable[bytes]:
         """Call the host app, and send our answer unchanged if our view was called.
 
         Functions of the host app that run after the view may change its response, or fail. The IM
-        server still gets the answer of the provider. If something else answered a callback,
-        `report` is called with the status and a detail.
+        server still gets the answer of the provider. Functions that run before the view may fail,
+        too, for example because the database is down. Then `answer` is called, which sets the
+        answer without them. If something else answered a callback on purpose, `report` is called
+        with the status and a detail.
         """
         is_callback = environ.get("REQUEST_METHOD") == "POST"
+        status, headers, body = "500", [], list[bytes]()
+        parts: Iterable[bytes] = ()
+        error: Exception | None = None
 
-        def start(status: str, headers: list[tuple[str, str]], exc_info: Any = None) -> Any:
-            if self.answer is not None:
-                status, headers = self.answer.status, self._headers(headers)
-            elif is_callback:
-                report(status.partition(" ")[0], _describe_location(headers))
-            return start_response(status, headers, exc_info)
+        def start(new_status: str, new_headers: Headers, exc_info: Any = None) -> Any:
+            nonlocal status, headers
+            status, headers = new_status, new_headers
+            return body.append
 
         try:
             parts = app(environ, start)
-        except Exception as error:
-            if self.answer is None:
-                if is_callback:
-                    report("500", type(error).__name__)
-                raise
-            logger.exception("A function of the app failed after a callback was answered")
-            start_response(self.answer.status, self._headers([]))
-            parts = []
-        return self._send(parts, is_head=environ.get("REQUEST_METHOD") == "HEAD")
+            body += parts  # a middleware that is a generator runs only now
+        except Exception as caught:
+            error = caught
+        if is_callback and self.answer is None and status.startswith("5"):
+            self._answer_after_failure(answer, status.partition(" ")[0])
+        if self.answer is not None:
+            if error:
+                logger.error("A function of the app failed at a callback", exc_info=error)
+            status, headers = self.answer.status, self._headers([] if error else headers)
+            body = [] if environ.get("REQUEST_METHOD") == "HEAD" else [self.answer.body]
+        elif error:
+            if is_callback:
+                report("500", type(error).__name__)
+            raise error
+        elif is_callback:
+            report(status.partition(" ")[0], _describe_location(headers))
+        start_response(status, headers)
+        return ClosingIterator(body, getattr(parts, "close", None))
 
-    def _headers(self, host_headers: list[tuple[str, str]]) -> list[tuple[str, str]]:
+    def _answer_after_failure(self, answer: Callable[[], None], status: str) -> None:
+        """Set our answer after the host app failed with a status before our view was called."""
+        logger.warning(
+            "The app failed with %s before a callback of %s was handled, so the extension handles "
+            "the callback without the functions of the app",
+            status,
+            self.provider.name,
+        )
+        try:
+            answer()
+        except Exception:
+            logger.exception("A function of the app failed at a callback")
+
+    def _headers(self, host_headers: Headers) -> Headers:
         """Return the headers of our answer, and the headers that the host app added."""
         headers = self.answer.headers if self.answer else []
         own_names = CONTENT_HEADERS | {name.lower() for name, _ in headers}
         return headers + [pair for pair in host_headers if pair[0].lower() not in own_names]
-
-    def _send(self, parts: Iterable[bytes], *, is_head: bool) -> Iterator[bytes]:
-        """Yield our answer, or the parts of the response of the host app."""
-        try:
-            for part in parts:
-                if self.answer is None:
-                    yield part
-            if self.answer is not None and not is_head:
-                yield self.answer.body
-        finally:
-            if close := getattr(parts, "close", None):
-                close()
 
 
 def read_query(text: str) -> dict[str, tuple[str, ...]]:
@@ -151,7 +167,7 @@ def decode(text: str) -> str:
     return text if text.isascii() else text.encode("latin-1", "replace").decode(errors="replace")
 
 
-def _describe_location(headers: list[tuple[str, str]]) -> str:
+def _describe_location(headers: Headers) -> str:
     """Return the target of a redirect without its query, or an empty text."""
     for name, value in headers:
         if name.lower() == "location":

@@ -29,6 +29,7 @@ from ..log import SealState
 from ..runtime import Runtime, get_runtime
 from ..storage import PerProcess, Waiting
 from .access import TokenCheck, check_token
+from .routing import AnyHostBlueprint
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -102,7 +103,7 @@ class HealthCheck:
 
 def make_blueprint() -> Blueprint:
     """Return the blueprint of the health check. It is open to everybody."""
-    blueprint = Blueprint("imcallback_health", __name__)
+    blueprint = AnyHostBlueprint("imcallback_health", __name__)
     check = PerProcess(HealthCheck)
     blueprint.add_url_rule(
         "/health",

@@ -13,7 +13,9 @@ from flask import Flask, Response, request
 
 from ..checks import exempt_views
 from ..runtime import Runtime
+from .callbacks import answer_without_hooks
 from .exchange import App, Environ, Exchange, StartResponse
+from .servers import check_server
 
 logger = logging.getLogger("flask_imcallback")
 
@@ -28,12 +30,14 @@ class Middleware:
 
     1. Before the first request, it opens the database and starts the drain. A missing `SQLAlchemy`
        object cannot be created later, because Flask refuses new extensions during a request.
-       It also exempts our views from extensions of the host app that would answer callbacks.
+       It also exempts our views from extensions of the host app that would answer callbacks, and
+       checks the server again, because eventlet may have patched Python after the start.
     2. It removes doubled slashes from the paths below our prefix. Werkzeug would redirect them,
        and the client of OpenIM loses a redirected event.
     3. It hides the secrets of callbacks from the hooks of the host app, and sends the answer of our
        view unchanged. See `Exchange`.
-    4. It reports callbacks that something else in the app answered.
+    4. If the host app fails before our view is called, it lets our view handle the callback without
+       the functions of the host app. It reports callbacks that something else answered on purpose.
     5. It sends the headers of `set_headers` unchanged.
     """
 
@@ -44,7 +48,7 @@ class Middleware:
         prefix = re.escape(runtime.settings.url_prefix)
         names = "|".join(re.escape(name) for name in runtime.providers)
         self._callback_path = re.compile(f"({prefix}/({names}))(?:/(.*))?", re.DOTALL)
-        self._is_exempted = False
+        self._is_checked = False
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._prepare()
@@ -61,9 +65,10 @@ class Middleware:
         return self._serve_with_headers(environ, start_response)
 
     def _prepare(self) -> None:
-        if not self._is_exempted:
+        if not self._is_checked:
+            check_server()
             exempt_views(self._app)
-            self._is_exempted = True
+            self._is_checked = True
         if not self._runtime.is_prepared:
             # An error is ignored here. The request that uses the database reports it.
             with suppress(Exception), self._app.app_context():
@@ -75,8 +80,9 @@ class Middleware:
         provider = self._runtime.providers[name]
         max_body = self._runtime.settings.max_body
         exchange = Exchange.begin(environ, provider, path, rest, max_body)
+        answer = partial(answer_without_hooks, self._app, environ, name)
         report = partial(self._report, name)
-        return exchange.run(self._inner_app, environ, start_response, report)
+        return exchange.run(self._inner_app, environ, start_response, answer, report)
 
     def _report(self, name: str, status: str, detail: str) -> None:
         """Count and log a callback that something else in the app answered."""

@@ -20,6 +20,7 @@ from ..providers import Description, Provider
 from ..runtime import Runtime, get_runtime
 from .access import add_reader_views
 from .problems import answer_with_problems, json_response
+from .routing import AnyHostBlueprint
 
 ANSWERS = {
     "200": "The callback is recorded, or is a duplicate, or its command does not remove anybody.",
@@ -39,7 +40,7 @@ PUBLIC_PATH = "/health"
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     """Return the blueprint of the document. A browser can open it with a token as the password."""
-    blueprint = Blueprint("imcallback_openapi", __name__)
+    blueprint = AnyHostBlueprint("imcallback_openapi", __name__)
     routes = {"/openapi.json": ("document", _document)}
     add_reader_views(blueprint, routes, decorators)
     answer_with_problems(blueprint)

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Iterator
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from _typeshed import WriteableBuffer
 
 
-class RequestBody:
+class RequestBody(io.BufferedIOBase):
     """An input stream (PEP 3333, `wsgi.input`) that can be read once more from its start.
 
     A `before_request` function of the host app may read `request.stream`. Then the view would find
@@ -26,6 +28,9 @@ class RequestBody:
         """Go back to the start. After this call, no bytes are remembered."""
         self._replay = io.BytesIO(self._memory)
 
+    def readable(self) -> bool:
+        return True
+
     def read(self, size: int | None = -1) -> bytes:
         if self._replay is None:
             return self._remember(self._read_stream(size))
@@ -33,17 +38,20 @@ class RequestBody:
             return self._replay.read() + self._read_stream(size)
         return self._replay.read(size) or self._read_stream(size)
 
+    def read1(self, size: int = -1) -> bytes:
+        return self.read(size)
+
+    def readinto1(self, buffer: WriteableBuffer) -> int:
+        return self.readinto(buffer)
+
     def readline(self, size: int | None = -1) -> bytes:
         if self._replay is not None and (line := self._replay.readline(size)):
             return line
         line = self.stream.readline() if size is None or size < 0 else self.stream.readline(size)
         return self._remember(line)
 
-    def readlines(self, hint: int | None = None) -> list[bytes]:
-        return list(self)
-
-    def __iter__(self) -> Iterator[bytes]:
-        return iter(self.readline, b"")
+    def close(self) -> None:
+        """Do nothing, so the view can still read the body."""
 
     def _read_stream(self, size: int | None) -> bytes:
         data: bytes = self.stream.read() if size is None or size < 0 else self.stream.read(size)

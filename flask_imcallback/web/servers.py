@@ -1,4 +1,4 @@
-"""What single WSGI servers need: a check before the start, and a handler for SIGTERM."""
+"""The needs of single WSGI servers: a check before the start, and a handler for SIGTERM."""
 
 from __future__ import annotations
 
@@ -12,9 +12,26 @@ from ..errors import ConfigError
 
 
 def check_server() -> None:
-    """Check the server that runs this process. Raises `ConfigError` with the remedy.
+    """Check the server that runs this process. Raises `ConfigError` with the remedy."""
+    _check_eventlet()
+    _check_uwsgi()
 
-    Only uWSGI shows its options: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html.
+
+def _check_eventlet() -> None:
+    """Check that eventlet has not replaced the threads and the sockets of Python."""
+    eventlet: Any = sys.modules.get("eventlet.patcher")
+    if eventlet and any(map(eventlet.is_monkey_patched, ("thread", "socket"))):
+        raise ConfigError(
+            "eventlet has replaced the threads or the sockets of Python, so a callback that waits "
+            "for the database stops all other requests: use gevent, or threads. With "
+            'Flask-SocketIO, pass async_mode="gevent" or async_mode="threading"'
+        )
+
+
+def _check_uwsgi() -> None:
+    """Check the options of uWSGI.
+
+    No other server shows them: https://uwsgi-docs.readthedocs.io/en/latest/PythonModule.html.
     """
     uwsgi: Any = sys.modules.get("uwsgi")
     if uwsgi is None:

@@ -99,11 +99,11 @@ WRONG_SETTINGS: dict[str, tuple[dict[str, Any], tuple[str, ...]]] = {
         ),
     ),
     "no driver": (
-        {"url": "postgresql+pg8000://user:pass-word@127.0.0.1/database"},
+        {"url": "mysql+mysqldb://user:pass-word@127.0.0.1/database"},
         (
-            "The database driver pg8000 is not installed",
+            "The database driver MySQLdb is not installed",
             WAITING,
-            "Install it with pip install pg8000. Or name another driver in "
+            "Install it with pip install mysqlclient. Or name another driver in "
             "SQLALCHEMY_DATABASE_URI, such as postgresql+psycopg:// or mysql+pymysql://.",
         ),
     ),

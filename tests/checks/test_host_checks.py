@@ -33,6 +33,7 @@ GUARDS: dict[str, Any] = {
     "IMCALLBACK_SECRETS": [SECRET],
     "IMCALLBACK_HISTORY_TOKENS": [TOKEN],
 }
+NOT_CALLED = "The extension handles such a callback without the functions of the app."
 NO_CALLBACK = "No callback reaches the extension, and the IM server sends none again."
 GATE = (
     'egin the function with: if request.blueprint == "imcallback_callbacks": return None. The '
@@ -221,6 +222,10 @@ def fail() -> None:
     raise LookupError("no such tenant")
 
 
+def close_for_maintenance() -> None:
+    flask.abort(503)
+
+
 def read_json() -> None:
     flask.request.get_json()
 
@@ -242,12 +247,22 @@ HOOKS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
             f"B{GATE}",
         ),
     ),
+}
+FAILING_HOOKS: dict[str, tuple[Callable[[], Any], tuple[str, ...]]] = {
     "error": (
         fail,
         (
             f"The function fail of {__name__} fails before a callback is read",
-            f"{NO_CALLBACK} The error: LookupError: no such tenant",
+            f"{NOT_CALLED} The error: LookupError: no such tenant",
             f"Correct the function, or b{GATE}",
+        ),
+    ),
+    "503": (
+        close_for_maintenance,
+        (
+            f"The function close_for_maintenance of {__name__} answers callbacks with 503",
+            NOT_CALLED,
+            f"B{GATE}",
         ),
     ),
 }
@@ -263,6 +278,18 @@ def test_doctor_names_the_function_that_answers_callbacks(
     result = diagnose(app)
     assert has_finding(result, "FAILURE", *lines), result.output
     assert result.exit_code == 1
+
+
+@pytest.mark.parametrize(("hook", "lines"), FAILING_HOOKS.values(), ids=FAILING_HOOKS)
+def test_doctor_names_the_function_that_fails_at_callbacks(
+    make_app: MakeApp, hook: Callable[[], Any], lines: tuple[str, ...]
+) -> None:
+    """No callback is lost, so this is a warning."""
+    app = make_app(**GUARDS)
+    app.before_request(hook)
+    result = diagnose(app)
+    assert has_finding(result, "WARNING", *lines), result.output
+    assert result.exit_code == 0
 
 
 def add_csrf(app: Flask) -> None:

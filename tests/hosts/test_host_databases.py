@@ -41,6 +41,9 @@ SETTINGS = {
     "IMCALLBACK_DEADLINE": 20,
 }
 
+QUERIES = ["", "owner_id=a", "account_id=a&account_id=z&peer_id=b", "client_ip=&target_id=b"]
+"""Queries that need each kind of statement."""
+
 MakeHost = Callable[..., Flask]
 Wiring = Callable[[Flask, URL], None]
 
@@ -77,12 +80,17 @@ def post(app: Flask, owner_id: str = "a") -> int:
     return answer.status_code
 
 
-def find_owners(app: Flask) -> list[str]:
-    """Return the owners of all removals in the history."""
+def get(app: Flask, path: str) -> Any:
+    """Return the JSON of a URL of the history."""
     headers = {"Authorization": f"Bearer {TOKEN}"}
-    answer = app.test_client().get("/imcallback/history", headers=headers)
+    answer = app.test_client().get(f"/imcallback/{path}", headers=headers)
     assert answer.status_code == 200, answer.text
-    return [record["owner_id"] for record in answer.get_json()["data"]]
+    return answer.get_json()
+
+
+def find_owners(app: Flask, query: str = "") -> list[str]:
+    """Return the owners of the removals in the history that match a query, by default all."""
+    return [record["owner_id"] for record in get(app, f"history?{query}")["data"]]
 
 
 def stored_owners(url: URL) -> list[str]:
@@ -99,7 +107,11 @@ def check(app: Flask, url: URL) -> None:
     """Create the tables, post a callback, and read it from the history and the database."""
     migrate(app)
     assert post(app) == 200
-    assert find_owners(app) == ["a"]
+    for query in QUERIES:
+        assert find_owners(app, query) == ["a"]
+    for query in ("", "group_by=command", "account_id=a&account_id=z"):
+        counts = get(app, f"history/stats?{query}")["data"]
+        assert [count["count"] for count in counts] == [1]
     assert stored_owners(url) == ["a"]
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import subprocess
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -40,3 +41,51 @@ def test_uwsgi_without_threads_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
         "uWSGI runs without threads, so nothing can move waiting callbacks from the spool to the "
         "database: set enable-threads = true"
     )
+
+
+EVENTLET = """
+import eventlet
+from flask import Flask
+from flask_imcallback import ImCallback
+
+def patch():
+    eventlet.monkey_patch({names})
+
+app = Flask("host")
+{calls}
+"""
+
+
+def run_with_eventlet(folder: Path, names: str, calls: str) -> subprocess.CompletedProcess[str]:
+    """Run an app in a process that has imported eventlet. `names` are the modules to patch."""
+    return subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", EVENTLET.format(names=names, calls=calls)],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+
+
+@pytest.mark.parametrize("names", ["", "socket=True", "thread=True"])
+@pytest.mark.parametrize(
+    "calls",
+    ["patch()\nImCallback(app)", "ImCallback(app)\npatch()\napp.test_client().get('/')"],
+    ids=["before the start", "before the first request"],
+)
+def test_eventlet_is_refused(tmp_path: Path, names: str, calls: str) -> None:
+    """Its locks do not work between threads, and the extension uses threads."""
+    result = run_with_eventlet(tmp_path, names, calls)
+    assert result.returncode == 1
+    assert result.stderr.endswith(
+        "flask_imcallback.errors.ConfigError: eventlet has replaced the threads or the sockets of "
+        "Python, so a callback that waits for the database stops all other requests: use gevent, "
+        'or threads. With Flask-SocketIO, pass async_mode="gevent" or async_mode="threading"\n'
+    )
+
+
+def test_eventlet_without_patches_is_not_refused(tmp_path: Path) -> None:
+    """Packages may import eventlet without running the app under it."""
+    result = run_with_eventlet(tmp_path, "", "ImCallback(app)\napp.test_client().get('/')")
+    assert result.returncode == 0, result.stderr

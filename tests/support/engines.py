@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from typing import Any
 
 from flask import g
+from psycopg.rows import namedtuple_row
 from sqlalchemy import URL, AssertionPool, Connection, Engine, NullPool, create_engine, event
 
 
@@ -96,6 +97,11 @@ def named_parameters(url: URL) -> Engine:
     return create_engine(url, paramstyle="named" if url.drivername == "sqlite" else "pyformat")
 
 
+def named_rows(url: URL) -> Engine:
+    """The driver returns rows that have a name for each column."""
+    return create_engine(url, connect_args={"row_factory": namedtuple_row})
+
+
 def one_connection(url: URL) -> Engine:
     """A pool with a single connection."""
     return create_engine(url, pool_size=1, max_overflow=0, pool_timeout=0.5)
@@ -120,6 +126,7 @@ HOSTS: dict[str, tuple[Callable[[URL], Engine], tuple[str, ...]]] = {
     "not_durable": (not_durable, ("sqlite",)),
     "tenant": (tenant, ("sqlite", "postgresql", "mariadb")),
     "named_parameters": (named_parameters, ("sqlite", "postgresql", "mariadb")),
+    "named_rows": (named_rows, ("postgresql",)),
     "one_connection": (one_connection, ("sqlite", "postgresql", "mariadb")),
     "no_pool": (no_pool, ("sqlite", "postgresql", "mariadb")),
     "debug_pool": (debug_pool, ("sqlite", "postgresql", "mariadb")),
@@ -131,6 +138,7 @@ CASES = [(name, database) for name, (_, databases) in HOSTS.items() for database
 MODULES = {
     "postgresql+psycopg": "psycopg",
     "postgresql+psycopg2": "psycopg2",
+    "postgresql+pg8000": "pg8000",
     "mysql+pymysql": "pymysql",
     "mariadb+pymysql": "pymysql",
     "mysql+mysqldb": "MySQLdb",

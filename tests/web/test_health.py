@@ -102,8 +102,8 @@ WRONG_SETTINGS: dict[str, tuple[dict[str, Any], str]] = {
         "SQLAlchemy does not know the kind of database in SQLALCHEMY_DATABASE_URI",
     ),
     "no driver": (
-        {"url": "postgresql+pg8000://u:pass-word@127.0.0.1/d"},
-        "the database driver pg8000 is not installed",
+        {"url": "mysql+mysqldb://u:pass-word@127.0.0.1/d"},
+        "the database driver MySQLdb is not installed",
     ),
     "unknown bind": ({"IMCALLBACK_BIND_KEY": "x"}, "the database is configured wrongly"),
     "no file": (

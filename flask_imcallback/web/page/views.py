@@ -20,6 +20,7 @@ from ..acts import log_read
 from ..middleware import set_headers
 from ..problems import NOT_FOUND, ProblemError, answer_with_problems
 from ..requests import parse_id, read_parameters
+from ..routing import AnyHostBlueprint
 from .context import PageContext, Parameters, read_zone
 from .environment import render
 from .files import FILES, MEDIA_TYPES
@@ -52,7 +53,7 @@ PAGE_PARAMETERS, LIST_PARAMETERS = PageSchema(), RemovalListSchema()
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:
     """Return the blueprint of the pages. `decorators` are the `history_decorators`."""
-    blueprint = Blueprint("imcallback_page", __name__)
+    blueprint = AnyHostBlueprint("imcallback_page", __name__)
     # Flask calls the last added function first, so this function overrides `Cache-Control`.
     blueprint.after_request(_cache_files)
     add_reader_views(blueprint, VIEWS, decorators)
