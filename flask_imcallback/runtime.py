@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import re
 import secrets
@@ -36,6 +35,7 @@ from .log import (
     stream_evidence,
     verify_database,
 )
+from .logger import logger
 from .providers import Provider
 from .receiver import Receiver
 from .removals import announce
@@ -58,8 +58,6 @@ from .storage import (
     sqlite_path,
     storage_errors,
 )
-
-logger = logging.getLogger("flask_imcallback")
 
 EXTENSION = "imcallback"
 """The key of the `Runtime` in `app.extensions`."""

@@ -8,7 +8,6 @@ lets only one of them give out a position. The others try again.
 
 from __future__ import annotations
 
-import logging
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from contextlib import AbstractContextManager, suppress
 
 from sqlalchemy import Connection, Engine, select
 
+from ..logger import logger
 from ..storage import (
     WRITES,
     Fault,
@@ -35,8 +35,6 @@ from ..storage import (
     start_thread,
 )
 from .entries import find_last_position, find_unnumbered
-
-logger = logging.getLogger("flask_imcallback")
 
 BATCH_ENTRIES = 1000
 """Maximum number of entries that one transaction numbers."""
@@ -140,6 +138,13 @@ class Sequencer:
             self.is_running = self._is_due = False
 
     def _run(self) -> None:
+        try:
+            self._number_until_idle()
+        except BaseException:
+            self.is_running = self._is_due = False  # the next callback starts the thread again
+            raise
+
+    def _number_until_idle(self) -> None:
         seconds: float | None = 0.0
         while self._wait(seconds):
             with self._lock:

@@ -8,7 +8,6 @@ of refusal.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import queue
 import time
@@ -24,6 +23,7 @@ from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
+from ..logger import logger
 from ..storable_text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
 from .file_lock import file_lock
@@ -31,8 +31,6 @@ from .sqlite_files import sqlite_path
 from .tables import counters as counter_table
 from .threads import new_lock, new_queue, start_thread
 from .writer import interrupt
-
-logger = logging.getLogger("flask_imcallback")
 
 LOG_INTERVAL_SECONDS = 60
 """Minimum time between two log lines with the same provider and reason."""
@@ -183,7 +181,7 @@ class CallbackCounters:
         saver.running.acquire()
         # Without a free thread, the counts wait for the next callback.
         with suppress(RuntimeError):
-            start_thread("imcallback-counters", lambda: self._save_until_done(saver))
+            start_thread("imcallback-counters", lambda: self._run(saver))
             self._saver = saver
 
     def flush(self, seconds: float) -> None:
@@ -196,6 +194,15 @@ class CallbackCounters:
             saver.wake.put(None)
             if saver.running.acquire(timeout=seconds):
                 saver.running.release()
+
+    def _run(self, saver: _Saver) -> None:
+        try:
+            self._save_until_done(saver)
+        except BaseException:
+            self._saver = None  # the next callback starts another thread
+            raise
+        finally:
+            saver.running.release()
 
     def _save_until_done(self, saver: _Saver) -> None:
         is_last = False
@@ -213,7 +220,6 @@ class CallbackCounters:
                     continue
                 if is_current:
                     self._saver = None
-                saver.running.release()
                 return
 
     def _save(self, saver: _Saver) -> bool:
@@ -224,7 +230,7 @@ class CallbackCounters:
             with self._context():
                 engine = self._get_saving_engine()
             self._add_to_table(engine, unsaved, saver)
-        except Exception as error:  # whatever the error is, no count may be lost
+        except BaseException as error:  # whatever the error is, no count may be lost
             with self._lock:
                 for key, (count, last_at) in unsaved.items():
                     self._add_unsaved(key, count, last_at)
@@ -255,7 +261,7 @@ class CallbackCounters:
                 if not is_retried or not attempts_left:
                     raise
 
-    def _log_failure(self, error: Exception) -> None:
+    def _log_failure(self, error: BaseException) -> None:
         now = time.time()
         if abs(now - self._failure_logged_at) < LOG_INTERVAL_SECONDS:
             return

@@ -81,8 +81,15 @@ class Recorder:
         if error is None:
             self._drain.note_stored()
             return entry
-        self._drain.note_failure(entry, error)
-        if spool_error := _try_spool(entry, self._drain):
+        # The spool comes first, because a log handler of the host app may block or raise.
+        spool_error = _try_spool(entry, self._drain)
+        try:
+            self._drain.note_failure(entry, error)
+        finally:
+            if spool_error is None:
+                self._drain.start()
+        if spool_error:
+            self._drain.note_spool_failure()
             raise _storage_error(error, spool_error) from error
         return None
 
@@ -90,7 +97,9 @@ class Recorder:
         """Store the entry in the spool, or else in the database, which may work again."""
         spool_error = _try_spool(entry, drain)
         if spool_error is None:
+            drain.start()
             return None
+        drain.note_spool_failure()
         if error := self._try_database(entry):
             raise _storage_error(error, spool_error) from error
         drain.note_stored()
@@ -115,13 +124,11 @@ class Recorder:
 
 
 def _try_spool(entry: Entry, drain: Drain) -> Exception | None:
-    """Store the entry in the spool, and start the drain. Returns the error, if any."""
+    """Store the entry in the spool. Returns the error, if any."""
     try:
         drain.spool.put(entry.copy())
     except StorageError as error:
-        drain.note_spool_failure()
         return error
-    drain.start()
     return None
 
 

@@ -8,7 +8,6 @@ single delivery is written immediately.
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import socket
@@ -22,6 +21,7 @@ from typing import Any, NamedTuple
 from sqlalchemy import Connection, Engine
 
 from ..errors import StorageError
+from ..logger import logger
 from ..removals import Status
 from .database_errors import DeadlineError, Fault, FileReplacedError, classify
 from .engines import drop_idle_connections
@@ -31,8 +31,6 @@ from .inserts import store_entries
 from .key_conflicts import AlreadyStored, KeyConflict, Repetition, TakenId, find_key_conflict
 from .sqlite_files import is_file_current, sqlite_path
 from .threads import new_lock, new_queue, new_signal, start_thread
-
-logger = logging.getLogger("flask_imcallback")
 
 MIN_TRANSACTION_ROWS, MAX_TRANSACTION_ROWS = 1000, 20_000
 """Bounds of the size of a transaction, in rows (`Entry.weight`). Larger transactions write the

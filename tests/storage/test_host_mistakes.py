@@ -1,0 +1,168 @@
+"""A mistake of the host app in its logging, its listeners or its contexts loses no callback."""
+
+from __future__ import annotations
+
+import json
+import logging
+import threading
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+
+import pytest
+from flask import Flask, request
+from sqlalchemy import select
+
+from flask_imcallback import upgrade
+from flask_imcallback.runtime import get_runtime
+from flask_imcallback.storage.tables import inbox
+from support.apps import MakeApp, rows, wait_until
+from support.callbacks import BODY, SECRET
+from support.deliveries import make_entries
+from support.lost import MARK
+
+CALLBACK_URL = f"/imcallback/openim/{SECRET}/callbackAfterRemoveBlackCommand"
+
+ENDS_THREAD = pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+
+
+def post(app: Flask) -> int:
+    return app.test_client().post(CALLBACK_URL, json=BODY).status_code
+
+
+def put_into_spool(app: Flask) -> None:
+    """Leave a delivery in the spool, as an earlier process does."""
+    with app.app_context():
+        drain = get_runtime().drain
+        assert drain
+        drain.spool.put(make_entries(app, 1)[0])
+
+
+def create_tables(app: Flask) -> None:
+    with app.app_context():
+        upgrade()
+
+
+def is_numbered(app: Flask) -> bool:
+    with app.app_context(), get_runtime().engine().connect() as connection:
+        return not connection.execute(select(inbox)).all()
+
+
+@contextmanager
+def handler(emit: Callable[[logging.LogRecord], object]) -> Iterator[None]:
+    """Add a log handler of the host app."""
+    logger, added = logging.getLogger("flask_imcallback"), logging.NullHandler()
+    added.handle = emit  # type: ignore[assignment, method-assign]
+    logger.addHandler(added)
+    try:
+        yield
+    finally:
+        logger.removeHandler(added)
+
+
+def need_request(record: logging.LogRecord) -> None:
+    record.request_id = request.headers.get("X-Request-ID", "-")
+
+
+def fail(record: logging.LogRecord) -> None:
+    raise OSError("syslog is away")
+
+
+def test_a_log_filter_that_needs_a_request(make_app: MakeApp) -> None:
+    """The drain stores a callback of an earlier process, although it cannot log the outage."""
+    app = make_app(migrate=False)
+    put_into_spool(app)
+    with handler(need_request):
+        app.test_client().get("/imcallback/health")
+        drain = app.extensions["imcallback"].drain
+        wait_until(lambda: drain._problem)
+        create_tables(app)
+        wait_until(lambda: not drain.spool.waiting().count)
+    assert len(rows(app)[0]) == 1
+
+
+def test_a_log_handler_that_raises(make_app: MakeApp, capsys: pytest.CaptureFixture[str]) -> None:
+    """The spool takes the callback, and stderr gets the line and the error of the handler."""
+    app = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET])
+    with handler(fail):
+        assert post(app) == 200
+        create_tables(app)
+        wait_until(lambda: len(rows(app)[0]) == 1)
+    errors = capsys.readouterr().err
+    assert "The database does not store callbacks (OperationalError: no such table" in errors
+    assert "OSError: syslog is away" in errors
+
+
+def test_a_log_handler_that_raises_and_no_spool(
+    make_app: MakeApp, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The lost callback is on stderr."""
+    app = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_SPOOL=None)
+    with handler(fail):
+        assert post(app) == 503
+    (line,) = [line for line in capsys.readouterr().err.splitlines() if MARK in line]
+    assert json.loads(json.loads(line)["body"]) == BODY
+
+
+def test_a_log_names_the_line_that_logged(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The wrapper around the logger is not visible in the log."""
+    app = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET])
+    assert post(app) == 200
+    record = next(record for record in caplog.records if "does not store" in record.message)
+    assert (record.name, record.filename) == ("flask_imcallback", "drain.py")
+
+
+@contextmanager
+def ending_thread(name: str) -> Iterator[list[threading.Thread]]:
+    """Let the log end a thread, as a handler does that calls `sys.exit`. Yield its threads."""
+    ended: list[threading.Thread] = []
+
+    def exit_(record: logging.LogRecord) -> None:
+        if threading.current_thread().name == name:
+            ended.append(threading.current_thread())
+            raise SystemExit
+
+    with handler(exit_):
+        yield ended
+        wait_until(lambda: ended)
+    ended[0].join(30)
+    assert not ended[0].is_alive()
+
+
+@ENDS_THREAD
+def test_a_drain_that_a_log_handler_ends(make_app: MakeApp) -> None:
+    """The next callback starts the drain again."""
+    app = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET])
+    put_into_spool(app)
+    with ending_thread("imcallback-drain"):
+        app.test_client().get("/imcallback/health")
+    create_tables(app)
+    assert post(app) == 200
+    wait_until(lambda: len(rows(app)[0]) == 2)
+
+
+@ENDS_THREAD
+def test_a_sequencer_that_a_log_handler_ends(make_app: MakeApp) -> None:
+    """The next callback is numbered."""
+    app = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET])
+    with app.app_context():
+        runtime = get_runtime()
+        with ending_thread("imcallback-sequencer"):
+            runtime.sequencer.wake()
+        create_tables(app)
+        assert post(app) == 200
+        wait_until(lambda: is_numbered(app))
+
+
+@ENDS_THREAD
+def test_counters_that_a_log_handler_ends(make_app: MakeApp) -> None:
+    """The next callback saves the counts of both."""
+    app = make_app(migrate=False)
+    with app.app_context():
+        counters = get_runtime().counters
+        with ending_thread("imcallback-counters"):
+            counters.count_accepted("openim", "a")
+        create_tables(app)
+        counters.count_accepted("openim", "a")
+        assert [count.count for count in counters.counts()] == [2]
