@@ -228,8 +228,7 @@ class CallbackCounters:
             unsaved, self._unsaved = self._unsaved, {}
         try:
             with self._context():
-                engine = self._get_saving_engine()
-            self._add_to_table(engine, unsaved, saver)
+                self._add_to_table(self._get_saving_engine(), unsaved, saver)
         except BaseException as error:  # whatever the error is, no count may be lost
             with self._lock:
                 for key, (count, last_at) in unsaved.items():

@@ -92,7 +92,9 @@ class Drain:
         on_stored: Callable[[], None] = lambda: None,
     ) -> None:
         self.spool = spool
-        self._writer = Writer(engine, retry_until_deadline=False, on_stored=on_stored)
+        self._writer = Writer(
+            engine, retry_until_deadline=False, context=context, on_stored=on_stored
+        )
         self._context = context
         self._announce = announce
         self._lock = new_lock()

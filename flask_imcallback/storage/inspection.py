@@ -5,6 +5,7 @@ from __future__ import annotations
 import secrets
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
@@ -38,14 +39,17 @@ class _Question(Generic[T]):
 
 
 class Inspector:
-    """The questions of one process to its database.
+    """The questions of one process to its database. `context` makes an app context.
 
     If a question hangs, its connection is closed. So the next question can be answered when the
     database works again.
     """
 
-    def __init__(self, engine: Callable[[], Engine]) -> None:
+    def __init__(
+        self, engine: Callable[[], Engine], context: Callable[[], AbstractContextManager[object]]
+    ) -> None:
         self._get_engine = engine
+        self._context = context
         self._lock = new_lock()
         self._open_questions = 0
 
@@ -95,7 +99,7 @@ class Inspector:
             question.is_answered.set()
 
     def _answer(self, question: _Question[T], function: Callable[[Connection], T]) -> T:
-        with self._get_engine().connect() as connection:
+        with self._context(), self._get_engine().connect() as connection:
             question.connection = connection
             try:
                 return function(connection)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from sqlalchemy import Engine
 
@@ -24,7 +25,8 @@ seconds for them. The IM server does not wait so long, and other deliveries need
 class Recorder:
     """The recorder of the deliveries of one app in one process. Threads may share it.
 
-    `on_stored` is called after each transaction that stored deliveries. It must return immediately.
+    `context` makes an app context. `on_stored` is called after each transaction that stored
+    deliveries. It must return immediately.
     """
 
     def __init__(
@@ -32,6 +34,7 @@ class Recorder:
         engine: Callable[[], Engine],
         direct_engine: Callable[[], Engine],
         *,
+        context: Callable[[], AbstractContextManager[object]],
         deadline: float,
         drain: Drain | None,
         lost_callbacks: LostCallbacks,
@@ -42,6 +45,7 @@ class Recorder:
         self._writer = Writer(
             engine,
             retry_until_deadline=drain is None,
+            context=context,
             after_write=self._direct_writer.renew,
             on_stored=on_stored,
         )

@@ -14,7 +14,7 @@ import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -86,8 +86,9 @@ class Writer:
     """A queue of entries and the thread that stores them. The threads of a process may share it.
 
     `store` inserts entries by a connection. After a lost connection, a writer with
-    `retry_until_deadline` retries until the deadline. Other writers retry once. `on_stored` is
-    called in the writer thread when entries were stored. It must return immediately.
+    `retry_until_deadline` retries until the deadline. Other writers retry once. Each transaction
+    runs in a new `context`, because listeners of the host app may need an app context. `on_stored`
+    is called in the writer thread when entries were stored. It must return immediately.
     """
 
     def __init__(
@@ -95,12 +96,14 @@ class Writer:
         engine: Callable[[], Engine],
         *,
         retry_until_deadline: bool,
+        context: Callable[[], AbstractContextManager[object]] = nullcontext,
         store: Callable[[Connection, Sequence[Entry]], None] = store_entries,
         after_write: Callable[[], None] = lambda: None,
         on_stored: Callable[[], None] = lambda: None,
     ) -> None:
         self._get_engine = engine
         self._retry_until_deadline = retry_until_deadline
+        self._context = context
         self._store_entries = store
         self._after_write = after_write
         self._on_stored = on_stored
@@ -176,16 +179,23 @@ class Writer:
                 continue
             worker.busy_since = time.monotonic()
             try:
-                # Deliveries that arrive while this process waits for the lock share a transaction.
-                with file_lock(sqlite_path(first.engine)) as release_lock:
-                    started_at, worker.release_lock = time.monotonic(), release_lock
-                    self._write_queued(first, worker)
-                self._adjust_transaction_size(time.monotonic() - started_at)
-                if self._queue.empty():
-                    self._after_write()
+                with self._context():
+                    self._write_in_turn(first, worker)
             except Exception:  # the thread must survive, and its callers stop at their deadlines
                 logger.exception("The writer thread failed unexpectedly")
             worker.busy_since = 0
+
+    def _write_in_turn(self, first: _QueuedEntry, worker: _Worker) -> None:
+        """Wait for the lock, then store an entry together with the entries behind it.
+
+        Deliveries that arrive while this process waits for the lock share a transaction.
+        """
+        with file_lock(sqlite_path(first.engine)) as release_lock:
+            started_at, worker.release_lock = time.monotonic(), release_lock
+            self._write_queued(first, worker)
+        self._adjust_transaction_size(time.monotonic() - started_at)
+        if self._queue.empty():
+            self._after_write()
 
     def _end_idle(self, worker: _Worker) -> bool:
         """Return True if the worker may end. An app that nobody uses any more keeps no thread."""

@@ -7,15 +7,16 @@ import logging
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import pytest
-from flask import Flask, request
-from sqlalchemy import select
+from flask import Flask, current_app, g, request
+from sqlalchemy import URL, create_engine, event, select
 
 from flask_imcallback import upgrade
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage.tables import inbox
-from support.apps import MakeApp, rows, wait_until
+from support.apps import MakeApp, join, rows, wait_until
 from support.callbacks import BODY, SECRET
 from support.deliveries import make_entries
 from support.lost import MARK
@@ -166,3 +167,71 @@ def test_counters_that_a_log_handler_ends(make_app: MakeApp) -> None:
         create_tables(app)
         counters.count_accepted("openim", "a")
         assert [count.count for count in counters.counts()] == [2]
+
+
+@pytest.mark.parametrize("name", ["connect", "do_connect"])
+def test_a_listener_that_needs_an_app_context(
+    name: str, database_url: URL, make_app: MakeApp
+) -> None:
+    """Every thread that opens a connection has an app context. The spool stays unused."""
+    engine = create_engine(database_url)
+    threads: set[str] = set()
+
+    def listen(*arguments: Any) -> None:
+        assert current_app.config["IMCALLBACK_SECRETS"]
+        threads.add(threading.current_thread().name)
+
+    event.listen(engine, name, listen)
+    app = make_app(engine=engine, IMCALLBACK_SECRETS=[SECRET], IMCALLBACK_SPOOL=None)
+    for _ in range(3):
+        assert post(app) == 200
+    assert app.test_client().get("/imcallback/health").status_code == 200
+    with app.app_context():
+        assert get_runtime().counters.counts()[0].count == 3
+    wait_until(lambda: is_numbered(app))
+    assert len(rows(app)[0]) == 3
+    assert threads >= {
+        "imcallback-writer",
+        "imcallback-counters",
+        "imcallback-health",
+        "imcallback-sequencer",
+    }
+    engine.dispose()
+
+
+def test_a_drain_with_a_listener_that_needs_an_app_context(
+    make_app: MakeApp, database_url: URL
+) -> None:
+    """The writer thread of the drain has an app context, too."""
+    engine = create_engine(database_url)
+    event.listen(engine, "connect", lambda *_: current_app.config)
+    app = make_app(engine=engine, migrate=False, IMCALLBACK_SECRETS=[SECRET])
+    assert post(app) == 200
+    create_tables(app)
+    wait_until(lambda: len(rows(app)[0]) == 1)
+    engine.dispose()
+
+
+def test_a_teardown_function_that_needs_a_request(
+    make_app: MakeApp, caplog: pytest.LogCaptureFixture
+) -> None:
+    """The threads do their work, the drain ends, and the log has one line about the function."""
+    app = make_app(migrate=False, IMCALLBACK_SECRETS=[SECRET])
+
+    @app.teardown_appcontext
+    def close(error: BaseException | None) -> None:
+        if threading.current_thread().name.startswith("imcallback"):
+            g.connection_of_the_request.close()
+
+    assert post(app) == 200
+    create_tables(app)
+    wait_until(lambda: len(rows(app)[0]) == 1)
+    join("imcallback-drain")
+    with app.app_context():
+        assert get_runtime().counters.counts()[0].count == 1
+    wait_until(lambda: is_numbered(app))
+    lines = [line for line in caplog.messages if "connection_of_the_request" in line]
+    assert len(lines) == 1
+    assert lines[0].startswith("A function of the app failed at the end of an app context")
+    assert "not saved" not in caplog.text
+    assert "not numbered" not in caplog.text
