@@ -103,6 +103,9 @@ class DirectWriter:
                 raise DeadlineError("the database did not store the delivery in time") from error
             logger.debug("The writer thread repeats a write that failed", exc_info=True)
             return False
+        except BaseException:  # a time limit of the host app may end the request at any point
+            self._give_up()
+            raise
         return True
 
     def renew(self) -> None:
@@ -159,6 +162,13 @@ class DirectWriter:
             with suppress(Exception):  # whatever the driver raises, nobody uses the connection
                 connection.close()
                 connection.engine.dispose()
+
+    def _give_up(self) -> None:
+        """Close the connection at once. Its transaction is open, and the driver may be confused."""
+        if self._connection is not None:
+            with suppress(Exception):
+                self._connection.invalidate()
+        self._close()
 
     def _begin_watch(self, deadline: float) -> None:
         with self._watch_lock:
