@@ -55,8 +55,8 @@ from .storage import (
     describe,
     describe_url,
     inspect_database,
-    is_in_memory,
     run_alembic,
+    shares_connection,
     sqlite_path,
     storage_errors,
 )
@@ -338,7 +338,9 @@ class Runtime:
         engine = state.engines.host()
         path = sqlite_path(engine)
         is_missing = path is not None and not os.path.lexists(path)
-        if not is_missing and not is_in_memory(engine):  # the sequencer would create a missing file
+        if not is_missing and not shares_connection(
+            engine
+        ):  # the sequencer would create a missing file
             # Unlike `wake`, it logs no failure. This process has stored nothing yet.
             state.sequencer.catch_up(0)
         is_open = self.settings.history_tokens or self.history_decorators

@@ -24,8 +24,8 @@ from ..storage import (
     describe,
     drop_idle_connections,
     file_lock,
+    hold_connection,
     inbox,
-    is_in_memory,
     is_read_only,
     log,
     new_lock,
@@ -33,6 +33,7 @@ from ..storage import (
     new_signal,
     sqlite_path,
     start_thread,
+    uses_shared_connection,
 )
 from .entries import find_last_position, find_unnumbered
 
@@ -101,8 +102,12 @@ class Sequencer:
         self._failures = 0
 
     def wake(self) -> None:
-        """Number the stored entries soon, in the thread. Returns immediately."""
-        if not self._is_due:  # a round sets it to False before the round reads the inbox
+        """Number the stored entries soon, in the thread. Returns immediately.
+
+        The entries of a database in memory wait for `catch_up`.
+        """
+        # A round sets `_is_due` to False before the round reads the inbox.
+        if not self._is_due and not uses_shared_connection(self._get_engine):
             self._is_due = True
             self._wake_thread()
 
@@ -112,6 +117,9 @@ class Sequencer:
         Nothing is numbered if the app may not write to the database.
         """
         if self._is_stopped:
+            return
+        if uses_shared_connection(self._get_engine):
+            self._run_round(is_for_readers=False)
             return
         waiter = new_signal()
         with self._lock:
@@ -151,7 +159,7 @@ class Sequencer:
                 waiters, self._waiters = self._waiters, []
                 is_for_readers = bool(waiters) and not self._is_due and not self._failures
                 self._is_due = False
-            seconds = self._run_round(is_requested=bool(waiters), is_for_readers=is_for_readers)
+            seconds = self._run_round(is_for_readers=is_for_readers)
             for waiter in waiters:
                 waiter.set()
 
@@ -181,15 +189,14 @@ class Sequencer:
         self.is_running = False
         return False
 
-    def _run_round(self, *, is_requested: bool, is_for_readers: bool) -> float | None:
+    def _run_round(self, *, is_for_readers: bool) -> float | None:
         """Number all stored entries. Returns the seconds until the next round, or None."""
         engine: Engine | None = None
         try:
             with self._context():
                 engine = self._get_engine()
-                if is_in_memory(engine) and not is_requested:
-                    return None  # its only connection may be in a transaction of the writer
-                number_entries(engine)
+                with hold_connection(engine):
+                    number_entries(engine)
                 self._failures = 0
                 return self._call_follow_up()
         except NumberedElsewhereError:

@@ -25,7 +25,6 @@ from .engines import (
     describe_url,
     drop_idle_connections,
     has_file,
-    is_in_memory,
 )
 from .entries import FINGERPRINT_BYTES, NONCE_BYTES, Delivery, Entry
 from .file_lock import LockTakenError, file_lock
@@ -40,6 +39,7 @@ from .inspection import (
 )
 from .key_conflicts import AlreadyStored, Repetition, TakenId, find_key_conflict
 from .lost_callbacks import LostCallbacks, LostEntry, has_handler, is_log_visible
+from .memory import hold_connection, shares_connection, uses_shared_connection
 from .migrations import (
     VERSION_TABLE,
     current_revision,
@@ -127,12 +127,12 @@ __all__ = [
     "find_key_conflict",
     "has_file",
     "has_handler",
+    "hold_connection",
     "id_at",
     "inbox",
     "inspect_database",
     "is_at_head",
     "is_delivery_stored",
-    "is_in_memory",
     "is_log_visible",
     "is_of_newer_release",
     "is_our_table",
@@ -151,9 +151,11 @@ __all__ = [
     "removal",
     "run_alembic",
     "seal",
+    "shares_connection",
     "source",
     "sqlite_path",
     "start_thread",
     "storage_errors",
     "use_wal",
+    "uses_shared_connection",
 ]

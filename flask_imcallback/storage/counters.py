@@ -27,6 +27,7 @@ from ..logger import logger
 from ..storable_text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
 from .file_lock import file_lock
+from .memory import hold_connection, uses_shared_connection
 from .sqlite_files import sqlite_path
 from .tables import counters as counter_table
 from .threads import new_lock, new_queue, start_thread
@@ -171,7 +172,12 @@ class CallbackCounters:
         self._unsaved[key] = known_count + count, max(last_at, known_last_at)
 
     def _start_saver(self) -> None:
-        """Start a thread that saves the counts. Gives up the thread before it, which hangs."""
+        """Start a thread that saves the counts. Gives up the thread before it, which hangs.
+
+        Without a thread, the reader of the counts saves them.
+        """
+        if uses_shared_connection(self._get_saving_engine):
+            return
         if self._saver is not None and self._saver.connection is not None:
             interrupt(self._saver.connection)
         if not self._is_flushed_at_exit:
@@ -243,7 +249,11 @@ class CallbackCounters:
         """Add the counts in one transaction. Raises the error of the last attempt."""
         for attempts_left in reversed(range(MAX_SAVE_ATTEMPTS)):
             try:
-                with file_lock(sqlite_path(engine)), engine.connect() as connection:
+                with (
+                    hold_connection(engine),
+                    file_lock(sqlite_path(engine)),
+                    engine.connect() as connection,
+                ):
                     saver.connection = connection
                     try:
                         with connection.begin():
@@ -276,6 +286,8 @@ class CallbackCounters:
 
         Other processes may have newer counts, which they save within seconds.
         """
+        if uses_shared_connection(self._get_saving_engine):
+            self._save(_Saver())
         self.flush(FLUSH_SECONDS)
         column = counter_table.c
         query = select(counter_table).order_by(column.provider, column.outcome, column.name)

@@ -17,6 +17,7 @@ from ..errors import StorageError
 from .database_errors import DeadlineError, describe
 from .encodings import encoding_problem, read_encoding
 from .ids import id_at
+from .memory import hold_connection, shares_connection
 from .migrations import is_head, read_revision
 from .tables import counters, delivery
 from .threads import new_lock, new_signal, start_thread
@@ -59,7 +60,7 @@ class Inspector:
         The function runs in a transaction that is rolled back. Raises `ConfigError` if there is no
         engine, and `StorageError` for an error of the database.
         """
-        self._get_engine()  # needs the app context of this thread
+        engine = self._get_engine()  # needs the app context of this thread
         with self._lock:
             if self._open_questions >= MAX_HANGING_QUESTIONS:
                 raise DeadlineError(
@@ -69,7 +70,10 @@ class Inspector:
             self._open_questions += 1
         question: _Question[T] = _Question()
         try:
-            start_thread("imcallback-health", lambda: self._run(question, function))
+            if shares_connection(engine):
+                self._run(question, function)
+            else:
+                start_thread("imcallback-health", lambda: self._run(question, function))
         except RuntimeError as error:
             with self._lock:
                 self._open_questions -= 1
@@ -99,7 +103,11 @@ class Inspector:
             question.is_answered.set()
 
     def _answer(self, question: _Question[T], function: Callable[[Connection], T]) -> T:
-        with self._context(), self._get_engine().connect() as connection:
+        with (
+            self._context(),
+            hold_connection(engine := self._get_engine()),
+            engine.connect() as connection,
+        ):
             question.connection = connection
             try:
                 return function(connection)

@@ -15,6 +15,7 @@ from .drain import Drain
 from .entries import Delivery, Entry
 from .ids import IdAllocator
 from .lost_callbacks import LostCallbacks
+from .memory import uses_shared_connection
 from .writer import Writer
 
 LARGE_ENTRY_ROWS = 20_000
@@ -40,6 +41,7 @@ class Recorder:
         lost_callbacks: LostCallbacks,
         on_stored: Callable[[], None],
     ) -> None:
+        self._get_engine = engine
         self._on_stored = on_stored
         self._direct_writer = DirectWriter(direct_engine)
         self._writer = Writer(
@@ -74,7 +76,8 @@ class Recorder:
         self._direct_writer.stop()
 
     def _store(self, entry: Entry) -> Entry | None:
-        if self._drain is None:
+        # A database in memory is never unavailable, and the drain would use it in a thread.
+        if self._drain is None or uses_shared_connection(self._get_engine):
             if error := self._try_database(entry):
                 raise _storage_error(error) from error
             return entry

@@ -29,6 +29,7 @@ from .entries import Entry
 from .file_lock import file_lock
 from .inserts import store_entries
 from .key_conflicts import AlreadyStored, KeyConflict, Repetition, TakenId, find_key_conflict
+from .memory import hold_connection, shares_connection
 from .sqlite_files import is_file_current, sqlite_path
 from .threads import new_lock, new_queue, new_signal, start_thread
 
@@ -122,6 +123,11 @@ class Writer:
         engine, deadline = self._get_engine(), time.monotonic() + seconds
         for entry in entries:
             entry.done = new_signal()
+        if shares_connection(engine):
+            with hold_connection(engine):
+                self._store(engine, list(entries), deadline, _Worker())
+            return
+        for entry in entries:
             self._queue.put(_QueuedEntry(engine, deadline, entry))
         try:
             self._ensure_worker()
