@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -57,7 +56,6 @@ from .storage import (
     inspect_database,
     run_alembic,
     shares_connection,
-    sqlite_path,
     storage_errors,
 )
 
@@ -335,12 +333,7 @@ class Runtime:
         finally:
             if state.drain:
                 state.drain.start_if_due()
-        engine = state.engines.host()
-        path = sqlite_path(engine)
-        is_missing = path is not None and not os.path.lexists(path)
-        if not is_missing and not shares_connection(
-            engine
-        ):  # the sequencer would create a missing file
+        if not shares_connection(state.engines.host()):
             # Unlike `wake`, it logs no failure. This process has stored nothing yet.
             state.sequencer.catch_up(0)
         is_open = self.settings.history_tokens or self.history_decorators

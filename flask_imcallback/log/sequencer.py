@@ -26,6 +26,7 @@ from ..storage import (
     file_lock,
     hold_connection,
     inbox,
+    is_file_missing,
     is_read_only,
     log,
     new_lock,
@@ -195,6 +196,9 @@ class Sequencer:
         try:
             with self._context():
                 engine = self._get_engine()
+                if is_file_missing(engine):  # a connection would create it again
+                    self._failures = 0
+                    return None
                 with hold_connection(engine):
                     number_entries(engine)
                 self._failures = 0

@@ -35,6 +35,7 @@ from .inspection import (
     check_write,
     inspect_database,
     is_delivery_stored,
+    is_file_missing,
     read_clock,
 )
 from .key_conflicts import AlreadyStored, Repetition, TakenId, find_key_conflict
@@ -133,6 +134,7 @@ __all__ = [
     "inspect_database",
     "is_at_head",
     "is_delivery_stored",
+    "is_file_missing",
     "is_log_visible",
     "is_of_newer_release",
     "is_our_table",

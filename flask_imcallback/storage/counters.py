@@ -27,6 +27,7 @@ from ..logger import logger
 from ..storable_text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
 from .file_lock import file_lock
+from .inspection import is_file_missing
 from .memory import hold_connection, uses_shared_connection
 from .sqlite_files import sqlite_path
 from .tables import counters as counter_table
@@ -40,6 +41,10 @@ SAVE_INTERVAL_SECONDS = 5
 """Time between two saves. A process that is killed loses the counts of this time."""
 
 MAX_SAVE_ATTEMPTS = 20
+
+MAX_FAILURES = 12
+"""Saves that fail one after the other, after which the thread ends. The next callback, or the next
+reader of the counts, starts another one."""
 
 MAX_SAVE_SECONDS = 60
 """Time after which a save is given up, because its connection hangs."""
@@ -88,6 +93,8 @@ class _Saver:
     saving_since: float = 0
     """Time of the monotonic clock, or 0 while the thread waits."""
     connection: Connection | None = None
+    is_file_missing: bool = False
+    """Whether the SQLite file was missing at the last save. A save must not create it again."""
 
     @property
     def hangs(self) -> bool:
@@ -176,8 +183,9 @@ class CallbackCounters:
 
         Without a thread, the reader of the counts saves them.
         """
-        if uses_shared_connection(self._get_saving_engine):
-            return
+        with self._context():
+            if uses_shared_connection(self._get_saving_engine):
+                return
         if self._saver is not None and self._saver.connection is not None:
             interrupt(self._saver.connection)
         if not self._is_flushed_at_exit:
@@ -205,19 +213,22 @@ class CallbackCounters:
         try:
             self._save_until_done(saver)
         except BaseException:
-            self._saver = None  # the next callback starts another thread
+            if self._saver is saver:
+                self._saver = None  # the next callback starts another thread
             raise
         finally:
             saver.running.release()
 
     def _save_until_done(self, saver: _Saver) -> None:
-        is_last = False
+        is_last, failures = False, 0
         while True:
             next_save_at = self._saved_at + SAVE_INTERVAL_SECONDS
             is_last = saver.wait(next_save_at - time.monotonic()) or is_last
             saver.saving_since = self._saved_at = time.monotonic()
             is_saved = self._save(saver)
             saver.saving_since = 0
+            failures = 0 if is_saved else failures + 1
+            is_last = is_last or saver.is_file_missing or failures == MAX_FAILURES
             with self._lock:
                 is_current = self._saver is saver
                 if is_current and self._unsaved and (is_saved or not is_last):
@@ -234,7 +245,11 @@ class CallbackCounters:
             unsaved, self._unsaved = self._unsaved, {}
         try:
             with self._context():
-                self._add_to_table(self._get_saving_engine(), unsaved, saver)
+                engine = self._get_saving_engine()
+                saver.is_file_missing = is_file_missing(engine)
+                if saver.is_file_missing:
+                    raise FileNotFoundError("the database file does not exist")
+                self._add_to_table(engine, unsaved, saver)
         except BaseException as error:  # whatever the error is, no count may be lost
             with self._lock:
                 for key, (count, last_at) in unsaved.items():
@@ -288,6 +303,9 @@ class CallbackCounters:
         """
         if uses_shared_connection(self._get_saving_engine):
             self._save(_Saver())
+        with self._lock:
+            if self._unsaved and self._saver is None:
+                self._start_saver()
         self.flush(FLUSH_SECONDS)
         column = counter_table.c
         query = select(counter_table).order_by(column.provider, column.outcome, column.name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sqlite3
 from collections.abc import Callable
@@ -19,6 +20,7 @@ from .encodings import encoding_problem, read_encoding
 from .ids import id_at
 from .memory import hold_connection, shares_connection
 from .migrations import is_head, read_revision
+from .sqlite_files import sqlite_path
 from .tables import counters, delivery
 from .threads import new_lock, new_signal, start_thread
 from .writer import interrupt
@@ -134,6 +136,12 @@ class DatabaseState:
     """The reason why a power cut loses callbacks, and the remedy. Empty without a problem."""
     max_packet_bytes: int | None
     """The size of the largest statement that MariaDB accepts. None for other databases."""
+
+
+def is_file_missing(engine: Engine) -> bool:
+    """Return True if the SQLite file does not exist. A connection would create an empty one."""
+    path = sqlite_path(engine)
+    return path is not None and not os.path.lexists(path)
 
 
 def inspect_database(connection: Connection) -> DatabaseState:
