@@ -154,7 +154,7 @@ class Sequencer:
             raise
 
     def _number_until_idle(self) -> None:
-        seconds: float | None = 0.0
+        seconds: float | None = None
         while self._wait(seconds):
             with self._lock:
                 waiters, self._waiters = self._waiters, []

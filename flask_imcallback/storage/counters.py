@@ -248,7 +248,7 @@ class CallbackCounters:
                 engine = self._get_saving_engine()
                 saver.is_file_missing = is_file_missing(engine)
                 if saver.is_file_missing:
-                    raise FileNotFoundError("the database file does not exist")
+                    raise FileNotFoundError("the database file is missing or empty")
                 self._add_to_table(engine, unsaved, saver)
         except BaseException as error:  # whatever the error is, no count may be lost
             with self._lock:

@@ -139,9 +139,18 @@ class DatabaseState:
 
 
 def is_file_missing(engine: Engine) -> bool:
-    """Return True if the SQLite file does not exist. A connection would create an empty one."""
+    """Return True if the SQLite file does not exist, or is empty. A connection creates a file.
+
+    An empty file has no tables. A test of a host may have deleted the file just when a thread
+    opened it.
+    """
     path = sqlite_path(engine)
-    return path is not None and not os.path.lexists(path)
+    try:
+        return path is not None and os.path.getsize(path) == 0
+    except FileNotFoundError:
+        return True
+    except OSError:  # the use of the file tells why
+        return False
 
 
 def inspect_database(connection: Connection) -> DatabaseState:

@@ -48,6 +48,19 @@ def test_a_deleted_file_is_not_created_again(
     assert [*tmp_path.glob("test.db*")] == []
 
 
+def test_an_empty_file_keeps_no_thread(make_app: MakeApp, tmp_path: Path, running: Running) -> None:
+    """A thread opened the file just when the test of a host deleted it."""
+    file = tmp_path / "test.db"
+    app = make_app(URL.create("sqlite", database=str(file)), migrate=False)
+    file.touch()
+    with app.app_context():
+        runtime = get_runtime()
+        runtime.counters.count_accepted("openim", "a")
+        runtime.sequencer.wake()
+        wait_until(lambda: not running(), seconds=3)
+    assert file.stat().st_size == 0
+
+
 def test_a_database_without_tables_keeps_no_thread(
     make_app: MakeApp, running: Running, monkeypatch: pytest.MonkeyPatch
 ) -> None:
