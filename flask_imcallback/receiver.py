@@ -5,20 +5,18 @@ Read this file first. `Receiver.receive` handles every callback.
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from urllib.parse import urlencode
 
 from .errors import BodyTooLargeError, PacketError, VerificationError
+from .logger import logger
 from .providers import CallbackRequest, Origin, Provider, Reply
 from .removals import Removal, Status, announce
 from .settings import Settings
 from .storable_text import is_storable
 from .storage import MAX_REMOVALS, CallbackCounters, Delivery, Entry, Recorder
-
-logger = logging.getLogger("flask_imcallback")
 
 KEPT_HEADERS = frozenset(["host", "user-agent", "content-type", "content-length"])
 """The headers that are stored for every provider. They never hold a secret."""

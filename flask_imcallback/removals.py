@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import datetime
@@ -11,7 +10,7 @@ from typing import NamedTuple
 
 from blinker import Namespace
 
-logger = logging.getLogger("flask_imcallback")
+from .logger import logger
 
 removals_recorded = Namespace().signal("imcallback-removals-recorded")
 """Sent after the commit. The sender is the app, and `removals` is a list of `Record`."""

@@ -94,7 +94,10 @@ def _replay_chunk(
             entry.was_stored_before = _is_stored(runtime.engine(), entry)
     else:
         writer = Writer(
-            runtime.writing_engine, retry_until_deadline=True, on_stored=runtime.sequencer.wake
+            runtime.writing_engine,
+            retry_until_deadline=True,
+            context=runtime.context,
+            on_stored=runtime.sequencer.wake,
         )
         writer.write([entry for _, entry in chunk], CHUNK_SECONDS)
     for number, entry in chunk:
@@ -176,7 +179,10 @@ def replay_kept(app: Flask, runtime: Runtime, status: Status, *, is_dry_run: boo
             else:
                 report.unchanged += 1
         if not is_dry_run:
-            Writer(runtime.writing_engine, retry_until_deadline=True).write(entries, CHUNK_SECONDS)
+            writer = Writer(
+                runtime.writing_engine, retry_until_deadline=True, context=runtime.context
+            )
+            writer.write(entries, CHUNK_SECONDS)
         for entry in entries:
             _report_kept(app, entry, report, is_dry_run)
     return report

@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import logging
-import os
 import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -36,6 +35,7 @@ from .log import (
     stream_evidence,
     verify_database,
 )
+from .logger import logger
 from .providers import Provider
 from .receiver import Receiver
 from .removals import announce
@@ -51,15 +51,13 @@ from .storage import (
     Recorder,
     Spool,
     check_write,
+    describe,
     describe_url,
     inspect_database,
-    is_in_memory,
     run_alembic,
-    sqlite_path,
+    shares_connection,
     storage_errors,
 )
-
-logger = logging.getLogger("flask_imcallback")
 
 EXTENSION = "imcallback"
 """The key of the `Runtime` in `app.extensions`."""
@@ -70,6 +68,41 @@ RESERVED_NAMES = (
     *("page", "removal"),
 )
 """Path segments of our own URLs. A provider with such a name would hide one of our URLs."""
+
+
+class ThreadContext:
+    """The app contexts of our threads. Each call returns a new one.
+
+    A function of the host app at the end of a context may need what only a request has. Its error
+    must not end our work, so it is only logged, once in a process.
+    """
+
+    def __init__(self, app: Flask) -> None:
+        self._app = app
+        self._is_error_logged = False
+
+    @contextmanager
+    def __call__(self) -> Iterator[None]:
+        context = self._app.app_context()
+        context.push()
+        try:
+            yield
+        finally:
+            try:
+                context.pop()
+            except Exception as error:
+                self._log(error)
+
+    def _log(self, error: Exception) -> None:
+        if self._is_error_logged:
+            return
+        self._is_error_logged = True
+        logger.warning(
+            "A function of the app failed at the end of an app context without a request (%s). "
+            "Let the functions of teardown_appcontext check what a request has set.",
+            describe(error),
+            exc_info=error,
+        )
 
 
 class ProcessState:
@@ -85,13 +118,14 @@ class ProcessState:
         random_key: str,
         seal_key: SecretKey | None,
     ) -> None:
+        self.context = ThreadContext(app)
         self.engines = Engines(database.engine)
         self.sealer = Sealer(
             self.engines.occasional, Path(app.instance_path), seal_key, settings.seal_seconds
         )
         self.sequencer = Sequencer(
             self.engines.numbering,
-            app.app_context,
+            self.context,
             self.sealer.seal_if_due if settings.seal_seconds else None,
         )
         self.drain: Drain | None = None
@@ -100,7 +134,7 @@ class ProcessState:
             self.drain = Drain(
                 spool,
                 self.engines.draining,
-                app.app_context,
+                self.context,
                 partial(announce, app),
                 on_stored=self.sequencer.wake,
             )
@@ -108,15 +142,16 @@ class ProcessState:
         self.recorder = Recorder(
             self.engines.writing,
             self.engines.direct,
+            context=self.context,
             deadline=settings.deadline,
             drain=self.drain,
             lost_callbacks=self.lost_callbacks,
             on_stored=self.sequencer.wake,
         )
         self.counters = CallbackCounters(
-            self.engines.occasional, self.engines.reading, app.app_context
+            self.engines.occasional, self.engines.reading, self.context
         )
-        self.inspector = Inspector(self.engines.occasional)
+        self.inspector = Inspector(self.engines.occasional, self.context)
         self.receiver = Receiver(settings, self.recorder, self.counters)
         self.history = History(self.engines.reading, secret_keys, random_key)
         self.feed = Feed(self.engines.reading, self.sequencer)
@@ -188,6 +223,11 @@ class Runtime:
     def inspector(self) -> Inspector:
         """The inspector of the database, for health checks."""
         return self.process.get().inspector
+
+    @property
+    def context(self) -> ThreadContext:
+        """The app contexts of threads that have no request."""
+        return self.process.get().context
 
     def engine(self) -> Engine:
         """Return our own engine for the database of the host app.
@@ -293,10 +333,7 @@ class Runtime:
         finally:
             if state.drain:
                 state.drain.start_if_due()
-        engine = state.engines.host()
-        path = sqlite_path(engine)
-        is_missing = path is not None and not os.path.lexists(path)
-        if not is_missing and not is_in_memory(engine):  # the sequencer would create a missing file
+        if not shares_connection(state.engines.host()):
             # Unlike `wake`, it logs no failure. This process has stored nothing yet.
             state.sequencer.catch_up(0)
         is_open = self.settings.history_tokens or self.history_decorators

@@ -8,7 +8,6 @@ lets only one of them give out a position. The others try again.
 
 from __future__ import annotations
 
-import logging
 import queue
 import time
 from collections.abc import Callable, Sequence
@@ -16,6 +15,7 @@ from contextlib import AbstractContextManager, suppress
 
 from sqlalchemy import Connection, Engine, select
 
+from ..logger import logger
 from ..storage import (
     WRITES,
     Fault,
@@ -24,8 +24,9 @@ from ..storage import (
     describe,
     drop_idle_connections,
     file_lock,
+    hold_connection,
     inbox,
-    is_in_memory,
+    is_file_missing,
     is_read_only,
     log,
     new_lock,
@@ -33,10 +34,9 @@ from ..storage import (
     new_signal,
     sqlite_path,
     start_thread,
+    uses_shared_connection,
 )
 from .entries import find_last_position, find_unnumbered
-
-logger = logging.getLogger("flask_imcallback")
 
 BATCH_ENTRIES = 1000
 """Maximum number of entries that one transaction numbers."""
@@ -103,8 +103,12 @@ class Sequencer:
         self._failures = 0
 
     def wake(self) -> None:
-        """Number the stored entries soon, in the thread. Returns immediately."""
-        if not self._is_due:  # a round sets it to False before the round reads the inbox
+        """Number the stored entries soon, in the thread. Returns immediately.
+
+        The entries of a database in memory wait for `catch_up`.
+        """
+        # A round sets `_is_due` to False before the round reads the inbox.
+        if not self._is_due and not uses_shared_connection(self._get_engine):
             self._is_due = True
             self._wake_thread()
 
@@ -114,6 +118,9 @@ class Sequencer:
         Nothing is numbered if the app may not write to the database.
         """
         if self._is_stopped:
+            return
+        if uses_shared_connection(self._get_engine):
+            self._run_round(is_for_readers=False)
             return
         waiter = new_signal()
         with self._lock:
@@ -140,13 +147,20 @@ class Sequencer:
             self.is_running = self._is_due = False
 
     def _run(self) -> None:
-        seconds: float | None = 0.0
+        try:
+            self._number_until_idle()
+        except BaseException:
+            self.is_running = self._is_due = False  # the next callback starts the thread again
+            raise
+
+    def _number_until_idle(self) -> None:
+        seconds: float | None = None
         while self._wait(seconds):
             with self._lock:
                 waiters, self._waiters = self._waiters, []
                 is_for_readers = bool(waiters) and not self._is_due and not self._failures
                 self._is_due = False
-            seconds = self._run_round(is_requested=bool(waiters), is_for_readers=is_for_readers)
+            seconds = self._run_round(is_for_readers=is_for_readers)
             for waiter in waiters:
                 waiter.set()
 
@@ -176,15 +190,17 @@ class Sequencer:
         self.is_running = False
         return False
 
-    def _run_round(self, *, is_requested: bool, is_for_readers: bool) -> float | None:
+    def _run_round(self, *, is_for_readers: bool) -> float | None:
         """Number all stored entries. Returns the seconds until the next round, or None."""
         engine: Engine | None = None
         try:
             with self._context():
                 engine = self._get_engine()
-                if is_in_memory(engine) and not is_requested:
-                    return None  # its only connection may be in a transaction of the writer
-                number_entries(engine)
+                if is_file_missing(engine):  # a connection would create it again
+                    self._failures = 0
+                    return None
+                with hold_connection(engine):
+                    number_entries(engine)
                 self._failures = 0
                 return self._call_follow_up()
         except NumberedElsewhereError:

@@ -26,7 +26,6 @@ from .engines import (
     describe_url,
     drop_idle_connections,
     has_file,
-    is_in_memory,
 )
 from .entries import FINGERPRINT_BYTES, NONCE_BYTES, Delivery, Entry
 from .file_lock import LockTakenError, file_lock
@@ -37,10 +36,12 @@ from .inspection import (
     check_write,
     inspect_database,
     is_delivery_stored,
+    is_file_missing,
     read_clock,
 )
 from .key_conflicts import AlreadyStored, Repetition, TakenId, find_key_conflict
 from .lost_callbacks import LostCallbacks, LostEntry, has_handler, is_log_visible
+from .memory import hold_connection, shares_connection, uses_shared_connection
 from .migrations import (
     VERSION_TABLE,
     current_revision,
@@ -129,12 +130,13 @@ __all__ = [
     "find_key_conflict",
     "has_file",
     "has_handler",
+    "hold_connection",
     "id_at",
     "inbox",
     "inspect_database",
     "is_at_head",
     "is_delivery_stored",
-    "is_in_memory",
+    "is_file_missing",
     "is_log_visible",
     "is_of_newer_release",
     "is_our_table",
@@ -155,9 +157,11 @@ __all__ = [
     "run_alembic",
     "seal",
     "seed_of",
+    "shares_connection",
     "source",
     "sqlite_path",
     "start_thread",
     "storage_errors",
     "use_wal",
+    "uses_shared_connection",
 ]

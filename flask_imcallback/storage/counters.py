@@ -8,7 +8,6 @@ of refusal.
 from __future__ import annotations
 
 import atexit
-import logging
 import os
 import queue
 import time
@@ -24,15 +23,16 @@ from sqlalchemy import Connection, Engine, insert, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
+from ..logger import logger
 from ..storable_text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
 from .file_lock import file_lock
+from .inspection import is_file_missing
+from .memory import hold_connection, uses_shared_connection
 from .sqlite_files import sqlite_path
 from .tables import counters as counter_table
 from .threads import new_lock, new_queue, start_thread
 from .writer import interrupt
-
-logger = logging.getLogger("flask_imcallback")
 
 LOG_INTERVAL_SECONDS = 60
 """Minimum time between two log lines with the same provider and reason."""
@@ -41,6 +41,10 @@ SAVE_INTERVAL_SECONDS = 5
 """Time between two saves. A process that is killed loses the counts of this time."""
 
 MAX_SAVE_ATTEMPTS = 20
+
+MAX_FAILURES = 12
+"""Saves that fail one after the other, after which the thread ends. The next callback, or the next
+reader of the counts, starts another one."""
 
 MAX_SAVE_SECONDS = 60
 """Time after which a save is given up, because its connection hangs."""
@@ -89,6 +93,8 @@ class _Saver:
     saving_since: float = 0
     """Time of the monotonic clock, or 0 while the thread waits."""
     connection: Connection | None = None
+    is_file_missing: bool = False
+    """Whether the SQLite file was missing at the last save. A save must not create it again."""
 
     @property
     def hangs(self) -> bool:
@@ -173,7 +179,13 @@ class CallbackCounters:
         self._unsaved[key] = known_count + count, max(last_at, known_last_at)
 
     def _start_saver(self) -> None:
-        """Start a thread that saves the counts. Gives up the thread before it, which hangs."""
+        """Start a thread that saves the counts. Gives up the thread before it, which hangs.
+
+        Without a thread, the reader of the counts saves them.
+        """
+        with self._context():
+            if uses_shared_connection(self._get_saving_engine):
+                return
         if self._saver is not None and self._saver.connection is not None:
             interrupt(self._saver.connection)
         if not self._is_flushed_at_exit:
@@ -183,7 +195,7 @@ class CallbackCounters:
         saver.running.acquire()
         # Without a free thread, the counts wait for the next callback.
         with suppress(RuntimeError):
-            start_thread("imcallback-counters", lambda: self._save_until_done(saver))
+            start_thread("imcallback-counters", lambda: self._run(saver))
             self._saver = saver
 
     def flush(self, seconds: float) -> None:
@@ -197,14 +209,26 @@ class CallbackCounters:
             if saver.running.acquire(timeout=seconds):
                 saver.running.release()
 
+    def _run(self, saver: _Saver) -> None:
+        try:
+            self._save_until_done(saver)
+        except BaseException:
+            if self._saver is saver:
+                self._saver = None  # the next callback starts another thread
+            raise
+        finally:
+            saver.running.release()
+
     def _save_until_done(self, saver: _Saver) -> None:
-        is_last = False
+        is_last, failures = False, 0
         while True:
             next_save_at = self._saved_at + SAVE_INTERVAL_SECONDS
             is_last = saver.wait(next_save_at - time.monotonic()) or is_last
             saver.saving_since = self._saved_at = time.monotonic()
             is_saved = self._save(saver)
             saver.saving_since = 0
+            failures = 0 if is_saved else failures + 1
+            is_last = is_last or saver.is_file_missing or failures == MAX_FAILURES
             with self._lock:
                 is_current = self._saver is saver
                 if is_current and self._unsaved and (is_saved or not is_last):
@@ -213,7 +237,6 @@ class CallbackCounters:
                     continue
                 if is_current:
                     self._saver = None
-                saver.running.release()
                 return
 
     def _save(self, saver: _Saver) -> bool:
@@ -223,8 +246,11 @@ class CallbackCounters:
         try:
             with self._context():
                 engine = self._get_saving_engine()
-            self._add_to_table(engine, unsaved, saver)
-        except Exception as error:  # whatever the error is, no count may be lost
+                saver.is_file_missing = is_file_missing(engine)
+                if saver.is_file_missing:
+                    raise FileNotFoundError("the database file is missing or empty")
+                self._add_to_table(engine, unsaved, saver)
+        except BaseException as error:  # whatever the error is, no count may be lost
             with self._lock:
                 for key, (count, last_at) in unsaved.items():
                     self._add_unsaved(key, count, last_at)
@@ -238,7 +264,11 @@ class CallbackCounters:
         """Add the counts in one transaction. Raises the error of the last attempt."""
         for attempts_left in reversed(range(MAX_SAVE_ATTEMPTS)):
             try:
-                with file_lock(sqlite_path(engine)), engine.connect() as connection:
+                with (
+                    hold_connection(engine),
+                    file_lock(sqlite_path(engine)),
+                    engine.connect() as connection,
+                ):
                     saver.connection = connection
                     try:
                         with connection.begin():
@@ -255,7 +285,7 @@ class CallbackCounters:
                 if not is_retried or not attempts_left:
                     raise
 
-    def _log_failure(self, error: Exception) -> None:
+    def _log_failure(self, error: BaseException) -> None:
         now = time.time()
         if abs(now - self._failure_logged_at) < LOG_INTERVAL_SECONDS:
             return
@@ -271,6 +301,11 @@ class CallbackCounters:
 
         Other processes may have newer counts, which they save within seconds.
         """
+        if uses_shared_connection(self._get_saving_engine):
+            self._save(_Saver())
+        with self._lock:
+            if self._unsaved and self._saver is None:
+                self._start_saver()
         self.flush(FLUSH_SECONDS)
         column = counter_table.c
         query = select(counter_table).order_by(column.provider, column.outcome, column.name)

@@ -7,7 +7,6 @@ everything else: it opens connections, waits for other processes, groups deliver
 
 from __future__ import annotations
 
-import logging
 import math
 import time
 from collections.abc import Callable
@@ -16,6 +15,7 @@ from contextlib import suppress
 from sqlalchemy import Connection, Engine, QueuePool
 from sqlalchemy.exc import SQLAlchemyError
 
+from ..logger import logger
 from .database_errors import DeadlineError, FileReplacedError
 from .entries import Entry
 from .file_lock import LockTakenError, file_lock
@@ -25,8 +25,6 @@ from .sqlite_files import is_file_current, sqlite_path
 from .sqlite_forks import give_up_before_fork
 from .threads import new_lock, runs_in_gevent, start_thread
 from .writer import can_interrupt, interrupt
-
-logger = logging.getLogger("flask_imcallback")
 
 MAX_ENTRY_ROWS = 1000
 """Deliveries of this size or larger (`Entry.weight`) are left to the writer thread."""
@@ -105,6 +103,9 @@ class DirectWriter:
                 raise DeadlineError("the database did not store the delivery in time") from error
             logger.debug("The writer thread repeats a write that failed", exc_info=True)
             return False
+        except BaseException:  # a time limit of the host app may end the request at any point
+            self._give_up()
+            raise
         return True
 
     def renew(self) -> None:
@@ -161,6 +162,13 @@ class DirectWriter:
             with suppress(Exception):  # whatever the driver raises, nobody uses the connection
                 connection.close()
                 connection.engine.dispose()
+
+    def _give_up(self) -> None:
+        """Close the connection at once. Its transaction is open, and the driver may be confused."""
+        if self._connection is not None:
+            with suppress(Exception):
+                self._connection.invalidate()
+        self._close()
 
     def _begin_watch(self, deadline: float) -> None:
         with self._watch_lock:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import os
 import time
 from collections.abc import Callable, Sequence
@@ -12,6 +11,7 @@ from enum import Enum, auto
 from sqlalchemy import Engine
 
 from ..errors import StorageError
+from ..logger import logger
 from ..removals import Record
 from .database_errors import Fault, classify, concerns_entry, describe
 from .engines import UNKNOWN_DATABASE
@@ -20,8 +20,6 @@ from .file_lock import file_lock
 from .spool import Spool, SpooledEntry
 from .threads import new_lock, start_thread
 from .writer import Writer
-
-logger = logging.getLogger("flask_imcallback")
 
 MAX_CHUNK_DELIVERIES = 500
 """Maximum number of deliveries in one chunk."""
@@ -94,7 +92,9 @@ class Drain:
         on_stored: Callable[[], None] = lambda: None,
     ) -> None:
         self.spool = spool
-        self._writer = Writer(engine, retry_until_deadline=False, on_stored=on_stored)
+        self._writer = Writer(
+            engine, retry_until_deadline=False, context=context, on_stored=on_stored
+        )
         self._context = context
         self._announce = announce
         self._lock = new_lock()
@@ -272,6 +272,13 @@ class Drain:
         return self._state
 
     def _run(self) -> None:
+        try:
+            self._drain_until_empty()
+        except BaseException:
+            self._is_running, self._retry_at = False, 0.0  # the next callback starts it again
+            raise
+
+    def _drain_until_empty(self) -> None:
         pause = MIN_PAUSE_SECONDS
         while True:
             with self._lock:

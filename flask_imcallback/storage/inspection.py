@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import secrets
 import sqlite3
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Generic, TypeVar
@@ -16,7 +18,9 @@ from ..errors import StorageError
 from .database_errors import DeadlineError, describe
 from .encodings import encoding_problem, read_encoding
 from .ids import id_at
+from .memory import hold_connection, shares_connection
 from .migrations import is_head, read_revision
+from .sqlite_files import sqlite_path
 from .tables import counters, delivery
 from .threads import new_lock, new_signal, start_thread
 from .writer import interrupt
@@ -38,14 +42,17 @@ class _Question(Generic[T]):
 
 
 class Inspector:
-    """The questions of one process to its database.
+    """The questions of one process to its database. `context` makes an app context.
 
     If a question hangs, its connection is closed. So the next question can be answered when the
     database works again.
     """
 
-    def __init__(self, engine: Callable[[], Engine]) -> None:
+    def __init__(
+        self, engine: Callable[[], Engine], context: Callable[[], AbstractContextManager[object]]
+    ) -> None:
         self._get_engine = engine
+        self._context = context
         self._lock = new_lock()
         self._open_questions = 0
 
@@ -55,7 +62,7 @@ class Inspector:
         The function runs in a transaction that is rolled back. Raises `ConfigError` if there is no
         engine, and `StorageError` for an error of the database.
         """
-        self._get_engine()  # needs the app context of this thread
+        engine = self._get_engine()  # needs the app context of this thread
         with self._lock:
             if self._open_questions >= MAX_HANGING_QUESTIONS:
                 raise DeadlineError(
@@ -65,7 +72,10 @@ class Inspector:
             self._open_questions += 1
         question: _Question[T] = _Question()
         try:
-            start_thread("imcallback-health", lambda: self._run(question, function))
+            if shares_connection(engine):
+                self._run(question, function)
+            else:
+                start_thread("imcallback-health", lambda: self._run(question, function))
         except RuntimeError as error:
             with self._lock:
                 self._open_questions -= 1
@@ -95,7 +105,11 @@ class Inspector:
             question.is_answered.set()
 
     def _answer(self, question: _Question[T], function: Callable[[Connection], T]) -> T:
-        with self._get_engine().connect() as connection:
+        with (
+            self._context(),
+            hold_connection(engine := self._get_engine()),
+            engine.connect() as connection,
+        ):
             question.connection = connection
             try:
                 return function(connection)
@@ -122,6 +136,21 @@ class DatabaseState:
     """The reason why a power cut loses callbacks, and the remedy. Empty without a problem."""
     max_packet_bytes: int | None
     """The size of the largest statement that MariaDB accepts. None for other databases."""
+
+
+def is_file_missing(engine: Engine) -> bool:
+    """Return True if the SQLite file does not exist, or is empty. A connection creates a file.
+
+    An empty file has no tables. A test of a host may have deleted the file just when a thread
+    opened it.
+    """
+    path = sqlite_path(engine)
+    try:
+        return path is not None and os.path.getsize(path) == 0
+    except FileNotFoundError:
+        return True
+    except OSError:  # the use of the file tells why
+        return False
 
 
 def inspect_database(connection: Connection) -> DatabaseState:

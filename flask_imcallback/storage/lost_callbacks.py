@@ -18,10 +18,9 @@ from typing import Any, NamedTuple
 
 from itsdangerous import Signer
 
+from ..logger import logger
 from .entries import Entry
 from .entry_codec import UnknownVersionError, decode_entry, encode_entry
-
-logger = logging.getLogger("flask_imcallback")
 
 MARK = "flask_imcallback_lost"
 """The first member of the JSON in a line. Its value is a sentence for people."""
@@ -187,11 +186,11 @@ def _read_part(line: str) -> tuple[str, str, bool]:
 
 def is_log_visible() -> bool:
     """Return True if an error of the logger `flask_imcallback` reaches a handler."""
-    if logger.disabled or not logger.isEnabledFor(logging.ERROR):
+    if logger.logger.disabled or not logger.isEnabledFor(logging.ERROR):
         return False
     if not logger.hasHandlers():
         return logging.lastResort is not None
-    return has_handler(logger, logging.ERROR)
+    return has_handler(logger.logger, logging.ERROR)
 
 
 def has_handler(logger: logging.Logger, level: int) -> bool:

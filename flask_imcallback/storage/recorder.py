@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 
 from sqlalchemy import Engine
 
@@ -14,6 +15,7 @@ from .drain import Drain
 from .entries import Delivery, Entry
 from .ids import IdAllocator
 from .lost_callbacks import LostCallbacks
+from .memory import uses_shared_connection
 from .writer import Writer
 
 LARGE_ENTRY_ROWS = 20_000
@@ -24,7 +26,8 @@ seconds for them. The IM server does not wait so long, and other deliveries need
 class Recorder:
     """The recorder of the deliveries of one app in one process. Threads may share it.
 
-    `on_stored` is called after each transaction that stored deliveries. It must return immediately.
+    `context` makes an app context. `on_stored` is called after each transaction that stored
+    deliveries. It must return immediately.
     """
 
     def __init__(
@@ -32,16 +35,19 @@ class Recorder:
         engine: Callable[[], Engine],
         direct_engine: Callable[[], Engine],
         *,
+        context: Callable[[], AbstractContextManager[object]],
         deadline: float,
         drain: Drain | None,
         lost_callbacks: LostCallbacks,
         on_stored: Callable[[], None],
     ) -> None:
+        self._get_engine = engine
         self._on_stored = on_stored
         self._direct_writer = DirectWriter(direct_engine)
         self._writer = Writer(
             engine,
             retry_until_deadline=drain is None,
+            context=context,
             after_write=self._direct_writer.renew,
             on_stored=on_stored,
         )
@@ -70,7 +76,8 @@ class Recorder:
         self._direct_writer.stop()
 
     def _store(self, entry: Entry) -> Entry | None:
-        if self._drain is None:
+        # A database in memory is never unavailable, and the drain would use it in a thread.
+        if self._drain is None or uses_shared_connection(self._get_engine):
             if error := self._try_database(entry):
                 raise _storage_error(error) from error
             return entry
@@ -81,8 +88,15 @@ class Recorder:
         if error is None:
             self._drain.note_stored()
             return entry
-        self._drain.note_failure(entry, error)
-        if spool_error := _try_spool(entry, self._drain):
+        # The spool comes first, because a log handler of the host app may block or raise.
+        spool_error = _try_spool(entry, self._drain)
+        try:
+            self._drain.note_failure(entry, error)
+        finally:
+            if spool_error is None:
+                self._drain.start()
+        if spool_error:
+            self._drain.note_spool_failure()
             raise _storage_error(error, spool_error) from error
         return None
 
@@ -90,7 +104,9 @@ class Recorder:
         """Store the entry in the spool, or else in the database, which may work again."""
         spool_error = _try_spool(entry, drain)
         if spool_error is None:
+            drain.start()
             return None
+        drain.note_spool_failure()
         if error := self._try_database(entry):
             raise _storage_error(error, spool_error) from error
         drain.note_stored()
@@ -115,13 +131,11 @@ class Recorder:
 
 
 def _try_spool(entry: Entry, drain: Drain) -> Exception | None:
-    """Store the entry in the spool, and start the drain. Returns the error, if any."""
+    """Store the entry in the spool. Returns the error, if any."""
     try:
         drain.spool.put(entry.copy())
     except StorageError as error:
-        drain.note_spool_failure()
         return error
-    drain.start()
     return None
 
 

@@ -8,20 +8,20 @@ single delivery is written immediately.
 
 from __future__ import annotations
 
-import logging
 import os
 import queue
 import socket
 import sqlite3
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
 from sqlalchemy import Connection, Engine
 
 from ..errors import StorageError
+from ..logger import logger
 from ..removals import Status
 from .database_errors import DeadlineError, Fault, FileReplacedError, classify
 from .engines import drop_idle_connections
@@ -29,10 +29,9 @@ from .entries import Entry
 from .file_lock import file_lock
 from .inserts import store_entries
 from .key_conflicts import AlreadyStored, KeyConflict, Repetition, TakenId, find_key_conflict
+from .memory import hold_connection, shares_connection
 from .sqlite_files import is_file_current, sqlite_path
 from .threads import new_lock, new_queue, new_signal, start_thread
-
-logger = logging.getLogger("flask_imcallback")
 
 MIN_TRANSACTION_ROWS, MAX_TRANSACTION_ROWS = 1000, 20_000
 """Bounds of the size of a transaction, in rows (`Entry.weight`). Larger transactions write the
@@ -88,8 +87,9 @@ class Writer:
     """A queue of entries and the thread that stores them. The threads of a process may share it.
 
     `store` inserts entries by a connection. After a lost connection, a writer with
-    `retry_until_deadline` retries until the deadline. Other writers retry once. `on_stored` is
-    called in the writer thread when entries were stored. It must return immediately.
+    `retry_until_deadline` retries until the deadline. Other writers retry once. Each transaction
+    runs in a new `context`, because listeners of the host app may need an app context. `on_stored`
+    is called in the writer thread when entries were stored. It must return immediately.
     """
 
     def __init__(
@@ -97,12 +97,14 @@ class Writer:
         engine: Callable[[], Engine],
         *,
         retry_until_deadline: bool,
+        context: Callable[[], AbstractContextManager[object]] = nullcontext,
         store: Callable[[Connection, Sequence[Entry]], None] = store_entries,
         after_write: Callable[[], None] = lambda: None,
         on_stored: Callable[[], None] = lambda: None,
     ) -> None:
         self._get_engine = engine
         self._retry_until_deadline = retry_until_deadline
+        self._context = context
         self._store_entries = store
         self._after_write = after_write
         self._on_stored = on_stored
@@ -121,6 +123,11 @@ class Writer:
         engine, deadline = self._get_engine(), time.monotonic() + seconds
         for entry in entries:
             entry.done = new_signal()
+        if shares_connection(engine):
+            with hold_connection(engine):
+                self._store(engine, list(entries), deadline, _Worker())
+            return
+        for entry in entries:
             self._queue.put(_QueuedEntry(engine, deadline, entry))
         try:
             self._ensure_worker()
@@ -178,16 +185,23 @@ class Writer:
                 continue
             worker.busy_since = time.monotonic()
             try:
-                # Deliveries that arrive while this process waits for the lock share a transaction.
-                with file_lock(sqlite_path(first.engine)) as release_lock:
-                    started_at, worker.release_lock = time.monotonic(), release_lock
-                    self._write_queued(first, worker)
-                self._adjust_transaction_size(time.monotonic() - started_at)
-                if self._queue.empty():
-                    self._after_write()
+                with self._context():
+                    self._write_in_turn(first, worker)
             except Exception:  # the thread must survive, and its callers stop at their deadlines
                 logger.exception("The writer thread failed unexpectedly")
             worker.busy_since = 0
+
+    def _write_in_turn(self, first: _QueuedEntry, worker: _Worker) -> None:
+        """Wait for the lock, then store an entry together with the entries behind it.
+
+        Deliveries that arrive while this process waits for the lock share a transaction.
+        """
+        with file_lock(sqlite_path(first.engine)) as release_lock:
+            started_at, worker.release_lock = time.monotonic(), release_lock
+            self._write_queued(first, worker)
+        self._adjust_transaction_size(time.monotonic() - started_at)
+        if self._queue.empty():
+            self._after_write()
 
     def _end_idle(self, worker: _Worker) -> bool:
         """Return True if the worker may end. An app that nobody uses any more keeps no thread."""

@@ -119,7 +119,8 @@ class Exchange:
             body += parts  # a middleware that is a generator runs only now
         except Exception as caught:
             error = caught
-        if is_callback and self.answer is None and status.startswith("5"):
+        # The IM server would take another 2xx for ours, for example that of an error handler.
+        if is_callback and self.answer is None and status.startswith(("2", "5")):
             self._answer_after_failure(answer, status.partition(" ")[0])
         if self.answer is not None:
             if error:

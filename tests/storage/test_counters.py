@@ -165,7 +165,7 @@ def saved_counts(app: Flask) -> dict[str, int]:
     """Return the counts in the table by name, without those that this process has not saved."""
     with app.app_context(), get_runtime().engine().connect() as connection:
         rows = connection.execute(select(counter_table.c.name, counter_table.c["count"]))
-        return dict(rows.tuples())
+        return {row[0]: row[1] for row in rows}
 
 
 def test_counts_that_cannot_be_saved_are_saved_later(

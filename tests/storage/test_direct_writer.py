@@ -16,7 +16,8 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, event
+from pymysql.cursors import Cursor  # type: ignore[import-untyped]
+from sqlalchemy import URL, create_engine, event
 
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import direct_writer
@@ -208,3 +209,40 @@ def test_a_fork_closes_the_connection(make_app: MakeApp) -> None:
     assert writer._connection is None
     warm_up(app)
     assert len(rows(app)[0]) == 4
+
+
+class TimeLimitError(BaseException):
+    """An error like `gevent.Timeout`, which is no `Exception`."""
+
+
+class LimitedCursor(Cursor):  # type: ignore[misc]
+    """A cursor of a host whose time limit ends a request before a statement."""
+
+    limited_statement = ""
+
+    def execute(self, query: str, args: Any = None) -> Any:
+        if LimitedCursor.limited_statement and LimitedCursor.limited_statement in query:
+            LimitedCursor.limited_statement = ""
+            raise TimeLimitError
+        return super().execute(query, args)
+
+
+@pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
+def test_a_time_limit_of_the_host_stores_no_half_delivery(
+    database_url: URL, make_app: MakeApp
+) -> None:
+    """The limit ends a request between two statements. Its repetition is stored completely."""
+    engine = create_engine(database_url, connect_args={"cursorclass": LimitedCursor})
+    app = make_app(engine=engine)
+    warm_up(app)
+    with app.app_context():
+        recorder = get_runtime().recorder
+        LimitedCursor.limited_statement = "imcallback_inbox"
+        with pytest.raises(TimeLimitError):
+            recorder.record(DELIVERY)
+        assert record(app, 1)
+        assert recorder.record(DELIVERY)
+    deliveries, removals = rows(app)
+    assert [row["status"] for row in deliveries] == ["recorded"] * len(deliveries)
+    assert len(removals) == 2 * len(deliveries) == 8
+    engine.dispose()
