@@ -21,7 +21,6 @@ from .engines import (
     WRITES,
     Engines,
     create_private_file,
-    database_mark,
     describe_url,
     drop_idle_connections,
     has_file,
@@ -40,6 +39,7 @@ from .inspection import (
 )
 from .key_conflicts import AlreadyStored, Repetition, TakenId, find_key_conflict
 from .lost_callbacks import LostCallbacks, LostEntry, has_handler, is_log_visible
+from .marks import database_mark, engine_mark
 from .migrations import (
     VERSION_TABLE,
     current_revision,
@@ -122,6 +122,7 @@ __all__ = [
     "describe_url",
     "door",
     "drop_idle_connections",
+    "engine_mark",
     "erasure",
     "file_lock",
     "find_key_conflict",

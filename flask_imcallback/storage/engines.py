@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
-from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Dialect, Engine, NullPool, QueuePool, StaticPool, event
 from sqlalchemy.exc import DBAPIError
@@ -20,6 +19,7 @@ from sqlalchemy.pool import Pool, SingletonThreadPool
 
 from ..errors import ConfigError, ImCallbackError, StorageError
 from .database_errors import describe
+from .marks import engine_mark, names_server_database
 from .sqlite import set_up_sqlite
 from .sqlite_files import resolve_path, sqlite_path, watch_file
 from .sqlite_forks import GuardedNullPool, GuardedQueuePool, close_before_fork
@@ -31,18 +31,6 @@ BEGIN, because it cannot wait for the lock in a transaction that has already rea
 
 BEGIN_KEY = "imcallback_begin"
 """Key of `Connection.info` with a statement that each transaction begins with."""
-
-DEFAULT_PORTS: dict[str, int] = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
-
-MARK_OPTIONS = (
-    *("host", "hostaddr", "port", "unix_socket", "dbname", "database", "db", "service", "options"),
-    *("read_default_file", "read_default_group", "schema"),
-)
-"""Query parameters of a URL that lead to another database or another schema."""
-
-LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
-"""Environment variables that complete a URL of PostgreSQL.
-See https://www.postgresql.org/docs/current/libpq-envars.html."""
 
 UNKNOWN_DATABASE = "unknown"
 """Mark of a database if this process has no engine for it."""
@@ -136,7 +124,7 @@ class Engines:
         if engines.mark is None:
             with suppress(Exception):
                 # Later, a relative path could lead to another file.
-                engines.mark = database_mark(self.host().url)
+                engines.mark = engine_mark(self.host())
         return engines.mark or UNKNOWN_DATABASE
 
     def has_clear_mark(self) -> bool:
@@ -153,35 +141,11 @@ class Engines:
                 engine.dispose()
 
 
-def database_mark(url: URL) -> str:
-    """Return a text that identifies a database, without user, password and driver.
-
-    The same database has the same mark in each process. A spool keeps the mark with each entry.
-    """
-    backend = url.get_backend_name()
-    if backend == "sqlite":
-        return f"sqlite:///{resolve_path(url) or ':memory:'}"
-    backend = "mysql" if backend == "mariadb" else backend
-    host, port = url.host or "localhost", url.port or DEFAULT_PORTS.get(backend)
-    options = [(name, value) for name in MARK_OPTIONS for value in _values(url.query.get(name, ()))]
-    if backend == "postgresql" and not (url.host and url.database):
-        options += [(name, os.environ[name]) for name in LIBPQ_VARIABLES if name in os.environ]
-        if not url.database and url.username:
-            options.append(("user", url.username))  # PostgreSQL uses it as the name of the database
-    parameters = "&".join(f"{name}={quote(value, safe='/:,=')}" for name, value in options)
-    return f"{backend}://{host}:{port}/{url.database or ''}" + (parameters and f"?{parameters}")
-
-
 def names_database(engine: Engine) -> bool:
     """Return False if the mark of the engine's database may also stand for another database."""
-    url = engine.url
-    if url.get_backend_name() == "sqlite":
-        return resolve_path(url) is not None or is_in_memory(engine)
-    return bool(url.database) or "?" in database_mark(url)
-
-
-def _values(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else value
+    if engine.dialect.name == "sqlite":
+        return resolve_path(engine.url) is not None or is_in_memory(engine)
+    return names_server_database(engine)
 
 
 def is_in_memory(engine: Engine) -> bool:

@@ -24,7 +24,8 @@ from sqlalchemy import URL, Engine, create_engine, event, make_url, text
 from flask_imcallback import ConfigError, ImCallback, Relation, Removal, StorageError, upgrade
 from flask_imcallback.log import load_feed_query
 from flask_imcallback.runtime import build_runtime, get_runtime
-from flask_imcallback.storage.engines import create_private_file, database_mark, describe_url
+from flask_imcallback.storage.engines import Engines, create_private_file, describe_url
+from flask_imcallback.storage.marks import database_mark
 from flask_imcallback.storage.sqlite import use_wal
 from support import engines, servers
 from support.apps import close_connections, rows, wait_until
@@ -376,37 +377,92 @@ def test_the_host_may_give_the_password_late(
 @pytest.mark.parametrize(
     ("url", "mark"),
     [
-        ("postgresql+psycopg://u:p@db.example/app", "postgresql://db.example:5432/app"),
-        ("postgresql+psycopg2://v@db.example:5432/app", "postgresql://db.example:5432/app"),
+        ("postgresql+psycopg://u:p@db.example/app", "postgresql://u@db.example:5432/app"),
+        ("postgresql+psycopg2://u@db.example:5432/app", "postgresql://u@db.example:5432/app"),
         ("postgresql://db.example:6432/app", "postgresql://db.example:6432/app"),
-        ("postgresql:///app?host=/run/pg", "postgresql://localhost:5432/app?host=/run/pg"),
+        ("postgresql:///app?host=/run/pg", "postgresql://%2Frun%2Fpg:5432/app"),
+        ("postgresql:///app?host=a:1&host=b:2", "postgresql://a:1,b:2:5432/app"),
         (
-            "postgresql://db/app?options=-csearch_path=tenant&sslmode=require",
-            "postgresql://db:5432/app?options=-csearch_path=tenant",
+            "postgresql://db/app?options=-csearch_path=tenant -cx.key=pass&sslmode=require",
+            "postgresql://db:5432/app?search_path=tenant",
         ),
+        ("postgresql://db/app?options=--search-path=a", "postgresql://db:5432/app?search_path=a"),
+        ("postgresql://db/app?options=-c role=a", "postgresql://db:5432/app?role=a"),
         ("mysql+pymysql://u:p@db/app?charset=utf8", "mysql://db:3306/app"),
         ("mariadb+pymysql://db/app", "mysql://db:3306/app"),
         ("sqlite:////srv/app.db", "sqlite:////srv/app.db"),
         ("sqlite:///file:/srv/app.db?uri=true&mode=ro", "sqlite:////srv/app.db"),
-        ("mysql://db/?db=app", "mysql://db:3306/?db=app"),
+        ("mysql://db/?db=app", "mysql://db:3306/app"),
         ("mysql:///?read_default_file=/a", "mysql://localhost:3306/?read_default_file=/a"),
-        ("postgresql:///?dbname=app", "postgresql://localhost:5432/?dbname=app"),
-        ("postgresql://u@db", "postgresql://db:5432/?user=u"),
+        ("postgresql:///?dbname=app", "postgresql://localhost:5432/app"),
+        ("postgresql://u@db", "postgresql://u@db:5432/u"),
         ("sqlite://", "sqlite:///:memory:"),
     ],
 )
-def test_a_mark_names_a_database_without_login_and_driver(url: str, mark: str) -> None:
-    """Another login or driver leads to the same database, another schema does not."""
+def test_a_mark_names_a_database_without_password_and_driver(url: str, mark: str) -> None:
+    """Another driver leads to the same database, another schema or PostgreSQL user may not."""
     assert database_mark(make_url(url)) == mark
 
 
 def test_a_mark_names_the_variables_of_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A URL without a host or a database takes them from the environment."""
+    """A URL takes what it does not say from the environment."""
     monkeypatch.setenv("PGHOST", "db.example")
     monkeypatch.setenv("PGDATABASE", "app")
-    mark = "postgresql://localhost:5432/?PGHOST=db.example&PGDATABASE=app"
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=tenant")
+    mark = "postgresql://db.example:5432/app?search_path=tenant"
     assert database_mark(make_url("postgresql://")) == mark
-    assert database_mark(make_url("postgresql://db/app")) == "postgresql://db:5432/app"
+    mark = "postgresql://db:5432/other?search_path=tenant"
+    assert database_mark(make_url("postgresql://db/other")) == mark
+
+
+CONNECT_ARGUMENTS: list[tuple[str, dict[str, Any]]] = [
+    ("postgresql", {"options": "-csearch_path=other"}),
+    ("postgresql+psycopg2", {"options": "-c search_path=other"}),
+    ("postgresql", {"dbname": "OTHER"}),
+    ("postgresql", {"user": "OTHER"}),
+    ("mariadb", {"database": "OTHER"}),
+    ("mariadb", {"init_command": "USE `OTHER`"}),
+]
+"""Arguments that lead to another database or schema than the URL, for a kind or a driver."""
+
+
+@pytest.mark.parametrize(("driver", "arguments"), CONNECT_ARGUMENTS)
+def test_a_mark_sees_the_arguments_that_override_the_url(
+    driver: str, arguments: dict[str, Any], url_of: Callable[[str], URL]
+) -> None:
+    """Two deployments in one folder have the same URL and other tables, so their marks differ."""
+    kind, _, has_driver = driver.partition("+")
+    url, other = url_of(kind), str(url_of(kind).database)
+    url = url.set(drivername=driver) if has_driver else url
+    where = "current_database() || current_schemas(false)::text"
+    where = "database()" if kind == "mariadb" else where
+    first = create_engine(url)
+    with first.begin() as connection:
+        if kind == "postgresql":
+            for statement in ("CREATE SCHEMA other", f"CREATE ROLE {other} SUPERUSER LOGIN"):
+                connection.exec_driver_sql(statement)
+            connection.exec_driver_sql(f"CREATE SCHEMA {other} AUTHORIZATION {other}")
+        places = [connection.exec_driver_sql(f"SELECT {where}").scalar()]
+    arguments = {name: value.replace("OTHER", other) for name, value in arguments.items()}
+    second = create_engine(url, connect_args=arguments)
+    with second.connect() as connection:
+        places.append(connection.exec_driver_sql(f"SELECT {where}").scalar())
+    marks = [Engines(lambda: first).mark(), Engines(lambda: second).mark()]
+    second.dispose()
+    if kind == "postgresql":
+        with first.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {other}")
+            connection.exec_driver_sql(f"DROP ROLE {other}")
+    first.dispose()
+    assert places[0] != places[1]
+    assert marks[0] != marks[1]
+
+
+def test_a_mark_has_no_password_of_an_argument() -> None:
+    """The spool and the log show marks."""
+    arguments = {"password": "pass-word", "init_command": "SET @key = 'pass-word'"}
+    engine = create_engine("mysql+pymysql://u:pass-word@db/app", connect_args=arguments)
+    assert Engines(lambda: engine).mark() == "mysql://db:3306/app"
 
 
 def test_a_described_database_has_no_password() -> None:
