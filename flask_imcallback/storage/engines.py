@@ -20,6 +20,7 @@ from sqlalchemy.pool import Pool, SingletonThreadPool
 from ..errors import ConfigError, ImCallbackError, StorageError
 from .database_errors import describe
 from .marks import engine_mark, names_server_database
+from .quiet_engines import QuietEngine, QuietNullPool, QuietQueuePool, quiet_dialect
 from .sqlite import set_up_sqlite
 from .sqlite_files import resolve_path, sqlite_path, watch_file
 from .sqlite_forks import GuardedNullPool, GuardedQueuePool, close_before_fork
@@ -200,7 +201,7 @@ def _reading_pool(pool: Pool) -> Pool:
 
 def _queue_pool(pool: Pool, pool_size: int = 1, max_overflow: int = -1, **limits: Any) -> QueuePool:
     """Return a pool that keeps some connections, with the options of the given pool."""
-    pool_class = GuardedQueuePool if _is_sqlite(pool) else QueuePool
+    pool_class = GuardedQueuePool if _is_sqlite(pool) else QuietQueuePool
     return pool_class(
         pool._creator,
         pool_size=pool_size,
@@ -212,7 +213,7 @@ def _queue_pool(pool: Pool, pool_size: int = 1, max_overflow: int = -1, **limits
 
 
 def _null_pool(pool: Pool) -> NullPool:
-    pool_class = GuardedNullPool if _is_sqlite(pool) else NullPool
+    pool_class = GuardedNullPool if _is_sqlite(pool) else QuietNullPool
     return pool_class(pool._creator, **_common_options(pool))
 
 
@@ -228,12 +229,9 @@ def _common_options(pool: Pool) -> dict[str, Any]:
     names = ("connect", "first_connect")
     return {
         "pre_ping": pool._pre_ping,
-        "dialect": pool._dialect,
-        "events": [
-            (listener, name)
-            for name in names
-            for listener in getattr(pool.dispatch, name).listeners
-        ],
+        "dialect": quiet_dialect(cast(Dialect, pool._dialect)),
+        # Iteration also yields the listeners of the classes. They may choose a schema.
+        "events": [(listener, name) for name in names for listener in getattr(pool.dispatch, name)],
     }
 
 
@@ -252,9 +250,10 @@ def _derive(host: Engine, pool: Pool, **options: Any) -> Engine:
     """Return an engine with this pool, or the engine of the host app for a database in memory."""
     if is_in_memory(host):
         return host
-    engine = Engine(
+    dialect = cast(Dialect, pool._dialect)
+    engine = QuietEngine(
         pool,
-        host.dialect,
+        dialect,
         host.url,
         echo=host.echo,
         # An error message would hold the packets.
@@ -264,12 +263,12 @@ def _derive(host: Engine, pool: Pool, **options: Any) -> Engine:
     # Our listener runs after the copied listeners of the host app, and overrides them.
     event.listen(
         *(engine, "connect"),
-        lambda driver, record: set_up_connection(driver, host.dialect, record.info),
+        lambda driver, record: set_up_connection(driver, dialect, record.info),
     )
-    if engine.dialect.name == "sqlite":
+    if dialect.name == "sqlite":
         event.listen(engine, "begin", begin_sqlite)
         watch_file(engine)
-    elif engine.dialect.name == "postgresql":
+    elif dialect.name == "postgresql":
         event.listen(engine, "begin", begin_postgresql)
     return engine
 

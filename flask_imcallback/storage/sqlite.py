@@ -73,5 +73,10 @@ def fail_if_locked(connection: Connection) -> None:
 
     It cannot be interrupted while it waits for a lock.
     """
+    limit_lock_wait(connection, 0)
+
+
+def limit_lock_wait(connection: Connection, milliseconds: int) -> None:
+    """Let this connection wait for a lock of another process for at most this time."""
     driver: Any = connection.connection.driver_connection
-    driver.execute("PRAGMA busy_timeout=0")
+    driver.execute(f"PRAGMA busy_timeout={milliseconds}")
