@@ -22,7 +22,7 @@ from .database_errors import describe
 from .marks import engine_mark, names_server_database
 from .quiet_engines import QuietEngine, QuietNullPool, QuietQueuePool, quiet_dialect
 from .sqlite import set_up_sqlite
-from .sqlite_files import resolve_path, sqlite_path, watch_file
+from .sqlite_files import resolve_path, sqlite_path, uri_options, watch_file
 from .sqlite_forks import GuardedNullPool, GuardedQueuePool, close_before_fork
 from .threads import PerProcess
 
@@ -32,6 +32,14 @@ BEGIN, because it cannot wait for the lock in a transaction that has already rea
 
 BEGIN_KEY = "imcallback_begin"
 """Key of `Connection.info` with a statement that each transaction begins with."""
+
+UNLOCKED_OPTIONS = {
+    *(("nolock", value) for value in ("1", "true", "yes", "on")),
+    *(("immutable", value) for value in ("1", "true", "yes", "on")),
+    *(("vfs", value) for value in ("unix-none", "win32-none", "win32-longpath-none")),
+}
+"""Options of a SQLite URI with which connections ignore each other.
+See https://sqlite.org/uri.html."""
 
 UNKNOWN_DATABASE = "unknown"
 """Mark of a database if this process has no engine for it."""
@@ -151,9 +159,7 @@ def names_database(engine: Engine) -> bool:
 
 def is_in_memory(engine: Engine) -> bool:
     """Return True for a SQLite database that lives in the memory of one process."""
-    if engine.dialect.name != "sqlite" or not isinstance(
-        engine.pool, StaticPool | SingletonThreadPool
-    ):
+    if engine.dialect.name != "sqlite" or not isinstance(engine.pool, StaticPool):
         return False
     return not has_file(engine)
 
@@ -171,6 +177,8 @@ def has_file(engine: Engine) -> bool:
     """Return True if a SQLite engine opens a file. A `creator` may open one that no URL names."""
     if sqlite_path(engine) is not None:
         return True
+    if uri_options(engine.url).get("vfs") == "memdb":  # which reports a path
+        return False
     with engine.connect() as connection:
         return any(row[2] for row in connection.exec_driver_sql("PRAGMA database_list"))
 
@@ -182,21 +190,37 @@ def _check(engine: Any) -> Engine:
             f"the engine of the database is {engine!r}: pass a SQLAlchemy Engine, or a function "
             "that returns one. An AsyncEngine has it as sync_engine"
         )
-    if isinstance(engine.pool, SingletonThreadPool) and is_in_memory(engine):
-        raise ConfigError(
-            f"each thread has its own empty database with {engine.url!r}: create the engine with "
-            "poolclass=StaticPool and connect_args={'check_same_thread': False}, or use a file"
-        )
+    if engine.dialect.name == "sqlite":
+        if not isinstance(engine.pool, StaticPool) and not has_file(engine):
+            raise ConfigError(
+                f"{engine.url!r} is a database in memory with several connections: create the "
+                "engine with poolclass=StaticPool and connect_args={'check_same_thread': False}, "
+                "or use a file"
+            )
+        for name, value in uri_options(engine.url).items():
+            if (name, value.lower()) in UNLOCKED_OPTIONS:
+                raise ConfigError(
+                    f"several connections would destroy the file of {engine.url!r}, because with "
+                    f"{name}={value} they use no locks: remove this option from the URL"
+                )
     return engine
 
 
 def _reading_pool(pool: Pool) -> Pool:
     """Return a pool with the limits of the given pool."""
-    if isinstance(pool, NullPool):
+    if _is_bound_to_threads(pool):
         return _null_pool(pool)
     if isinstance(pool, QueuePool):
         return _queue_pool(pool, pool.size(), pool._max_overflow, timeout=pool._timeout)
     return _queue_pool(pool)
+
+
+def _is_bound_to_threads(pool: Pool) -> bool:
+    """Return True if no other thread may use a connection of the pool.
+
+    SQLite refuses another thread, unless the host app has set `check_same_thread` to False.
+    """
+    return isinstance(pool, NullPool | SingletonThreadPool)
 
 
 def _queue_pool(pool: Pool, pool_size: int = 1, max_overflow: int = -1, **limits: Any) -> QueuePool:
@@ -241,8 +265,8 @@ def _derive_for_writer(host: Engine) -> Engine:
     The thread uses one connection. It needs another one only after it gave up a connection that
     hangs, so the pool has no upper limit.
     """
-    has_no_pool = isinstance(host.pool, NullPool)
-    pool = _null_pool(host.pool) if has_no_pool else _queue_pool(host.pool)
+    is_bound = _is_bound_to_threads(host.pool)
+    pool = _null_pool(host.pool) if is_bound else _queue_pool(host.pool)
     return _derive(host, pool, **{WRITES: True})
 
 

@@ -19,7 +19,8 @@ from typing import Any
 import psycopg2.extensions  # type: ignore[import-untyped]
 import pytest
 from flask import Flask
-from sqlalchemy import URL, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Engine, QueuePool, StaticPool, create_engine, event, make_url, text
+from sqlalchemy.pool import SingletonThreadPool
 
 from flask_imcallback import ConfigError, ImCallback, Relation, Removal, StorageError, upgrade
 from flask_imcallback.log import load_feed_query
@@ -221,6 +222,98 @@ def test_a_database_that_loses_account_ids_is_refused_at_the_upgrade(
             connection.execute(text(f"DROP DATABASE {name} WITH (FORCE)"))
         administrator.dispose()
         gc.collect()
+
+
+@pytest.mark.parametrize("option", ["nolock=1", "vfs=unix-none", "immutable=True"])
+def test_a_file_without_locks_is_refused(option: str, tmp_path: Path) -> None:
+    """Several connections without locks destroy the file."""
+    engine = create_engine(f"sqlite:///file:{tmp_path}/test.db?{option}&uri=true")
+    name, _, value = option.partition("=")
+    message = f"with {name}={value} they use no locks: remove this option from the URL$"
+    with pytest.raises(ConfigError, match=message):
+        Engines(lambda: engine).host()
+    engine = create_engine(URL.create("sqlite", database=f"file:{tmp_path}/test.db?{option}"))
+    with pytest.raises(ConfigError, match=message):
+        Engines(lambda: engine).host()
+
+
+@pytest.mark.parametrize("options", ["mode=memory&cache=shared", "vfs=memdb"])
+def test_a_shared_database_in_memory_is_no_file(options: str, make_host: MakeHost) -> None:
+    """The name in its URL is no path. It works with a single connection."""
+    url = f"sqlite:///file:/shared?{options}&uri=true"
+    for pool in (SingletonThreadPool, QueuePool):
+        several = create_engine(url, poolclass=pool)
+        message = "^sqlite:///file.*shared.* is a database in memory with several connections: "
+        with pytest.raises(ConfigError, match=message):
+            Engines(lambda engine=several: engine).host()  # type: ignore[misc]
+        several.dispose()
+    arguments = {"check_same_thread": False}
+    engine = create_engine(url, poolclass=StaticPool, connect_args=arguments)
+    assert Engines(lambda: engine).mark() == "sqlite:///:memory:"
+    app = make_host(engine)
+    record(app, DELIVERY)
+    assert len(rows(app)[0]) == 1
+    assert not Path("/shared").exists()
+
+
+def test_connections_that_belong_to_a_thread_serve_every_thread(
+    tmp_path: Path, make_host: MakeHost
+) -> None:
+    """A `creator` without `check_same_thread` is enough, because no thread uses another's."""
+    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(tmp_path / "test.db"))
+    app = make_host(engine)
+    record(app, DELIVERY)
+
+    def search(_: int) -> int:
+        with app.app_context():
+            return len(get_runtime().history.find().data)
+
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(search, range(20))) == [2] * 20
+
+
+IMPORT_WITHOUT_NEW_NAMES = """
+import sqlite3
+for name in ("SQLITE_LIMIT_VARIABLE_NUMBER", "LEGACY_TRANSACTION_CONTROL"):
+    if hasattr(sqlite3, name):
+        delattr(sqlite3, name)
+import flask_imcallback.extension
+"""
+
+
+def test_pysqlite3_may_replace_the_module_of_python() -> None:
+    """An app may need a newer SQLite, and pysqlite3 lacks some names."""
+    subprocess.run([sys.executable, "-c", IMPORT_WITHOUT_NEW_NAMES], check=True)
+
+
+LEAVE_WITHOUT_A_WORKING_FOLDER = """
+import os, sys
+from pathlib import Path
+from sqlalchemy import create_engine
+from flask_imcallback.storage.engines import Engines
+kept = Engines(lambda: create_engine(f"sqlite:///{sys.argv[1]}")).writing()
+with kept.begin() as connection:
+    connection.exec_driver_sql("PRAGMA user_version=1")
+    connection.exec_driver_sql("CREATE TABLE t (id INTEGER)")
+engines = [Engines(lambda: create_engine(f"sqlite:///{n}.db")).writing() for n in range(5)]
+os.rmdir(os.getcwd())
+"""
+
+
+def test_a_deleted_working_folder_is_no_problem_at_the_end(tmp_path: Path) -> None:
+    """The process leaves a complete file of another database."""
+    folder, path = tmp_path / "folder", tmp_path / "test.db"
+    folder.mkdir()
+    with closing(sqlite3.connect(path)) as driver:
+        use_wal(driver)
+    command = [sys.executable, "-c", LEAVE_WITHOUT_A_WORKING_FOLDER, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    assert result.stderr == ""
+    assert (
+        not path.with_name("test.db-wal").exists()
+        or not path.with_name("test.db-wal").stat().st_size
+    )
 
 
 @pytest.mark.parametrize("create", [create_engine, engines.not_durable], ids=["default", "unsafe"])
