@@ -41,6 +41,18 @@ UNLOCKED_OPTIONS = {
 """Options of a SQLite URI with which connections ignore each other.
 See https://sqlite.org/uri.html."""
 
+PERMIT_WRITES_OF_POSTGRESQL = """
+SELECT set_config('default_transaction_read_only', 'off', false) FROM pg_settings
+WHERE name = 'default_transaction_read_only' AND source IN ('client', 'session')
+"""
+"""Only the host app may be overruled. An administrator who stops all writes has a reason."""
+
+SETTINGS_OF_MYSQL = (
+    "sql_select_limit = 18446744073709551615, sql_safe_updates = 0, sql_big_selects = 1, "
+    "completion_type = 0"
+)
+"""Settings of a session without which reads are cut, or statements are refused."""
+
 UNKNOWN_DATABASE = "unknown"
 """Mark of a database if this process has no engine for it."""
 
@@ -341,7 +353,10 @@ def _set_up_postgresql(driver: Any, dialect: Dialect, info: dict[str, Any]) -> N
     dialect.set_isolation_level(driver, "READ COMMITTED")
     if hasattr(driver, "set_client_encoding"):  # psycopg2 does not notice a SET
         driver.set_client_encoding("UTF8")
+    _use_tuples(driver, dialect)
     cursor = driver.cursor()
+    cursor.execute(PERMIT_WRITES_OF_POSTGRESQL)
+    cursor.fetchall()
     cursor.execute("SET client_encoding = 'UTF8'")
     cursor.execute("SELECT 1 WHERE current_setting('synchronous_commit') = 'off'")
     if cursor.fetchall():
@@ -355,7 +370,18 @@ def _set_up_postgresql(driver: Any, dialect: Dialect, info: dict[str, Any]) -> N
     driver.commit()
 
 
-def _set_up_mysql(driver: Any, dialect: Dialect) -> None:
+def _use_tuples(driver: Any, dialect: Dialect) -> None:
+    """Let the cursors of a driver return tuples, whatever class the host app has chosen."""
+    module: Any = dialect.loaded_dbapi
+    if hasattr(driver, "row_factory"):  # psycopg
+        driver.row_factory = module.rows.tuple_row
+    if hasattr(driver, "cursor_factory") and hasattr(module, "extensions"):  # psycopg2
+        driver.cursor_factory = module.extensions.cursor
+    if hasattr(driver, "cursorclass"):  # PyMySQL and mysqlclient
+        driver.cursorclass = module.cursors.Cursor
+
+
+def _set_up_mysql(driver: Any, dialect: Any) -> None:
     # Each driver also encodes texts by the character set that its own method sets.
     for name in ("set_character_set", "set_charset", "set_charset_collation"):
         if hasattr(driver, name):
@@ -365,6 +391,17 @@ def _set_up_mysql(driver: Any, dialect: Dialect) -> None:
         cursor = driver.cursor()
         cursor.execute("SET NAMES utf8mb4")
         cursor.close()
+    _use_tuples(driver, dialect)
+    # SQLAlchemy quotes as the mode was when the host app connected for the first time.
+    modes = ["STRICT_ALL_TABLES"]
+    modes += ["ANSI_QUOTES"] if dialect._server_ansiquotes else []
+    modes += [] if dialect._backslash_escapes else ["NO_BACKSLASH_ESCAPES"]
+    read_only = "tx_read_only" if dialect.is_mariadb else "transaction_read_only"
+    cursor = driver.cursor()
+    cursor.execute(
+        f"SET sql_mode = '{','.join(modes)}', {read_only} = DEFAULT, {SETTINGS_OF_MYSQL}"
+    )
+    cursor.close()
     dialect.set_isolation_level(driver, "REPEATABLE READ")
 
 

@@ -10,13 +10,16 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import psycopg2.extensions  # type: ignore[import-untyped]
+import psycopg2.extras  # type: ignore[import-untyped]
+import pymysql  # type: ignore[import-untyped]
 import pytest
 from flask import Flask
 from sqlalchemy import URL, Engine, QueuePool, StaticPool, create_engine, event, make_url, text
@@ -29,7 +32,7 @@ from flask_imcallback.storage.engines import Engines, create_private_file, descr
 from flask_imcallback.storage.marks import database_mark
 from flask_imcallback.storage.sqlite import use_wal
 from support import engines, servers
-from support.apps import close_connections, rows, wait_until
+from support.apps import DATABASES, close_connections, rows, wait_until
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, record
 from support.servers import Server
 
@@ -42,12 +45,30 @@ END $$ LANGUAGE plpgsql;
 CREATE TRIGGER refuse BEFORE INSERT ON imcallback_delivery FOR EACH ROW EXECUTE FUNCTION refuse();
 """
 
-READ_ONLY_SESSIONS = {
-    "sqlite": "PRAGMA query_only = ON",
-    "postgresql": "SET default_transaction_read_only = ON",
-    "mariadb": "SET SESSION tx_read_only = 1",
-}
-"""Statements after which a connection may only read."""
+
+@contextmanager
+def read_only(engine: Engine) -> Iterator[None]:
+    """Let new connections only read, as an administrator does."""
+    if engine.dialect.name == "sqlite":
+        path = engine.url.database
+
+        def connect(_: object, __: object, arguments: list[str], options: dict[str, Any]) -> None:
+            arguments[0], options["uri"] = f"file:{path}?mode=ro", True
+
+        event.listen(engine, "do_connect", connect)
+        yield
+        event.remove(engine, "do_connect", connect)
+        return
+    statement = {
+        "postgresql": f"ALTER DATABASE {engine.url.database} SET default_transaction_read_only = ",
+        "mysql": "SET GLOBAL tx_read_only = ",
+    }[engine.dialect.name]
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(statement + "1")
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql(statement + "0")
 
 
 class HiddenSocket(psycopg2.extensions.connection):  # type: ignore[misc]
@@ -370,20 +391,12 @@ def test_commits_wait_for_the_disk_of_postgresql(
         assert connection.scalar(text("SHOW synchronous_commit")) == "off"
 
 
-@pytest.mark.parametrize("kind", READ_ONLY_SESSIONS)
+@pytest.mark.parametrize("kind", DATABASES)
 def test_a_connection_that_may_not_write_is_replaced(
     kind: str, url_of: Callable[[str], URL], make_host: MakeHost
 ) -> None:
     """The database can be written again, but the connections from before cannot."""
     engine = create_engine(url_of(kind))
-    is_read_only = False
-
-    @event.listens_for(engine, "connect")
-    def restrict(driver: Any, _: object) -> None:
-        if is_read_only:
-            driver.cursor().execute(READ_ONLY_SESSIONS[kind])
-            driver.commit()
-
     app = make_host(engine, IMCALLBACK_DEADLINE=4)
     record(app, ANONYMOUS)
     with app.app_context():
@@ -391,14 +404,99 @@ def test_a_connection_that_may_not_write_is_replaced(
         runtime.recorder.stop_direct_writes()  # each failure closes their connection
         wait_until(lambda: len(runtime.feed.read_page(load_feed_query({})).data) == 2)
         runtime.process.get().engines.dispose()
-        is_read_only = True
-        with pytest.raises(StorageError):
-            record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(minutes=1)))
-        runtime.sequencer.catch_up(5)
-        is_read_only = False
+        with read_only(engine):
+            with pytest.raises(StorageError):
+                record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(minutes=1)))
+            runtime.sequencer.catch_up(5)
         record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(minutes=2)))
         # The second delivery was refused, but its last attempt may have succeeded.
         wait_until(lambda: len(runtime.feed.read_page(load_feed_query({})).data) >= 4)
+
+
+HOST_SETTINGS = [
+    ("mariadb", "SET SESSION sql_select_limit = 1"),
+    ("mariadb", "SET SESSION sql_safe_updates = 1"),
+    ("mariadb", "SET SESSION completion_type = 'CHAIN'"),
+    ("mariadb", "SET SESSION completion_type = 'RELEASE'"),
+    ("mariadb", "SET SESSION max_join_size = 1, sql_big_selects = 0"),
+    ("mariadb", "SET SESSION tx_read_only = 1"),
+    ("mariadb", "SET SESSION sql_mode = 'EMPTY_STRING_IS_NULL'"),
+    ("mariadb", "SET SESSION sql_mode = 'ORACLE'"),
+    ("mariadb", "SET SESSION sql_mode = ''"),
+    ("postgresql", "SET default_transaction_read_only = on"),
+    ("sqlite", "PRAGMA query_only = ON"),
+]
+"""Statements with which a host app prepares its connections."""
+
+
+def check_all_steps(app: Flask) -> None:
+    """Store, number, seal, verify and find the removals of several deliveries."""
+    many = tuple(Removal(Relation.FRIEND, "", f"b{number}") for number in range(3))
+    for minute in range(3):
+        moment = MOMENT + timedelta(minutes=minute)
+        record(app, replace(ANONYMOUS, removals=many, received_at=moment))
+    with app.app_context():
+        runtime = get_runtime()
+        wait_until(lambda: len(runtime.feed.read_page(load_feed_query({})).data) == 9)
+        assert len(runtime.history.find().data) == 9
+        runtime.seal_log()
+        assert runtime.verify_database([]).problems == []
+    assert [len(found) for found in rows(app)] == [3, 9]
+
+
+@pytest.mark.parametrize(("kind", "statement"), HOST_SETTINGS)
+def test_settings_of_the_host_for_its_session_are_not_ours(
+    kind: str, statement: str, url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """A listener of the host limits, forbids or changes statements, and ours still work."""
+    url = url_of(kind)
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def prepare(driver: Any, _: object) -> None:
+        driver.cursor().execute(statement)
+        if kind == "postgresql":
+            driver.commit()
+
+    app = make_host(engine)
+    check_all_steps(app)
+    with app.app_context():
+        ours = get_runtime().engine()
+    other = create_engine(url)  # without the listener
+    with other.connect() as connection, ours.connect() as own:
+        for table in ("imcallback_seal", "imcallback_log", "imcallback_removal"):
+            query = f"SELECT count(*) FROM {table}"
+            assert connection.scalar(text(query)) == own.scalar(text(query)) > 0
+    other.dispose()
+
+
+ROW_CLASSES: list[tuple[str, dict[str, Any]]] = [
+    ("postgresql+psycopg", {"row_factory": psycopg.rows.dict_row}),
+    ("postgresql+psycopg2", {"cursor_factory": psycopg2.extras.RealDictCursor}),
+    ("mysql+pymysql", {"cursorclass": pymysql.cursors.DictCursor}),
+    (
+        "sqlite",
+        {"row_factory": lambda cursor, row: dict(zip(cursor.description, row, strict=True))},
+    ),
+    ("sqlite", {"text_factory": bytes}),
+]
+"""Attributes of the host app's connections with which rows are no tuples, or texts no texts."""
+
+
+@pytest.mark.parametrize(("driver", "attributes"), ROW_CLASSES)
+def test_rows_are_tuples_whatever_the_host_prefers(
+    driver: str, attributes: dict[str, Any], url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """The host lets its connections return rows of another class."""
+    kind = driver.partition("+")[0].replace("mysql", "mariadb")
+    engine = create_engine(url_of(kind).set(drivername=driver))
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _: object) -> None:
+        for name, value in attributes.items():
+            setattr(connection, name, value)
+
+    check_all_steps(make_host(engine))
 
 
 def test_a_driver_that_hides_its_socket_has_no_direct_writes(
