@@ -24,8 +24,8 @@ from ..storage import (
     WRITES,
     Fault,
     classify,
-    database_mark,
     describe,
+    engine_mark,
     file_lock,
     is_read_only,
     sqlite_path,
@@ -111,7 +111,7 @@ class Sealer:
     @property
     def path(self) -> Path:
         """The file with the newest checkpoint of the database. May need an app context."""
-        mark = database_mark(self._get_engine().url)
+        mark = engine_mark(self._get_engine())
         return self._folder / f"{CHECKPOINT_FILE}_{sha256(mark.encode()).hexdigest()[:8]}"
 
     def seal_if_due(self) -> float | None:

@@ -22,7 +22,6 @@ from .engines import (
     WRITES,
     Engines,
     create_private_file,
-    database_mark,
     describe_url,
     drop_idle_connections,
     has_file,
@@ -41,6 +40,7 @@ from .inspection import (
 )
 from .key_conflicts import AlreadyStored, Repetition, TakenId, find_key_conflict
 from .lost_callbacks import LostCallbacks, LostEntry, has_handler, is_log_visible
+from .marks import engine_mark
 from .memory import hold_connection, shares_connection, uses_shared_connection
 from .migrations import (
     VERSION_TABLE,
@@ -119,12 +119,12 @@ __all__ = [
     "concerns_entry",
     "create_private_file",
     "current_revision",
-    "database_mark",
     "delivery",
     "describe",
     "describe_url",
     "door",
     "drop_idle_connections",
+    "engine_mark",
     "erasure",
     "file_lock",
     "find_key_conflict",

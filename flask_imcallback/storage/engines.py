@@ -12,7 +12,6 @@ import sqlite3
 from collections.abc import Callable
 from contextlib import suppress
 from typing import Any, cast
-from urllib.parse import quote
 
 from sqlalchemy import URL, Connection, Dialect, Engine, NullPool, QueuePool, StaticPool, event
 from sqlalchemy.exc import DBAPIError
@@ -20,8 +19,10 @@ from sqlalchemy.pool import Pool, SingletonThreadPool
 
 from ..errors import ConfigError, ImCallbackError, StorageError
 from .database_errors import describe
+from .marks import engine_mark, names_server_database
+from .quiet_engines import QuietEngine, QuietNullPool, QuietQueuePool, quiet_dialect
 from .sqlite import set_up_sqlite
-from .sqlite_files import resolve_path, sqlite_path, watch_file
+from .sqlite_files import resolve_path, sqlite_path, uri_options, watch_file
 from .sqlite_forks import GuardedNullPool, GuardedQueuePool, close_before_fork
 from .threads import PerProcess
 
@@ -32,17 +33,25 @@ BEGIN, because it cannot wait for the lock in a transaction that has already rea
 BEGIN_KEY = "imcallback_begin"
 """Key of `Connection.info` with a statement that each transaction begins with."""
 
-DEFAULT_PORTS: dict[str, int] = {"postgresql": 5432, "mysql": 3306, "mariadb": 3306}
+UNLOCKED_OPTIONS = {
+    *(("nolock", value) for value in ("1", "true", "yes", "on")),
+    *(("immutable", value) for value in ("1", "true", "yes", "on")),
+    *(("vfs", value) for value in ("unix-none", "win32-none", "win32-longpath-none")),
+}
+"""Options of a SQLite URI with which connections ignore each other.
+See https://sqlite.org/uri.html."""
 
-MARK_OPTIONS = (
-    *("host", "hostaddr", "port", "unix_socket", "dbname", "database", "db", "service", "options"),
-    *("read_default_file", "read_default_group", "schema"),
+PERMIT_WRITES_OF_POSTGRESQL = """
+SELECT set_config('default_transaction_read_only', 'off', false) FROM pg_settings
+WHERE name = 'default_transaction_read_only' AND source IN ('client', 'session')
+"""
+"""Only the host app may be overruled. An administrator who stops all writes has a reason."""
+
+SETTINGS_OF_MYSQL = (
+    "sql_select_limit = 18446744073709551615, sql_safe_updates = 0, sql_big_selects = 1, "
+    "completion_type = 0"
 )
-"""Query parameters of a URL that lead to another database or another schema."""
-
-LIBPQ_VARIABLES = ("PGHOST", "PGHOSTADDR", "PGPORT", "PGDATABASE", "PGUSER", "PGSERVICE")
-"""Environment variables that complete a URL of PostgreSQL.
-See https://www.postgresql.org/docs/current/libpq-envars.html."""
+"""Settings of a session without which reads are cut, or statements are refused."""
 
 UNKNOWN_DATABASE = "unknown"
 """Mark of a database if this process has no engine for it."""
@@ -136,7 +145,7 @@ class Engines:
         if engines.mark is None:
             with suppress(Exception):
                 # Later, a relative path could lead to another file.
-                engines.mark = database_mark(self.host().url)
+                engines.mark = engine_mark(self.host())
         return engines.mark or UNKNOWN_DATABASE
 
     def has_clear_mark(self) -> bool:
@@ -153,42 +162,16 @@ class Engines:
                 engine.dispose()
 
 
-def database_mark(url: URL) -> str:
-    """Return a text that identifies a database, without user, password and driver.
-
-    The same database has the same mark in each process. A spool keeps the mark with each entry.
-    """
-    backend = url.get_backend_name()
-    if backend == "sqlite":
-        return f"sqlite:///{resolve_path(url) or ':memory:'}"
-    backend = "mysql" if backend == "mariadb" else backend
-    host, port = url.host or "localhost", url.port or DEFAULT_PORTS.get(backend)
-    options = [(name, value) for name in MARK_OPTIONS for value in _values(url.query.get(name, ()))]
-    if backend == "postgresql" and not (url.host and url.database):
-        options += [(name, os.environ[name]) for name in LIBPQ_VARIABLES if name in os.environ]
-        if not url.database and url.username:
-            options.append(("user", url.username))  # PostgreSQL uses it as the name of the database
-    parameters = "&".join(f"{name}={quote(value, safe='/:,=')}" for name, value in options)
-    return f"{backend}://{host}:{port}/{url.database or ''}" + (parameters and f"?{parameters}")
-
-
 def names_database(engine: Engine) -> bool:
     """Return False if the mark of the engine's database may also stand for another database."""
-    url = engine.url
-    if url.get_backend_name() == "sqlite":
-        return resolve_path(url) is not None or is_in_memory(engine)
-    return bool(url.database) or "?" in database_mark(url)
-
-
-def _values(value: str | tuple[str, ...]) -> tuple[str, ...]:
-    return (value,) if isinstance(value, str) else value
+    if engine.dialect.name == "sqlite":
+        return resolve_path(engine.url) is not None or is_in_memory(engine)
+    return names_server_database(engine)
 
 
 def is_in_memory(engine: Engine) -> bool:
     """Return True for a SQLite database that lives in the memory of one process."""
-    if engine.dialect.name != "sqlite" or not isinstance(
-        engine.pool, StaticPool | SingletonThreadPool
-    ):
+    if engine.dialect.name != "sqlite" or not isinstance(engine.pool, StaticPool):
         return False
     return not has_file(engine)
 
@@ -206,6 +189,8 @@ def has_file(engine: Engine) -> bool:
     """Return True if a SQLite engine opens a file. A `creator` may open one that no URL names."""
     if sqlite_path(engine) is not None:
         return True
+    if uri_options(engine.url).get("vfs") == "memdb":  # which reports a path
+        return False
     with engine.connect() as connection:
         return any(row[2] for row in connection.exec_driver_sql("PRAGMA database_list"))
 
@@ -217,26 +202,42 @@ def _check(engine: Any) -> Engine:
             f"the engine of the database is {engine!r}: pass a SQLAlchemy Engine, or a function "
             "that returns one. An AsyncEngine has it as sync_engine"
         )
-    if isinstance(engine.pool, SingletonThreadPool) and is_in_memory(engine):
-        raise ConfigError(
-            f"each thread has its own empty database with {engine.url!r}: create the engine with "
-            "poolclass=StaticPool and connect_args={'check_same_thread': False}, or use a file"
-        )
+    if engine.dialect.name == "sqlite":
+        if not isinstance(engine.pool, StaticPool) and not has_file(engine):
+            raise ConfigError(
+                f"{engine.url!r} is a database in memory with several connections: create the "
+                "engine with poolclass=StaticPool and connect_args={'check_same_thread': False}, "
+                "or use a file"
+            )
+        for name, value in uri_options(engine.url).items():
+            if (name, value.lower()) in UNLOCKED_OPTIONS:
+                raise ConfigError(
+                    f"several connections would destroy the file of {engine.url!r}, because with "
+                    f"{name}={value} they use no locks: remove this option from the URL"
+                )
     return engine
 
 
 def _reading_pool(pool: Pool) -> Pool:
     """Return a pool with the limits of the given pool."""
-    if isinstance(pool, NullPool):
+    if _is_bound_to_threads(pool):
         return _null_pool(pool)
     if isinstance(pool, QueuePool):
         return _queue_pool(pool, pool.size(), pool._max_overflow, timeout=pool._timeout)
     return _queue_pool(pool)
 
 
+def _is_bound_to_threads(pool: Pool) -> bool:
+    """Return True if no other thread may use a connection of the pool.
+
+    SQLite refuses another thread, unless the host app has set `check_same_thread` to False.
+    """
+    return isinstance(pool, NullPool | SingletonThreadPool)
+
+
 def _queue_pool(pool: Pool, pool_size: int = 1, max_overflow: int = -1, **limits: Any) -> QueuePool:
     """Return a pool that keeps some connections, with the options of the given pool."""
-    pool_class = GuardedQueuePool if _is_sqlite(pool) else QueuePool
+    pool_class = GuardedQueuePool if _is_sqlite(pool) else QuietQueuePool
     return pool_class(
         pool._creator,
         pool_size=pool_size,
@@ -248,7 +249,7 @@ def _queue_pool(pool: Pool, pool_size: int = 1, max_overflow: int = -1, **limits
 
 
 def _null_pool(pool: Pool) -> NullPool:
-    pool_class = GuardedNullPool if _is_sqlite(pool) else NullPool
+    pool_class = GuardedNullPool if _is_sqlite(pool) else QuietNullPool
     return pool_class(pool._creator, **_common_options(pool))
 
 
@@ -264,12 +265,9 @@ def _common_options(pool: Pool) -> dict[str, Any]:
     names = ("connect", "first_connect")
     return {
         "pre_ping": pool._pre_ping,
-        "dialect": pool._dialect,
-        "events": [
-            (listener, name)
-            for name in names
-            for listener in getattr(pool.dispatch, name).listeners
-        ],
+        "dialect": quiet_dialect(cast(Dialect, pool._dialect)),
+        # Iteration also yields the listeners of the classes. They may choose a schema.
+        "events": [(listener, name) for name in names for listener in getattr(pool.dispatch, name)],
     }
 
 
@@ -279,8 +277,8 @@ def _derive_for_writer(host: Engine) -> Engine:
     The thread uses one connection. It needs another one only after it gave up a connection that
     hangs, so the pool has no upper limit.
     """
-    has_no_pool = isinstance(host.pool, NullPool)
-    pool = _null_pool(host.pool) if has_no_pool else _queue_pool(host.pool)
+    is_bound = _is_bound_to_threads(host.pool)
+    pool = _null_pool(host.pool) if is_bound else _queue_pool(host.pool)
     return _derive(host, pool, **{WRITES: True})
 
 
@@ -288,9 +286,10 @@ def _derive(host: Engine, pool: Pool, **options: Any) -> Engine:
     """Return an engine with this pool, or the engine of the host app for a database in memory."""
     if is_in_memory(host):
         return host
-    engine = Engine(
+    dialect = cast(Dialect, pool._dialect)
+    engine = QuietEngine(
         pool,
-        host.dialect,
+        dialect,
         host.url,
         echo=host.echo,
         # An error message would hold the packets.
@@ -300,12 +299,12 @@ def _derive(host: Engine, pool: Pool, **options: Any) -> Engine:
     # Our listener runs after the copied listeners of the host app, and overrides them.
     event.listen(
         *(engine, "connect"),
-        lambda driver, record: set_up_connection(driver, host.dialect, record.info),
+        lambda driver, record: set_up_connection(driver, dialect, record.info),
     )
-    if engine.dialect.name == "sqlite":
+    if dialect.name == "sqlite":
         event.listen(engine, "begin", begin_sqlite)
         watch_file(engine)
-    elif engine.dialect.name == "postgresql":
+    elif dialect.name == "postgresql":
         event.listen(engine, "begin", begin_postgresql)
     return engine
 
@@ -354,7 +353,10 @@ def _set_up_postgresql(driver: Any, dialect: Dialect, info: dict[str, Any]) -> N
     dialect.set_isolation_level(driver, "READ COMMITTED")
     if hasattr(driver, "set_client_encoding"):  # psycopg2 does not notice a SET
         driver.set_client_encoding("UTF8")
+    _use_tuples(driver, dialect)
     cursor = driver.cursor()
+    cursor.execute(PERMIT_WRITES_OF_POSTGRESQL)
+    cursor.fetchall()
     cursor.execute("SET client_encoding = 'UTF8'")
     cursor.execute("SELECT 1 WHERE current_setting('synchronous_commit') = 'off'")
     if cursor.fetchall():
@@ -368,7 +370,18 @@ def _set_up_postgresql(driver: Any, dialect: Dialect, info: dict[str, Any]) -> N
     driver.commit()
 
 
-def _set_up_mysql(driver: Any, dialect: Dialect) -> None:
+def _use_tuples(driver: Any, dialect: Dialect) -> None:
+    """Let the cursors of a driver return tuples, whatever class the host app has chosen."""
+    module: Any = dialect.loaded_dbapi
+    if hasattr(driver, "row_factory"):  # psycopg
+        driver.row_factory = module.rows.tuple_row
+    if hasattr(driver, "cursor_factory") and hasattr(module, "extensions"):  # psycopg2
+        driver.cursor_factory = module.extensions.cursor
+    if hasattr(driver, "cursorclass"):  # PyMySQL and mysqlclient
+        driver.cursorclass = module.cursors.Cursor
+
+
+def _set_up_mysql(driver: Any, dialect: Any) -> None:
     # Each driver also encodes texts by the character set that its own method sets.
     for name in ("set_character_set", "set_charset", "set_charset_collation"):
         if hasattr(driver, name):
@@ -378,6 +391,17 @@ def _set_up_mysql(driver: Any, dialect: Dialect) -> None:
         cursor = driver.cursor()
         cursor.execute("SET NAMES utf8mb4")
         cursor.close()
+    _use_tuples(driver, dialect)
+    # SQLAlchemy quotes as the mode was when the host app connected for the first time.
+    modes = ["STRICT_ALL_TABLES"]
+    modes += ["ANSI_QUOTES"] if dialect._server_ansiquotes else []
+    modes += [] if dialect._backslash_escapes else ["NO_BACKSLASH_ESCAPES"]
+    read_only = "tx_read_only" if dialect.is_mariadb else "transaction_read_only"
+    cursor = driver.cursor()
+    cursor.execute(
+        f"SET sql_mode = '{','.join(modes)}', {read_only} = DEFAULT, {SETTINGS_OF_MYSQL}"
+    )
+    cursor.close()
     dialect.set_isolation_level(driver, "REPEATABLE READ")
 
 

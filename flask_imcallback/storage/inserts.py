@@ -4,12 +4,11 @@
 from __future__ import annotations
 
 import math
+import sqlite3
 import time
 from collections.abc import Callable, Iterator, Sequence
 from functools import lru_cache
 from itertools import chain
-from sqlite3 import SQLITE_LIMIT_VARIABLE_NUMBER
-from sqlite3 import Connection as SQLite
 from typing import Any, cast
 
 from sqlalchemy import Connection, Dialect, Table, select
@@ -40,6 +39,9 @@ another source may have the cached id."""
 
 MAX_ROWS_PER_INSERT = 500
 """Rows in one statement. SQLite before 3.32 allows only 999 parameters, so the rows may be less."""
+
+# pysqlite3, by which an app may replace the module, lacks this name.
+SQLITE_LIMIT_VARIABLE_NUMBER: int = getattr(sqlite3, "SQLITE_LIMIT_VARIABLE_NUMBER", 9)
 
 ARRAY_INSERT_THRESHOLD = 20
 """Number of removals from which PostgreSQL gets an array for each column."""
@@ -159,7 +161,8 @@ def _insert_rows(
     releases the GIL for each row. Beside busy threads it takes 1.5 of the time for 1,000 removals.
     """
     limit = MAX_ROWS_PER_INSERT
-    if len(rows) > 1 and isinstance(driver := connection.connection.driver_connection, SQLite):
+    driver: Any = connection.connection.driver_connection
+    if len(rows) > 1 and hasattr(driver, "getlimit"):  # only SQLite
         limit = min(limit, driver.getlimit(SQLITE_LIMIT_VARIABLE_NUMBER) // len(rows[0]))
     for start in range(0, len(rows), limit):
         yield _insert_values(connection.dialect, table, rows[start : start + limit])

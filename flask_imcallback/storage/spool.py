@@ -13,7 +13,7 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any
 
-from sqlalchemy import URL, Connection, Engine, create_engine, event
+from sqlalchemy import URL, Connection, Engine, Pool, create_engine, event
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
@@ -22,7 +22,8 @@ from .engines import UNKNOWN_DATABASE, WRITES, begin_sqlite, create_private_file
 from .entries import Entry
 from .entry_codec import decode_entry, encode_entry
 from .ids import moment_of
-from .sqlite import set_up_sqlite, use_wal
+from .quiet_engines import QuietEngine, quiet_dialect
+from .sqlite import limit_lock_wait, set_up_sqlite, use_wal
 from .sqlite_files import watch_file
 from .sqlite_forks import GuardedNullPool, GuardedQueuePool
 from .writer import Writer
@@ -134,23 +135,29 @@ class Spool:
         self._get_mark = get_mark
         self._unmarked: list[int] = []
         """The ids of the deliveries that this process kept for `UNKNOWN_DATABASE`."""
-        self._writing = self._new_engine(poolclass=GuardedQueuePool, pool_size=1, max_overflow=-1)
-        self._occasional = self._new_engine(poolclass=GuardedNullPool)
+        self._writing = self._new_engine(GuardedQueuePool, pool_size=1, max_overflow=-1)
+        self._occasional = self._new_engine(GuardedNullPool)
         self._writer = Writer(lambda: self._writing, retry_until_deadline=False, store=self._insert)
 
-    def _new_engine(self, **options: Any) -> Engine:
+    def _new_engine(self, pool_class: type[Pool], **options: Any) -> Engine:
         url = URL.create("sqlite", database=str(self.path))
-        engine = create_engine(
-            url, hide_parameters=True, execution_options={WRITES: True}, **options
+        source = create_engine(url, creator=self._open, poolclass=pool_class, **options)
+        # The listeners of the host app's classes are for other databases.
+        engine = QuietEngine(
+            source.pool,
+            quiet_dialect(source.dialect),
+            url,
+            hide_parameters=True,
+            execution_options={WRITES: True},
         )
-        event.listen(engine, "do_connect", self._create_file)
         event.listen(engine, "connect", _set_up)
         event.listen(engine, "begin", begin_sqlite)
         watch_file(engine)
         return engine
 
-    def _create_file(self, *_: object) -> None:
+    def _open(self) -> Any:
         create_private_file(self.path)  # the file holds packets, so other users may not read it
+        return sqlite3.connect(self.path, check_same_thread=False)
 
     @property
     def mark(self) -> str:
@@ -327,10 +334,23 @@ class Spool:
         """
         try:
             if os.path.lexists(self.path):
-                _try_insert(self.path)
+                self._try_insert()
             _try_file(self.path.parent)
         except (SQLAlchemyError, sqlite3.Error, OSError) as error:
             raise self._error("write", error) from error
+
+    def _try_insert(self) -> None:
+        """Insert into the spool as `put` does, and roll back."""
+        if not self.path.is_file():
+            raise FileExistsError(f"{self.path} is not a regular file")
+        with self._occasional.connect() as connection:
+            limit_lock_wait(connection, READ_LOCK_MILLISECONDS)
+            with connection.begin() as transaction:
+                connection.exec_driver_sql(
+                    "INSERT INTO imcallback_spool (database, delivery_id, entry) VALUES ('', 0, ?)",
+                    (bytes(PROBE_BYTES),),
+                )
+                transaction.rollback()
 
     @contextmanager
     def _looking(self) -> Iterator[sqlite3.Connection | None]:
@@ -421,22 +441,6 @@ def _connect(path: Path, mode: str, milliseconds: int) -> sqlite3.Connection:
     """Open an existing file without SQLAlchemy. `mode` is a mode of SQLite's URIs."""
     uri = f"{path.absolute().as_uri()}?mode={mode}"
     return sqlite3.connect(uri, uri=True, timeout=milliseconds / 1000, isolation_level=None)
-
-
-def _try_insert(path: Path) -> None:
-    """Insert into the spool, and roll back. Nothing is written to the disk."""
-    if not path.is_file():
-        raise FileExistsError(f"{path} is not a regular file")
-    with closing(_connect(path, "rw", READ_LOCK_MILLISECONDS)) as connection:
-        connection.execute("BEGIN IMMEDIATE")
-        if _has_tables(connection):
-            connection.execute(
-                "INSERT INTO imcallback_spool (database, delivery_id, entry) VALUES ('', 0, ?)",
-                (bytes(PROBE_BYTES),),
-            )
-        else:
-            connection.execute("CREATE TABLE imcallback_spool_probe (id INTEGER)")
-        connection.execute("ROLLBACK")
 
 
 def _try_file(folder: Path) -> None:

@@ -49,7 +49,9 @@ def set_up_sqlite(driver: Any) -> None:
     if hasattr(driver, "autocommit"):  # Python 3.12
         driver.autocommit = sqlite3.LEGACY_TRANSACTION_CONTROL  # type: ignore[attr-defined]
     driver.isolation_level = None
+    driver.row_factory, driver.text_factory = None, str
     cursor = driver.cursor()
+    cursor.execute("PRAGMA query_only=OFF")
     # With FULL, a power cut can undo a commit in the journal mode DELETE, because SQLite does not
     # wait until the journal is gone from the disk. In the mode WAL, FULL and EXTRA are the same.
     cursor.execute("PRAGMA synchronous=EXTRA")
@@ -73,5 +75,10 @@ def fail_if_locked(connection: Connection) -> None:
 
     It cannot be interrupted while it waits for a lock.
     """
+    limit_lock_wait(connection, 0)
+
+
+def limit_lock_wait(connection: Connection, milliseconds: int) -> None:
+    """Let this connection wait for a lock of another process for at most this time."""
     driver: Any = connection.connection.driver_connection
-    driver.execute("PRAGMA busy_timeout=0")
+    driver.execute(f"PRAGMA busy_timeout={milliseconds}")

@@ -9,7 +9,7 @@ import time
 from contextlib import suppress
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import parse_qs, unquote, urlsplit
+from urllib.parse import parse_qsl, unquote, urlsplit
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, event
@@ -45,12 +45,21 @@ def resolve_path(url: URL) -> str | None:
     """
     database = url.database or ":memory:"
     if database.startswith("file:"):
-        uri = urlsplit(database)
-        is_in_memory = "memory" in parse_qs(uri.query).get("mode", ()) or ":memory:" in uri.path
-        database = ":memory:" if is_in_memory else unquote(uri.path)
+        path, options = urlsplit(database).path, uri_options(url)
+        is_in_memory = (
+            options.get("mode") == "memory" or options.get("vfs") == "memdb" or ":memory:" in path
+        )
+        database = ":memory:" if is_in_memory else unquote(path)
     if database == ":memory:" or not database:
         return None
     return os.path.realpath(database)
+
+
+def uri_options(url: URL) -> dict[str, str]:
+    """Return the options of a URI of SQLite. SQLAlchemy moves them into the query of its URL."""
+    options = dict(parse_qsl(urlsplit(url.database or "").query))
+    options |= {name: value for name, value in url.query.items() if isinstance(value, str)}
+    return options
 
 
 def file_identity(path: str) -> Identity | None:
@@ -142,10 +151,14 @@ def _empty_logs() -> None:
     No connection is closed: a process that forked after it opened a file could delete the log that
     its children still use.
     """
-    by_path = {sqlite_path(engine): engine for engine in list(_engines.get())}
-    for engine in by_path.values():
-        with suppress(SQLAlchemyError, sqlite3.Error, OSError):  # SQLite reads the log next time
-            _empty_log(engine)
+    paths: set[str | None] = set()
+    for engine in list(_engines.get()):
+        # SQLite reads the log next time. The path is unknown if the working folder was deleted.
+        with suppress(SQLAlchemyError, sqlite3.Error, OSError):
+            path = sqlite_path(engine)
+            if path not in paths:
+                paths.add(path)
+                _empty_log(engine)
 
 
 def _empty_log(engine: Engine) -> None:

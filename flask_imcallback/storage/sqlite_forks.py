@@ -11,6 +11,8 @@ from weakref import WeakSet
 from sqlalchemy import Engine, NullPool, Pool, QueuePool
 from sqlalchemy.pool import ConnectionPoolEntry
 
+from .quiet_engines import QuietNullPool, QuietQueuePool
+
 FORK_DELAY_SECONDS, FORK_POLL_SECONDS = 2.0, 0.005
 """Maximum time for which a fork waits for the transactions of other threads."""
 
@@ -144,9 +146,9 @@ class _GuardedPool(Pool):
             _gate.leave(record)
 
 
-class GuardedQueuePool(_GuardedPool, QueuePool):
+class GuardedQueuePool(_GuardedPool, QuietQueuePool):
     """A pool that keeps connections of SQLite."""
 
 
-class GuardedNullPool(_GuardedPool, NullPool):
+class GuardedNullPool(_GuardedPool, QuietNullPool):
     """A pool that closes each connection of SQLite after its use."""

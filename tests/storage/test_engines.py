@@ -10,24 +10,29 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, closing
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import replace
 from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
+import psycopg
 import psycopg2.extensions  # type: ignore[import-untyped]
+import psycopg2.extras  # type: ignore[import-untyped]
+import pymysql  # type: ignore[import-untyped]
 import pytest
 from flask import Flask
-from sqlalchemy import URL, Engine, create_engine, event, make_url, text
+from sqlalchemy import URL, Engine, QueuePool, StaticPool, create_engine, event, make_url, text
+from sqlalchemy.pool import SingletonThreadPool
 
 from flask_imcallback import ConfigError, ImCallback, Relation, Removal, StorageError, upgrade
 from flask_imcallback.log import load_feed_query
 from flask_imcallback.runtime import build_runtime, get_runtime
-from flask_imcallback.storage.engines import create_private_file, database_mark, describe_url
+from flask_imcallback.storage.engines import Engines, create_private_file, describe_url
+from flask_imcallback.storage.marks import database_mark
 from flask_imcallback.storage.sqlite import use_wal
 from support import engines, servers
-from support.apps import close_connections, rows, wait_until
+from support.apps import DATABASES, close_connections, rows, wait_until
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, record
 from support.servers import Server
 
@@ -40,12 +45,30 @@ END $$ LANGUAGE plpgsql;
 CREATE TRIGGER refuse BEFORE INSERT ON imcallback_delivery FOR EACH ROW EXECUTE FUNCTION refuse();
 """
 
-READ_ONLY_SESSIONS = {
-    "sqlite": "PRAGMA query_only = ON",
-    "postgresql": "SET default_transaction_read_only = ON",
-    "mariadb": "SET SESSION tx_read_only = 1",
-}
-"""Statements after which a connection may only read."""
+
+@contextmanager
+def read_only(engine: Engine) -> Iterator[None]:
+    """Let new connections only read, as an administrator does."""
+    if engine.dialect.name == "sqlite":
+        path = engine.url.database
+
+        def connect(_: object, __: object, arguments: list[str], options: dict[str, Any]) -> None:
+            arguments[0], options["uri"] = f"file:{path}?mode=ro", True
+
+        event.listen(engine, "do_connect", connect)
+        yield
+        event.remove(engine, "do_connect", connect)
+        return
+    statement = {
+        "postgresql": f"ALTER DATABASE {engine.url.database} SET default_transaction_read_only = ",
+        "mysql": "SET GLOBAL tx_read_only = ",
+    }[engine.dialect.name]
+    with engine.connect().execution_options(isolation_level="AUTOCOMMIT") as connection:
+        connection.exec_driver_sql(statement + "1")
+        try:
+            yield
+        finally:
+            connection.exec_driver_sql(statement + "0")
 
 
 class HiddenSocket(psycopg2.extensions.connection):  # type: ignore[misc]
@@ -222,6 +245,98 @@ def test_a_database_that_loses_account_ids_is_refused_at_the_upgrade(
         gc.collect()
 
 
+@pytest.mark.parametrize("option", ["nolock=1", "vfs=unix-none", "immutable=True"])
+def test_a_file_without_locks_is_refused(option: str, tmp_path: Path) -> None:
+    """Several connections without locks destroy the file."""
+    engine = create_engine(f"sqlite:///file:{tmp_path}/test.db?{option}&uri=true")
+    name, _, value = option.partition("=")
+    message = f"with {name}={value} they use no locks: remove this option from the URL$"
+    with pytest.raises(ConfigError, match=message):
+        Engines(lambda: engine).host()
+    engine = create_engine(URL.create("sqlite", database=f"file:{tmp_path}/test.db?{option}"))
+    with pytest.raises(ConfigError, match=message):
+        Engines(lambda: engine).host()
+
+
+@pytest.mark.parametrize("options", ["mode=memory&cache=shared", "vfs=memdb"])
+def test_a_shared_database_in_memory_is_no_file(options: str, make_host: MakeHost) -> None:
+    """The name in its URL is no path. It works with a single connection."""
+    url = f"sqlite:///file:/shared?{options}&uri=true"
+    for pool in (SingletonThreadPool, QueuePool):
+        several = create_engine(url, poolclass=pool)
+        message = "^sqlite:///file.*shared.* is a database in memory with several connections: "
+        with pytest.raises(ConfigError, match=message):
+            Engines(lambda engine=several: engine).host()  # type: ignore[misc]
+        several.dispose()
+    arguments = {"check_same_thread": False}
+    engine = create_engine(url, poolclass=StaticPool, connect_args=arguments)
+    assert Engines(lambda: engine).mark() == "sqlite:///:memory:"
+    app = make_host(engine)
+    record(app, DELIVERY)
+    assert len(rows(app)[0]) == 1
+    assert not Path("/shared").exists()
+
+
+def test_connections_that_belong_to_a_thread_serve_every_thread(
+    tmp_path: Path, make_host: MakeHost
+) -> None:
+    """A `creator` without `check_same_thread` is enough, because no thread uses another's."""
+    engine = create_engine("sqlite://", creator=lambda: sqlite3.connect(tmp_path / "test.db"))
+    app = make_host(engine)
+    record(app, DELIVERY)
+
+    def search(_: int) -> int:
+        with app.app_context():
+            return len(get_runtime().history.find().data)
+
+    for _ in range(5):
+        with ThreadPoolExecutor(4) as pool:
+            assert list(pool.map(search, range(20))) == [2] * 20
+
+
+IMPORT_WITHOUT_NEW_NAMES = """
+import sqlite3
+for name in ("SQLITE_LIMIT_VARIABLE_NUMBER", "LEGACY_TRANSACTION_CONTROL"):
+    if hasattr(sqlite3, name):
+        delattr(sqlite3, name)
+import flask_imcallback.extension
+"""
+
+
+def test_pysqlite3_may_replace_the_module_of_python() -> None:
+    """An app may need a newer SQLite, and pysqlite3 lacks some names."""
+    subprocess.run([sys.executable, "-c", IMPORT_WITHOUT_NEW_NAMES], check=True)
+
+
+LEAVE_WITHOUT_A_WORKING_FOLDER = """
+import os, sys
+from pathlib import Path
+from sqlalchemy import create_engine
+from flask_imcallback.storage.engines import Engines
+kept = Engines(lambda: create_engine(f"sqlite:///{sys.argv[1]}")).writing()
+with kept.begin() as connection:
+    connection.exec_driver_sql("PRAGMA user_version=1")
+    connection.exec_driver_sql("CREATE TABLE t (id INTEGER)")
+engines = [Engines(lambda: create_engine(f"sqlite:///{n}.db")).writing() for n in range(5)]
+os.rmdir(os.getcwd())
+"""
+
+
+def test_a_deleted_working_folder_is_no_problem_at_the_end(tmp_path: Path) -> None:
+    """The process leaves a complete file of another database."""
+    folder, path = tmp_path / "folder", tmp_path / "test.db"
+    folder.mkdir()
+    with closing(sqlite3.connect(path)) as driver:
+        use_wal(driver)
+    command = [sys.executable, "-c", LEAVE_WITHOUT_A_WORKING_FOLDER, str(path)]
+    result = subprocess.run(command, capture_output=True, text=True, check=True, cwd=folder)
+    assert result.stderr == ""
+    assert (
+        not path.with_name("test.db-wal").exists()
+        or not path.with_name("test.db-wal").stat().st_size
+    )
+
+
 @pytest.mark.parametrize("create", [create_engine, engines.not_durable], ids=["default", "unsafe"])
 def test_our_connections_to_sqlite_are_durable(
     create: Callable[[URL], Engine], url_of: Callable[[str], URL], make_host: MakeHost
@@ -276,20 +391,12 @@ def test_commits_wait_for_the_disk_of_postgresql(
         assert connection.scalar(text("SHOW synchronous_commit")) == "off"
 
 
-@pytest.mark.parametrize("kind", READ_ONLY_SESSIONS)
+@pytest.mark.parametrize("kind", DATABASES)
 def test_a_connection_that_may_not_write_is_replaced(
     kind: str, url_of: Callable[[str], URL], make_host: MakeHost
 ) -> None:
     """The database can be written again, but the connections from before cannot."""
     engine = create_engine(url_of(kind))
-    is_read_only = False
-
-    @event.listens_for(engine, "connect")
-    def restrict(driver: Any, _: object) -> None:
-        if is_read_only:
-            driver.cursor().execute(READ_ONLY_SESSIONS[kind])
-            driver.commit()
-
     app = make_host(engine, IMCALLBACK_DEADLINE=4)
     record(app, ANONYMOUS)
     with app.app_context():
@@ -297,14 +404,99 @@ def test_a_connection_that_may_not_write_is_replaced(
         runtime.recorder.stop_direct_writes()  # each failure closes their connection
         wait_until(lambda: len(runtime.feed.read_page(load_feed_query({})).data) == 2)
         runtime.process.get().engines.dispose()
-        is_read_only = True
-        with pytest.raises(StorageError):
-            record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(minutes=1)))
-        runtime.sequencer.catch_up(5)
-        is_read_only = False
+        with read_only(engine):
+            with pytest.raises(StorageError):
+                record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(minutes=1)))
+            runtime.sequencer.catch_up(5)
         record(app, replace(ANONYMOUS, received_at=MOMENT + timedelta(minutes=2)))
         # The second delivery was refused, but its last attempt may have succeeded.
         wait_until(lambda: len(runtime.feed.read_page(load_feed_query({})).data) >= 4)
+
+
+HOST_SETTINGS = [
+    ("mariadb", "SET SESSION sql_select_limit = 1"),
+    ("mariadb", "SET SESSION sql_safe_updates = 1"),
+    ("mariadb", "SET SESSION completion_type = 'CHAIN'"),
+    ("mariadb", "SET SESSION completion_type = 'RELEASE'"),
+    ("mariadb", "SET SESSION max_join_size = 1, sql_big_selects = 0"),
+    ("mariadb", "SET SESSION tx_read_only = 1"),
+    ("mariadb", "SET SESSION sql_mode = 'EMPTY_STRING_IS_NULL'"),
+    ("mariadb", "SET SESSION sql_mode = 'ORACLE'"),
+    ("mariadb", "SET SESSION sql_mode = ''"),
+    ("postgresql", "SET default_transaction_read_only = on"),
+    ("sqlite", "PRAGMA query_only = ON"),
+]
+"""Statements with which a host app prepares its connections."""
+
+
+def check_all_steps(app: Flask) -> None:
+    """Store, number, seal, verify and find the removals of several deliveries."""
+    many = tuple(Removal(Relation.FRIEND, "", f"b{number}") for number in range(3))
+    for minute in range(3):
+        moment = MOMENT + timedelta(minutes=minute)
+        record(app, replace(ANONYMOUS, removals=many, received_at=moment))
+    with app.app_context():
+        runtime = get_runtime()
+        wait_until(lambda: len(runtime.feed.read_page(load_feed_query({})).data) == 9)
+        assert len(runtime.history.find().data) == 9
+        runtime.seal_log()
+        assert runtime.verify_database([]).problems == []
+    assert [len(found) for found in rows(app)] == [3, 9]
+
+
+@pytest.mark.parametrize(("kind", "statement"), HOST_SETTINGS)
+def test_settings_of_the_host_for_its_session_are_not_ours(
+    kind: str, statement: str, url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """A listener of the host limits, forbids or changes statements, and ours still work."""
+    url = url_of(kind)
+    engine = create_engine(url)
+
+    @event.listens_for(engine, "connect")
+    def prepare(driver: Any, _: object) -> None:
+        driver.cursor().execute(statement)
+        if kind == "postgresql":
+            driver.commit()
+
+    app = make_host(engine)
+    check_all_steps(app)
+    with app.app_context():
+        ours = get_runtime().engine()
+    other = create_engine(url)  # without the listener
+    with other.connect() as connection, ours.connect() as own:
+        for table in ("imcallback_seal", "imcallback_log", "imcallback_removal"):
+            query = f"SELECT count(*) FROM {table}"
+            assert connection.scalar(text(query)) == own.scalar(text(query)) > 0
+    other.dispose()
+
+
+ROW_CLASSES: list[tuple[str, dict[str, Any]]] = [
+    ("postgresql+psycopg", {"row_factory": psycopg.rows.dict_row}),
+    ("postgresql+psycopg2", {"cursor_factory": psycopg2.extras.RealDictCursor}),
+    ("mysql+pymysql", {"cursorclass": pymysql.cursors.DictCursor}),
+    (
+        "sqlite",
+        {"row_factory": lambda cursor, row: dict(zip(cursor.description, row, strict=True))},
+    ),
+    ("sqlite", {"text_factory": bytes}),
+]
+"""Attributes of the host app's connections with which rows are no tuples, or texts no texts."""
+
+
+@pytest.mark.parametrize(("driver", "attributes"), ROW_CLASSES)
+def test_rows_are_tuples_whatever_the_host_prefers(
+    driver: str, attributes: dict[str, Any], url_of: Callable[[str], URL], make_host: MakeHost
+) -> None:
+    """The host lets its connections return rows of another class."""
+    kind = driver.partition("+")[0].replace("mysql", "mariadb")
+    engine = create_engine(url_of(kind).set(drivername=driver))
+
+    @event.listens_for(engine, "connect")
+    def prepare(connection: Any, _: object) -> None:
+        for name, value in attributes.items():
+            setattr(connection, name, value)
+
+    check_all_steps(make_host(engine))
 
 
 def test_a_driver_that_hides_its_socket_has_no_direct_writes(
@@ -376,37 +568,92 @@ def test_the_host_may_give_the_password_late(
 @pytest.mark.parametrize(
     ("url", "mark"),
     [
-        ("postgresql+psycopg://u:p@db.example/app", "postgresql://db.example:5432/app"),
-        ("postgresql+psycopg2://v@db.example:5432/app", "postgresql://db.example:5432/app"),
+        ("postgresql+psycopg://u:p@db.example/app", "postgresql://u@db.example:5432/app"),
+        ("postgresql+psycopg2://u@db.example:5432/app", "postgresql://u@db.example:5432/app"),
         ("postgresql://db.example:6432/app", "postgresql://db.example:6432/app"),
-        ("postgresql:///app?host=/run/pg", "postgresql://localhost:5432/app?host=/run/pg"),
+        ("postgresql:///app?host=/run/pg", "postgresql://%2Frun%2Fpg:5432/app"),
+        ("postgresql:///app?host=a:1&host=b:2", "postgresql://a:1,b:2:5432/app"),
         (
-            "postgresql://db/app?options=-csearch_path=tenant&sslmode=require",
-            "postgresql://db:5432/app?options=-csearch_path=tenant",
+            "postgresql://db/app?options=-csearch_path=tenant -cx.key=pass&sslmode=require",
+            "postgresql://db:5432/app?search_path=tenant",
         ),
+        ("postgresql://db/app?options=--search-path=a", "postgresql://db:5432/app?search_path=a"),
+        ("postgresql://db/app?options=-c role=a", "postgresql://db:5432/app?role=a"),
         ("mysql+pymysql://u:p@db/app?charset=utf8", "mysql://db:3306/app"),
         ("mariadb+pymysql://db/app", "mysql://db:3306/app"),
         ("sqlite:////srv/app.db", "sqlite:////srv/app.db"),
         ("sqlite:///file:/srv/app.db?uri=true&mode=ro", "sqlite:////srv/app.db"),
-        ("mysql://db/?db=app", "mysql://db:3306/?db=app"),
+        ("mysql://db/?db=app", "mysql://db:3306/app"),
         ("mysql:///?read_default_file=/a", "mysql://localhost:3306/?read_default_file=/a"),
-        ("postgresql:///?dbname=app", "postgresql://localhost:5432/?dbname=app"),
-        ("postgresql://u@db", "postgresql://db:5432/?user=u"),
+        ("postgresql:///?dbname=app", "postgresql://localhost:5432/app"),
+        ("postgresql://u@db", "postgresql://u@db:5432/u"),
         ("sqlite://", "sqlite:///:memory:"),
     ],
 )
-def test_a_mark_names_a_database_without_login_and_driver(url: str, mark: str) -> None:
-    """Another login or driver leads to the same database, another schema does not."""
+def test_a_mark_names_a_database_without_password_and_driver(url: str, mark: str) -> None:
+    """Another driver leads to the same database, another schema or PostgreSQL user may not."""
     assert database_mark(make_url(url)) == mark
 
 
 def test_a_mark_names_the_variables_of_postgresql(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A URL without a host or a database takes them from the environment."""
+    """A URL takes what it does not say from the environment."""
     monkeypatch.setenv("PGHOST", "db.example")
     monkeypatch.setenv("PGDATABASE", "app")
-    mark = "postgresql://localhost:5432/?PGHOST=db.example&PGDATABASE=app"
+    monkeypatch.setenv("PGOPTIONS", "-c search_path=tenant")
+    mark = "postgresql://db.example:5432/app?search_path=tenant"
     assert database_mark(make_url("postgresql://")) == mark
-    assert database_mark(make_url("postgresql://db/app")) == "postgresql://db:5432/app"
+    mark = "postgresql://db:5432/other?search_path=tenant"
+    assert database_mark(make_url("postgresql://db/other")) == mark
+
+
+CONNECT_ARGUMENTS: list[tuple[str, dict[str, Any]]] = [
+    ("postgresql", {"options": "-csearch_path=other"}),
+    ("postgresql+psycopg2", {"options": "-c search_path=other"}),
+    ("postgresql", {"dbname": "OTHER"}),
+    ("postgresql", {"user": "OTHER"}),
+    ("mariadb", {"database": "OTHER"}),
+    ("mariadb", {"init_command": "USE `OTHER`"}),
+]
+"""Arguments that lead to another database or schema than the URL, for a kind or a driver."""
+
+
+@pytest.mark.parametrize(("driver", "arguments"), CONNECT_ARGUMENTS)
+def test_a_mark_sees_the_arguments_that_override_the_url(
+    driver: str, arguments: dict[str, Any], url_of: Callable[[str], URL]
+) -> None:
+    """Two deployments in one folder have the same URL and other tables, so their marks differ."""
+    kind, _, has_driver = driver.partition("+")
+    url, other = url_of(kind), str(url_of(kind).database)
+    url = url.set(drivername=driver) if has_driver else url
+    where = "current_database() || current_schemas(false)::text"
+    where = "database()" if kind == "mariadb" else where
+    first = create_engine(url)
+    with first.begin() as connection:
+        if kind == "postgresql":
+            for statement in ("CREATE SCHEMA other", f"CREATE ROLE {other} SUPERUSER LOGIN"):
+                connection.exec_driver_sql(statement)
+            connection.exec_driver_sql(f"CREATE SCHEMA {other} AUTHORIZATION {other}")
+        places = [connection.exec_driver_sql(f"SELECT {where}").scalar()]
+    arguments = {name: value.replace("OTHER", other) for name, value in arguments.items()}
+    second = create_engine(url, connect_args=arguments)
+    with second.connect() as connection:
+        places.append(connection.exec_driver_sql(f"SELECT {where}").scalar())
+    marks = [Engines(lambda: first).mark(), Engines(lambda: second).mark()]
+    second.dispose()
+    if kind == "postgresql":
+        with first.begin() as connection:
+            connection.exec_driver_sql(f"DROP OWNED BY {other}")
+            connection.exec_driver_sql(f"DROP ROLE {other}")
+    first.dispose()
+    assert places[0] != places[1]
+    assert marks[0] != marks[1]
+
+
+def test_a_mark_has_no_password_of_an_argument() -> None:
+    """The spool and the log show marks."""
+    arguments = {"password": "pass-word", "init_command": "SET @key = 'pass-word'"}
+    engine = create_engine("mysql+pymysql://u:pass-word@db/app", connect_args=arguments)
+    assert Engines(lambda: engine).mark() == "mysql://db:3306/app"
 
 
 def test_a_described_database_has_no_password() -> None:

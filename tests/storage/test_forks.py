@@ -20,7 +20,7 @@ from sqlalchemy import URL, text
 
 from flask_imcallback import ImCallback
 from flask_imcallback.runtime import get_runtime
-from flask_imcallback.storage import sqlite
+from flask_imcallback.storage import sqlite_forks
 from flask_imcallback.storage.file_lock import file_lock
 from support.apps import MakeApp, close_connections, rows, save_counts
 from support.deliveries import ANONYMOUS, DELIVERY, MOMENT, record
@@ -155,8 +155,8 @@ def test_a_child_has_no_database_file_open(
     make_app: MakeApp, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Threads of the parent open, use and close connections while the process forks."""
-    monkeypatch.setattr(sqlite, "FORK_DELAY_SECONDS", 20)  # a busy machine is slow
-    monkeypatch.setattr(sqlite, "MAX_GATE_SECONDS", 20)
+    monkeypatch.setattr(sqlite_forks, "FORK_DELAY_SECONDS", 20)  # a busy machine is slow
+    monkeypatch.setattr(sqlite_forks, "MAX_GATE_SECONDS", 20)
     app = make_app(URL.create("sqlite", database=str(tmp_path / "test.db")))
     is_over = threading.Event()
 

@@ -342,7 +342,7 @@ def test_two_deployments_in_one_folder_never_mix(
     staging = make_app(url, IMCALLBACK_SECRETS=[SECRET])
     assert post(staging, "staging") == 200
     assert drain(staging) == ""
-    mark = "postgresql://127.0.0.1:1/database"
+    mark = "postgresql://user@127.0.0.1:1/database"
     assert waiting_in(staging).foreign == {mark: 5}
     assert waiting_in(production).count == 5
     assert {row["owner_id"] for row in rows(staging)[1]} == {"staging"}
