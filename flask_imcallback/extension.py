@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Iterable
 from typing import Any
 
@@ -13,11 +12,10 @@ from . import cli, web
 from .errors import ConfigError
 from .history import History
 from .log import Feed
+from .logger import logger
 from .providers import PROVIDERS, Provider
 from .runtime import EXTENSION, build_runtime, get_runtime
 from .storage import CallbackCount, protect_tables
-
-logger = logging.getLogger("flask_imcallback")
 
 
 class ImCallback:

@@ -7,7 +7,6 @@ database, and can become readable with a newer provider.
 from __future__ import annotations
 
 import hashlib
-import logging
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -18,6 +17,7 @@ from sqlalchemy import Engine
 
 from .errors import PacketError, StorageError
 from .history import DeliveryQuery, DeliveryRecord
+from .logger import logger
 from .providers import Callback, CallbackRequest, Origin, Provider
 from .removals import Status, announce
 from .runtime import Runtime
@@ -35,8 +35,6 @@ from .storage import (
     describe,
     find_key_conflict,
 )
-
-logger = logging.getLogger("flask_imcallback")
 
 CHUNK_ENTRIES = 100
 """Maximum number of entries that are stored in one step."""

@@ -5,7 +5,6 @@ from __future__ import annotations
 import getpass
 import hashlib
 import json
-import logging
 import os
 import random
 from collections.abc import Callable, Generator, Iterable, Mapping
@@ -19,6 +18,7 @@ from sqlalchemy import Engine, select
 from sqlalchemy.exc import SQLAlchemyError
 
 from ..errors import StorageError
+from ..logger import logger
 from ..storable_text import MAX_TEXT_LENGTH, make_storable
 from ..storage import (
     NONCE_BYTES,
@@ -35,8 +35,6 @@ from ..storage import (
 )
 from ..storage import act as act_table
 from ..storage import inbox as inbox_table
-
-logger = logging.getLogger("flask_imcallback")
 
 T = TypeVar("T")
 

@@ -20,6 +20,7 @@ from pathlib import Path
 from sqlalchemy import Connection, Engine, func, insert, select
 
 from ..errors import ImCallbackError, StorageError
+from ..logger import logger
 from ..storage import (
     WRITES,
     Fault,
@@ -48,7 +49,6 @@ from .verifier import (
     tree_root,
 )
 
-logger = logging.getLogger("flask_imcallback")
 checkpoint_logger = logging.getLogger("flask_imcallback.checkpoint")
 
 UNSIGNED_ORIGIN = "imcallback"

@@ -13,7 +13,7 @@ from urllib.parse import parse_qsl, unquote, urlsplit
 from weakref import WeakSet
 
 from sqlalchemy import URL, Connection, Engine, event
-from sqlalchemy.exc import DisconnectionError, SQLAlchemyError
+from sqlalchemy.exc import DisconnectionError
 
 from .sqlite_forks import close_before_fork
 from .threads import PerProcess
@@ -154,7 +154,7 @@ def _empty_logs() -> None:
     paths: set[str | None] = set()
     for engine in list(_engines.get()):
         # SQLite reads the log next time. The path is unknown if the working folder was deleted.
-        with suppress(SQLAlchemyError, sqlite3.Error, OSError):
+        with suppress(Exception):  # also of a listener of the host app
             path = sqlite_path(engine)
             if path not in paths:
                 paths.add(path)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable, Iterator, Sequence
 from itertools import chain
 from typing import Any
@@ -26,14 +25,13 @@ from ..history import (
     stats_json,
 )
 from ..log import ActKind, count_deliveries, feed_lines, load_feed_query
+from ..logger import logger
 from ..runtime import get_runtime
 from .access import View, add_reader_views
 from .acts import begin_file, file_acts, log_read
 from .problems import NOT_FOUND, NOT_INSTALLED, ProblemError, answer_with_problems, json_response
 from .requests import parse_id, read_parameters
 from .routing import AnyHostBlueprint
-
-logger = logging.getLogger("flask_imcallback")
 
 
 def make_blueprint(decorators: Sequence[Callable[..., Any]]) -> Blueprint:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import sys
 from collections.abc import Callable, Iterable
 from contextlib import suppress
@@ -15,14 +14,13 @@ from tempfile import SpooledTemporaryFile
 from flask import Blueprint, Flask, Request, Response, current_app, request
 
 from ..errors import BodyTooLargeError
+from ..logger import logger
 from ..providers import CallbackRequest, Provider, Reply
 from ..receiver import Body
 from ..runtime import get_runtime
 from .exchange import EXCHANGE_KEY, Answer, Environ, Exchange, decode, read_query
 from .request_body import RequestBody
 from .routing import AnyHostBlueprint
-
-logger = logging.getLogger("flask_imcallback")
 
 UNANSWERED = "the callback could not be answered after an unexpected error"
 """The reason of a refusal after a mistake in a provider or in this extension."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
@@ -12,11 +11,10 @@ from urllib.parse import parse_qs, quote
 from flask import Response
 from werkzeug.wsgi import ClosingIterator
 
+from ..logger import logger
 from ..providers import Provider
 from ..receiver import encode_kept_query
 from .request_body import RequestBody
-
-logger = logging.getLogger("flask_imcallback")
 
 EXCHANGE_KEY = "flask_imcallback.exchange"
 """The key of the `Exchange` in the WSGI environment."""
@@ -137,12 +135,12 @@ class Exchange:
         return ClosingIterator(body, getattr(parts, "close", None))
 
     def _answer_after_failure(self, answer: Callable[[], None], status: str) -> None:
-        """Set our answer after the host app failed with a status before our view was called."""
+        """Set our answer after the host app answered with a status, and did not call our view."""
         logger.warning(
-            "The app failed with %s before a callback of %s was handled, so the extension handles "
+            "Something else in the app answered a callback of %s with %s, so the extension handles "
             "the callback without the functions of the app",
-            status,
             self.provider.name,
+            status,
         )
         try:
             answer()

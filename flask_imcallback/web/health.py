@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 import re
 import time
 from contextlib import suppress
@@ -26,12 +25,11 @@ from ..checks import (
 from ..errors import ImCallbackError
 from ..history import CALLBACK_COUNT, WAITING
 from ..log import SealState
+from ..logger import logger
 from ..runtime import Runtime, get_runtime
 from ..storage import PerProcess, Waiting
 from .access import TokenCheck, check_token
 from .routing import AnyHostBlueprint
-
-logger = logging.getLogger("flask_imcallback")
 
 MAX_CHECKS_WITHOUT_PAUSE, CHECKS_PER_SECOND = 20, 5
 """Number of checks of a process that may run without a pause, and the number per second after them.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import logging
 import re
 from collections.abc import Iterable
 from contextlib import suppress
@@ -16,8 +15,6 @@ from ..runtime import Runtime
 from .callbacks import answer_without_hooks
 from .exchange import App, Environ, Exchange, StartResponse
 from .servers import check_server
-
-logger = logging.getLogger("flask_imcallback")
 
 HEADERS_KEY = "flask_imcallback.headers"
 """The key, in the WSGI environment, of the headers that the host app must not change."""

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import logging
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -11,8 +10,7 @@ from typing import Any
 from flask import Blueprint, Response
 
 from ..errors import HistoryQueryError, StorageError, TooWideError
-
-logger = logging.getLogger("flask_imcallback")
+from ..logger import logger
 
 ALLOWED_METHODS = "GET, HEAD, OPTIONS"
 """The header `Allow` of the URLs for readers."""

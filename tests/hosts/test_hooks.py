@@ -275,7 +275,16 @@ def maintenance(app: Flask) -> None:
         abort(503)
 
 
-FAILURES = [failing_hook, failing_session, failing_teardown, maintenance]
+def friendly_errors(app: Flask) -> None:
+    failing_hook(app)
+
+    @app.errorhandler(Exception)
+    def answer(error: Exception) -> dict[str, int]:
+        app.logger.error("on purpose")
+        return {"code": 500}
+
+
+FAILURES = [friendly_errors, failing_hook, failing_session, failing_teardown, maintenance]
 
 
 @pytest.mark.parametrize("set_up", FAILURES)
