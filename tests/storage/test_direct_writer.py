@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 from flask import Flask
 from pymysql.cursors import Cursor  # type: ignore[import-untyped]
-from sqlalchemy import URL, create_engine, event
+from sqlalchemy import URL, event
 
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.storage import direct_writer
@@ -227,13 +227,18 @@ class LimitedCursor(Cursor):  # type: ignore[misc]
         return super().execute(query, args)
 
 
+def limit_cursors(driver: Any, _: object) -> None:
+    driver.cursorclass = LimitedCursor
+
+
 @pytest.mark.parametrize("database_url", ["mariadb"], indirect=True)
 def test_a_time_limit_of_the_host_stores_no_half_delivery(
     database_url: URL, make_app: MakeApp
 ) -> None:
     """The limit ends a request between two statements. Its repetition is stored completely."""
-    engine = create_engine(database_url, connect_args={"cursorclass": LimitedCursor})
-    app = make_app(engine=engine)
+    app = make_app(database_url)
+    with app.app_context():
+        event.listen(get_runtime().process.get().engines.direct(), "connect", limit_cursors)
     warm_up(app)
     with app.app_context():
         recorder = get_runtime().recorder
@@ -245,4 +250,3 @@ def test_a_time_limit_of_the_host_stores_no_half_delivery(
     deliveries, removals = rows(app)
     assert [row["status"] for row in deliveries] == ["recorded"] * len(deliveries)
     assert len(removals) == 2 * len(deliveries) == 8
-    engine.dispose()

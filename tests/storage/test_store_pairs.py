@@ -47,7 +47,7 @@ def folder(path: Path) -> Iterator[None]:
 @contextmanager
 def not_a_database(path: Path) -> Iterator[None]:
     """The spool is another file."""
-    path.parent.mkdir(parents=True)
+    path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(b"not a database" * 1000)
     yield
     path.unlink()

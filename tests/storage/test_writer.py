@@ -230,12 +230,12 @@ def test_a_blocked_thread_is_replaced(
         app = make_app(url)
         entries = make_entries(app, 3)
         with app.app_context():
-            engine = writing_engine()
-            engine.dispose()
+            host = get_runtime().process.get().engines.host()
+            writing_engine().dispose()
         writer = new_writer(app)
 
         def hang(*_: Any) -> None:
-            event.remove(engine, "do_connect", hang)
+            event.remove(host, "do_connect", hang)
             is_released.wait(HOLD_SECONDS)
 
         def store(entry: Entry, seconds: float) -> float:
@@ -244,7 +244,7 @@ def test_a_blocked_thread_is_replaced(
                 writer.write([entry], seconds)
             return time.monotonic() - began
 
-        event.listen(engine, "do_connect", hang)
+        event.listen(host, "do_connect", hang)
         with ThreadPoolExecutor(2) as pool:
             hanging = pool.submit(store, entries[0], 0.5)
             time.sleep(0.2)
@@ -270,8 +270,8 @@ def test_a_refused_connection_is_retried(
         app = make_app(url)
         (entry,) = make_entries(app, 1)
         with app.app_context():
-            engine = writing_engine()
-        engine.dispose()
+            host = get_runtime().process.get().engines.host()
+            writing_engine().dispose()
         connections: list[None] = []
 
         def refuse(*_: Any) -> None:
@@ -279,7 +279,7 @@ def test_a_refused_connection_is_retried(
             if len(connections) < 4:
                 raise psycopg.OperationalError("connection refused")
 
-        event.listen(engine, "do_connect", refuse)
+        event.listen(host, "do_connect", refuse)
         write(app, entry, retry_until_deadline=retry_until_deadline)
         assert (entry.error is None) == retry_until_deadline
         assert len(connections) == attempts

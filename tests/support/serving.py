@@ -124,8 +124,35 @@ def serving(
         assert running.ask("POST", "/imcallback/openim/x", body=b"{}")[0] == 403
         yield running
     finally:
+        wait_for_workers(family(process.pid)[len(wrapper) > 0 :])
         process.terminate()
         process.wait(30)
+
+
+def wait_for_workers(processes: Sequence[int], seconds: float = 3) -> None:
+    """Wait until the workers of gunicorn handle signals by themselves. The first one is the master.
+
+    A worker that gets SIGTERM before loses it, and gunicorn waits for this worker.
+    """
+    deadline = time.monotonic() + seconds
+    while not have_ready_workers(processes) and time.monotonic() < deadline:
+        time.sleep(0.02)
+        processes = family(processes[0]) if processes else []
+
+
+def have_ready_workers(processes: Sequence[int]) -> bool:
+    """Return True if both workers of gunicorn handle signals by themselves."""
+    try:
+        master, *workers = map(_caught_signals, processes)
+    except (ValueError, OSError):  # the server has ended
+        return True
+    return len(workers) >= 2 and master not in workers
+
+
+def _caught_signals(pid: int) -> str:
+    """Return the signals that a process handles, as the kernel shows them."""
+    status = Path(f"/proc/{pid}/status").read_text()
+    return status.partition("SigCgt:")[2].split()[0]
 
 
 def environment(folder: Path, url: URL) -> dict[str, str]:

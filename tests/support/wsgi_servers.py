@@ -20,7 +20,7 @@ from sqlalchemy import URL
 from support import ROOT
 from support.apps import DATABASES, long_if
 from support.servers import family, free_port
-from support.serving import Running, environment, start
+from support.serving import Running, environment, have_ready_workers, start
 
 START_SECONDS = 30
 STOP_SECONDS = 30
@@ -190,24 +190,12 @@ def _wait_until_ready(server: WsgiServer, host: Running) -> None:
         with suppress(OSError):
             socket.create_connection(("127.0.0.1", host.port), timeout=1).close()
             is_ready = host.ask("GET", "/host-page") == (200, {"host": True})
-            if is_ready and (not server.name.startswith("gunicorn") or _has_ready_workers(host)):
+            if is_ready and (
+                not server.name.startswith("gunicorn")
+                or have_ready_workers(family(host.process.pid))
+            ):
                 return
         time.sleep(0.02)
-
-
-def _has_ready_workers(host: Running) -> bool:
-    """Return True if both workers of gunicorn handle signals by themselves.
-
-    A worker that gets SIGTERM before loses it, and gunicorn waits for this worker.
-    """
-    master, *workers = (_caught_signals(pid) for pid in family(host.process.pid))
-    return len(workers) == 2 and master not in workers
-
-
-def _caught_signals(pid: int) -> str:
-    """Return the signals that a process handles, as the kernel shows them."""
-    status = Path(f"/proc/{pid}/status").read_text()
-    return status.partition("SigCgt:")[2].split()[0]
 
 
 def cases(servers: Iterable[WsgiServer]) -> list[Any]:
