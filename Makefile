@@ -60,9 +60,10 @@ needed:
 test: needed lint $(VENV)/readers
 	PYTHONPATH=tests $(BIN)/python -m support.servers
 	PYTHONPATH=tests $(BIN)/python -m support.browsers
-	$(BIN)/python -m pytest -n 3 -m "not long" || { \
+	$(BIN)/python -m pytest -n 3 -m "not long" || { status=$$?; [ $$status = 1 ] || exit $$status; \
 		echo "The tests that failed run once more, without other tests beside them."; \
-		$(BIN)/python -m pytest --last-failed --last-failed-no-failures none --maxfail 3; }
+		$(BIN)/python -m pytest -m "not long" --last-failed --last-failed-no-failures none \
+			--maxfail 3; }
 
 # Build the documentation into build/docs. A warning fails.
 docs: $(VENV)/tested

@@ -11,7 +11,7 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from flask import Flask, current_app
+from flask import Flask, current_app, has_app_context
 from sqlalchemy import Connection, Engine
 
 from .errors import ConfigError, StorageError
@@ -71,7 +71,7 @@ RESERVED_NAMES = (
 
 
 class ThreadContext:
-    """The app contexts of our threads. Each call returns a new one.
+    """The app contexts of our threads. A caller that has one keeps its own.
 
     A function of the host app at the end of a context may need what only a request has. Its error
     must not end our work, so it is only logged, once in a process.
@@ -83,8 +83,14 @@ class ThreadContext:
 
     @contextmanager
     def __call__(self) -> Iterator[None]:
+        if has_app_context() and current_app._get_current_object() is self._app:  # type: ignore[attr-defined]
+            yield  # the context of the caller, who ends it
+            return
         context = self._app.app_context()
-        context.push()
+        try:
+            context.push()
+        except Exception as error:  # of a receiver of a signal. The context is there all the same
+            self._log(error)
         try:
             yield
         finally:
@@ -249,8 +255,8 @@ class Runtime:
     def verify_database(self, kept: Iterable[Checkpoint], key: Key | None = None) -> Report:
         """Check all that is sealed, with the kept checkpoints and the one beside the app.
 
-        If `key` is given, the app must sign with it. Needs an app context. Raises `StorageError`
-        and `NotEvidenceError`.
+        An app that signs must sign with `key`, if there is one. Needs an app context. Raises
+        `StorageError` and `NotEvidenceError`.
         """
         process = self.process.get()
         own = process.sealer.read_kept()

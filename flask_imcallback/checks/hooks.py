@@ -87,7 +87,7 @@ def _visit(app: Flask, path: str, scheme: str) -> Iterator[Finding]:
 def _explain_answer(hook: Hook, answer: Response) -> Finding:
     status = f"{answer.status_code}" + (f" to {answer.location}" if answer.location else "")
     title = f"{_name_of(hook)} answers callbacks with {status}"
-    if answer.status_code >= 500:
+    if answer.status_code // 100 in (2, 5):
         return warning(title, NOT_CALLED, GATE_REMEDY[0].upper() + GATE_REMEDY[1:])
     module = getattr(hook, "__module__", None) or ""
     if module.startswith("flask_wtf"):

@@ -191,7 +191,7 @@ def read_acts(engine: Engine, limit: int) -> list[Act]:
 
 def _read_detail(text: str) -> dict[str, Any]:
     """Return the detail of an act, also if somebody has changed it to something else than JSON."""
-    with suppress(ValueError):
+    with suppress(ValueError, TypeError, RecursionError):
         detail = json.loads(text or "{}")
         if isinstance(detail, dict):
             return detail

@@ -104,9 +104,15 @@ def find_last_position(connection: Connection) -> int:
 
 
 def find_unnumbered(connection: Connection) -> int | None:
-    """Return the id of an entry that has no position yet, or None if all have one."""
-    entry_id: int | None = connection.scalar(select(func.min(inbox_table.c.entry_id)))
-    return entry_id
+    """Return the id of the oldest delivery without a position, or else of the oldest such act.
+
+    Returns None if all entries have a position.
+    """
+    column = inbox_table.c.entry_id
+    oldest: int | None = connection.scalar(select(func.min(column)).where(column > 0))
+    if oldest is None:  # the id of an act is negative
+        oldest = connection.scalar(select(func.max(column)))
+    return oldest
 
 
 def read_entries(connection: Connection, after: int, last: int) -> Iterator[LogEntry]:
@@ -185,7 +191,7 @@ def _read_sizes(connection: Connection, ids: Sequence[int]) -> dict[int, int]:
     query = select(column.id, func.length(column.body), column.removal_count)
     rows = connection.execute(query.where(column.id.in_(ids)))
     sizes = [row for row in rows if _has_types(row, (int, int, int))]
-    return {id: size + REMOVAL_BYTES * count for id, size, count in sizes}
+    return {id: size + REMOVAL_BYTES * max(count, 0) for id, size, count in sizes}
 
 
 def _read_deliveries(connection: Connection, ids: Sequence[int]) -> dict[int, StoredDelivery]:

@@ -7,9 +7,9 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from typing import Any, NamedTuple
 
-from sqlalchemy import Connection, Engine, Select, and_, or_, select
+from sqlalchemy import Connection, Engine, Select, and_, func, or_, select
 
-from ..storage import DELIVERIES_WITH_SOURCES, WRITES, read_protection, storage_errors
+from ..storage import DELIVERIES_WITH_SOURCES, MAX_ID, WRITES, read_protection, storage_errors
 from ..storage import act as act_table
 from ..storage import delivery as delivery_table
 from ..storage import erasure as erasure_table
@@ -64,7 +64,7 @@ def verify_database(
     kept: Iterable[Checkpoint],
     key: Key | None = None,
 ) -> Report:
-    """Check the whole database, and that the app signs its checkpoints with `key`.
+    """Check the whole database, and that an app with a key signs its checkpoints with `key`.
 
     `secret_key` is the key of the app. Raises `NotEvidenceError` and `StorageError`.
     """
@@ -80,7 +80,8 @@ def verify_database(
                 secret_key,
                 inspect=lambda line: problems.extend(_check_unsealed(line)),
             )
-            report = verify(lines, kept, key)
+            # Without a key, the app signs nothing. Then only the kept checkpoints have signatures.
+            report = verify(lines, kept, key if secret_key else None)
         problems += _check_nodes(connection)
         problems += _check_sources(connection)
         problems += _check_strays(connection)
@@ -225,6 +226,8 @@ def _check_nodes(connection: Connection) -> Iterator[str]:
     """Yield the seals whose columns do not fit their entries."""
     if ids := _ids(connection, select(seal_table.c.number).where(seal_table.c.number < 1)):
         yield f"seals that nobody made: {ids}"
+    position = log_table.c.position
+    first = connection.scalar(select(func.min(position)).where(position > 0))
     tree = Tree()
     for row in _read_seals(connection):
         if tree.append(leaf_hash(row.entry.encode())) != row.node:
@@ -234,7 +237,8 @@ def _check_nodes(connection: Connection) -> Iterator[str]:
             seal = Seal.from_json(row.entry)
             if seal.last != row.last_position:
                 yield f"the last position of seal {row.number} was changed"
-            if not row.marks and (ids := _ids(connection, _select_positions(seal))):
+            is_pruned = not row.marks and first is not None and first <= seal.last <= MAX_ID
+            if is_pruned and (ids := _ids(connection, _select_positions(seal))):
                 yield (
                     f"seal {row.number} is pruned, but these log positions are still there: {ids}. "
                     "If flask imcallback prune was interrupted, run it again. If not, somebody has "
@@ -284,7 +288,7 @@ def _check_strays(connection: Connection) -> Iterator[str]:
 
 def _select_positions(seal: Seal) -> Select[tuple[int]]:
     position = log_table.c.position
-    return select(position).where(position.between(seal.first, seal.last))
+    return select(position).where(position.between(max(seal.first, 1), seal.last))
 
 
 def _ids(connection: Connection, query: Select[tuple[int]]) -> str:

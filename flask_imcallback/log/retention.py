@@ -10,11 +10,12 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from functools import partial
 from typing import Any, TypeVar
-from urllib.parse import unquote_plus
+from urllib.parse import unquote
 
 from sqlalchemy import (
     Column,
@@ -22,6 +23,7 @@ from sqlalchemy import (
     Connection,
     Dialect,
     Engine,
+    Row,
     and_,
     bindparam,
     delete,
@@ -332,8 +334,9 @@ class Retention:
             with self._read() as connection:
                 rows = connection.execute(query.where(column.id.in_(ids))).all()
             for row in rows:
-                texts = (row.body.decode(errors="replace"), unquote_plus(row.query))
-                if any(names_account(x, account_id) for x in (*texts, row.headers, row.error)):
+                coded = (row.query, row.headers, row.error)
+                texts = (row.body.decode(errors="replace"), *coded, *map(unquote, coded))
+                if any(names_account(text, account_id) for text in texts):
                     found.add(row.id)
         return found
 
@@ -392,6 +395,11 @@ def _find_old_seals(connection: Connection, limit: int) -> Iterator[Seal]:
     query = select(seal_table.c.entry).order_by(seal_table.c.last_position).limit(1)
     while entry := connection.scalar(query.where(seal_table.c.last_position > after)):
         seal = parse_seal(entry)
+        if seal.last <= after:
+            raise StorageError(
+                f"cannot prune seal {seal.number}: somebody has changed imcallback_seal. Run flask "
+                "imcallback verify"
+            )
         newest = connection.scalar(
             select(func.max(func.abs(column.entry_id))).where(
                 column.position.between(seal.first, seal.last)
@@ -467,6 +475,19 @@ def _contains(dialect: Dialect, column: ColumnElement[Any], part: Any) -> Column
     return func.locate(part, column) > 0
 
 
+def _read_sound_slots(connection: Connection, row: Row[Any]) -> list[bytes]:
+    """Return the slots of a delivery. Raises `StorageError` if somebody has changed them."""
+    slots: list[bytes] = []
+    with suppress(ValueError, TypeError):
+        slots = read_slots(connection, row, row.removal_count)
+    if len(slots) != len(SLOTS) * row.removal_count:
+        raise StorageError(
+            f"cannot erase from the delivery {row.id}: somebody has changed it, or its row in "
+            "imcallback_erasure. Run flask imcallback verify"
+        )
+    return slots
+
+
 def _erase_part(connection: Connection, *, delivery_id: int, account_id: str) -> bool:
     """Take an account out of some removals of a delivery, and the packet and the nonce away.
 
@@ -486,7 +507,7 @@ def _erase_part(connection: Connection, *, delivery_id: int, account_id: str) ->
         )
         .limit(MAX_ROWS)
     ).all()
-    slots = read_slots(connection, row, row.removal_count)
+    slots = _read_sound_slots(connection, row)
     for removal_id, *is_erased in removals:
         start = len(SLOTS) * (removal_id - delivery_id)
         for slot, is_slot_erased in enumerate(is_erased, start):

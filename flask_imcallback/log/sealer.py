@@ -98,6 +98,8 @@ class Sealer:
         self._problem = ""
         self._last_seen = (0, 0.0)
         """The number of the newest seal, and since when this process knows it."""
+        self._is_behind = False
+        """Whether the newest seal was full, so that more entries wait for their seal already."""
         self._waiting: dict[str, tuple[int, float]] = {}
         """The entry that waits for its position and the position that waits for its seal, and since
         when this process knows it."""
@@ -140,10 +142,11 @@ class Sealer:
             last, head = read_last_seal(connection), find_last_position(connection)
             wait: float | None = None
             if last.last < head:
-                wait = self._seconds - self._measure_age(last)
+                wait = 0.0 if self._is_behind else self._seconds - self._measure_age(last)
                 if wait <= 0:
                     seal = self._add_seal(connection, last, pause=_pause)
-                    wait = 0.0 if seal is None or seal.last < head else None
+                    self._is_behind = seal is not None and seal.last < head
+                    wait = 0.0 if seal is None or self._is_behind else None
             self._publish(connection, kept)
         return wait
 

@@ -14,6 +14,7 @@ from collections.abc import Callable, Sequence
 from contextlib import AbstractContextManager, suppress
 
 from sqlalchemy import Connection, Engine, select
+from sqlalchemy.exc import DBAPIError
 
 from ..logger import logger
 from ..storage import (
@@ -287,9 +288,10 @@ def drop_numbered(connection: Connection) -> None:
 
     Otherwise nothing could be numbered any more.
     """
-    query = select(inbox.c.entry_id).join(log, log.c.entry_id == inbox.c.entry_id)
-    with connection.begin():
-        if entry_ids := connection.scalars(query.limit(BATCH_ENTRIES)).all():
+    batch = select(inbox.c.entry_id).order_by(inbox.c.entry_id).limit(BATCH_ENTRIES).subquery()
+    query = select(batch.c.entry_id).join(log, log.c.entry_id == batch.c.entry_id)
+    with suppress(DBAPIError), connection.begin():  # the next round tries again
+        if entry_ids := connection.scalars(query).all():
             connection.execute(inbox.delete().where(inbox.c.entry_id.in_(entry_ids)))
 
 

@@ -31,7 +31,7 @@ from .inspection import is_file_missing
 from .memory import hold_connection, uses_shared_connection
 from .sqlite_files import sqlite_path
 from .tables import counters as counter_table
-from .threads import new_lock, new_queue, start_thread
+from .threads import new_lock, new_queue, runs_in_gevent, start_thread
 from .writer import interrupt
 
 LOG_INTERVAL_SECONDS = 60
@@ -179,13 +179,7 @@ class CallbackCounters:
         self._unsaved[key] = known_count + count, max(last_at, known_last_at)
 
     def _start_saver(self) -> None:
-        """Start a thread that saves the counts. Gives up the thread before it, which hangs.
-
-        Without a thread, the reader of the counts saves them.
-        """
-        with self._context():
-            if uses_shared_connection(self._get_saving_engine):
-                return
+        """Start a thread that saves the counts. Gives up the thread before it, which hangs."""
         if self._saver is not None and self._saver.connection is not None:
             interrupt(self._saver.connection)
         if not self._is_flushed_at_exit:
@@ -211,7 +205,12 @@ class CallbackCounters:
 
     def _run(self, saver: _Saver) -> None:
         try:
-            self._save_until_done(saver)
+            with self._context():
+                is_shared = uses_shared_connection(self._get_saving_engine)
+            if not is_shared:
+                self._save_until_done(saver)
+            elif self._saver is saver:  # the reader of the counts saves them
+                self._saver = None
         except BaseException:
             if self._saver is saver:
                 self._saver = None  # the next callback starts another thread
@@ -306,7 +305,8 @@ class CallbackCounters:
         with self._lock:
             if self._unsaved and self._saver is None:
                 self._start_saver()
-        self.flush(FLUSH_SECONDS)
+        # Under gevent, all requests of the process would wait.
+        self.flush(0 if runs_in_gevent() else FLUSH_SECONDS)
         column = counter_table.c
         query = select(counter_table).order_by(column.provider, column.outcome, column.name)
         try:

@@ -19,7 +19,7 @@ from sqlalchemy.pool import Pool, SingletonThreadPool
 
 from ..errors import ConfigError, ImCallbackError, StorageError
 from .database_errors import describe
-from .marks import engine_mark, names_server_database
+from .marks import engine_mark, has_own_creator, names_server_database
 from .quiet_engines import QuietEngine, QuietNullPool, QuietQueuePool, quiet_dialect
 from .sqlite import set_up_sqlite
 from .sqlite_files import resolve_path, sqlite_path, uri_options, watch_file
@@ -190,6 +190,8 @@ def has_file(engine: Engine) -> bool:
     if sqlite_path(engine) is not None:
         return True
     if uri_options(engine.url).get("vfs") == "memdb":  # which reports a path
+        return False
+    if not has_own_creator(engine):  # a look at the connection could disturb its user
         return False
     with engine.connect() as connection:
         return any(row[2] for row in connection.exec_driver_sql("PRAGMA database_list"))

@@ -51,13 +51,14 @@ def database_mark(url: URL, arguments: Mapping[str, Any] | None = None) -> str:
     has the same mark in each process, also while the database is unavailable. A spool keeps the
     mark with each entry.
 
-    The mark of PostgreSQL has the user, because by default each user has a schema of its own.
+    The mark of PostgreSQL has the user if its schema depends on it, as it does by default.
     """
     backend = _backend(url)
     if backend == "sqlite":
         return f"sqlite:///{resolve_path(url) or ':memory:'}"
     values = _read_values(url, arguments or {})
-    has_user = backend == "postgresql" and "user" in values
+    has_own_schema = "$user" in values.get("search_path", "$user") and "role" not in values
+    has_user = backend == "postgresql" and "user" in values and has_own_schema
     user = f"{quote(values['user'], safe='')}@" if has_user else ""
     host = quote(values.get("host", "localhost"), safe=":,")
     port = values.get("port", DEFAULT_PORTS.get(backend))
@@ -81,6 +82,11 @@ def names_server_database(engine: Engine) -> bool:
     return bool(values.keys() & {"database", "service", "read_default_file", "option_files"})
 
 
+def has_own_creator(engine: Engine) -> bool:
+    """Return True if a function of the host app opens the connections of an engine."""
+    return getattr(engine.pool._creator, "__module__", "") != "sqlalchemy.engine.create"
+
+
 def _backend(url: URL) -> str:
     backend = url.get_backend_name()
     return "mysql" if backend == "mariadb" else backend
@@ -91,11 +97,10 @@ def _connect_arguments(engine: Engine) -> dict[str, Any]:
 
     SQLAlchemy keeps the arguments only in the function that opens the connections.
     """
-    creator = engine.pool._creator
-    if getattr(creator, "__module__", "") != "sqlalchemy.engine.create":
+    if has_own_creator(engine):
         return {}
     with suppress(TypeError):
-        return dict(inspect.getclosurevars(creator).nonlocals.get("cparams", {}))
+        return dict(inspect.getclosurevars(engine.pool._creator).nonlocals.get("cparams", {}))
     return {}
 
 

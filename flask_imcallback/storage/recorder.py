@@ -15,7 +15,7 @@ from .drain import Drain
 from .entries import Delivery, Entry
 from .ids import IdAllocator
 from .lost_callbacks import LostCallbacks
-from .memory import uses_shared_connection
+from .memory import shares_connection
 from .writer import Writer
 
 LARGE_ENTRY_ROWS = 20_000
@@ -42,6 +42,7 @@ class Recorder:
         on_stored: Callable[[], None],
     ) -> None:
         self._get_engine = engine
+        self._is_shared: bool | None = None
         self._on_stored = on_stored
         self._direct_writer = DirectWriter(direct_engine)
         self._writer = Writer(
@@ -75,9 +76,17 @@ class Recorder:
         """Close the connection of the requests. Deliveries are stored by the writer thread."""
         self._direct_writer.stop()
 
+    def _shares_connection(self) -> bool:
+        if self._is_shared is None:
+            try:
+                self._is_shared = shares_connection(self._get_engine())
+            except Exception:  # the use of the database tells why
+                return False
+        return self._is_shared
+
     def _store(self, entry: Entry) -> Entry | None:
         # A database in memory is never unavailable, and the drain would use it in a thread.
-        if self._drain is None or uses_shared_connection(self._get_engine):
+        if self._drain is None or self._shares_connection():
             if error := self._try_database(entry):
                 raise _storage_error(error) from error
             return entry

@@ -61,7 +61,7 @@ def _make_view(name: str) -> Callable[..., Response]:
 
     def receive_callback(rest: str = "", **_: object) -> Response:
         app = current_app._get_current_object()  # type: ignore[attr-defined]
-        return _callback(app, request, name, rest)
+        return _callback(app, request._get_current_object(), name, rest)  # type: ignore[attr-defined]
 
     return receive_callback
 
@@ -115,6 +115,7 @@ def _exchange(request: Request, provider: Provider, rest: str) -> Exchange:
     exchange: Exchange | None = request.environ.get(EXCHANGE_KEY)
     if exchange is None:
         return Exchange(provider, rest, read_query(request.environ.get("QUERY_STRING", "")))
+    exchange.is_received = True
     if exchange.body:
         exchange.body.rewind()
     return exchange

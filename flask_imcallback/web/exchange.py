@@ -63,7 +63,9 @@ class Exchange:
     """All values of each query parameter. They may hold a signature."""
     body: RequestBody | None = None
     answer: Answer | None = None
-    """None if our view was not called."""
+    """None if our view has not ended."""
+    is_received: bool = False
+    """Whether our view has begun. It reads the body, which can be read only once."""
 
     @classmethod
     def begin(
@@ -91,16 +93,16 @@ class Exchange:
         app: App,
         environ: Environ,
         start_response: StartResponse,
-        answer: Callable[[], None],
+        handle: Callable[[str], None] | None,
         report: Callable[[str, str], None],
     ) -> Iterable[bytes]:
         """Call the host app, and send our answer unchanged if our view was called.
 
         Functions of the host app that run after the view may change its response, or fail. The IM
         server still gets the answer of the provider. Functions that run before the view may fail,
-        too, for example because the database is down. Then `answer` is called, which sets the
-        answer without them. If something else answered a callback on purpose, `report` is called
-        with the status and a detail.
+        too, or answer with a 2xx, which the IM server would take for ours. Then `handle` is called
+        with the status of the host. It handles the callback without these functions, and sets the
+        answer. If the host refused a callback, `report` is called with the status and a detail.
         """
         is_callback = environ.get("REQUEST_METHOD") == "POST"
         status, headers, body = "500", [], list[bytes]()
@@ -117,35 +119,37 @@ class Exchange:
             body += parts  # a middleware that is a generator runs only now
         except Exception as caught:
             error = caught
-        # The IM server would take another 2xx for ours, for example that of an error handler.
-        if is_callback and self.answer is None and status.startswith(("2", "5")):
-            self._answer_after_failure(answer, status.partition(" ")[0])
+        is_handled = False
+        if is_callback and not self.is_received and (error or status.startswith(("2", "5"))):
+            is_handled = self._handle_without_host(handle, status.partition(" ")[0])
         if self.answer is not None:
             if error:
                 logger.error("A function of the app failed at a callback", exc_info=error)
-            status, headers = self.answer.status, self._headers([] if error else headers)
+            host_headers = [] if error or is_handled else headers
+            status, headers = self.answer.status, self._headers(host_headers)
             body = [] if environ.get("REQUEST_METHOD") == "HEAD" else [self.answer.body]
         elif error:
             if is_callback:
                 report("500", type(error).__name__)
+            if close := getattr(parts, "close", None):
+                close()
             raise error
         elif is_callback:
             report(status.partition(" ")[0], _describe_location(headers))
+            if status.startswith("2"):
+                status, headers, body = "503 SERVICE UNAVAILABLE", [], []
         start_response(status, headers)
         return ClosingIterator(body, getattr(parts, "close", None))
 
-    def _answer_after_failure(self, answer: Callable[[], None], status: str) -> None:
-        """Set our answer after the host app answered with a status, and did not call our view."""
-        logger.warning(
-            "Something else in the app answered a callback of %s with %s, so the extension handles "
-            "the callback without the functions of the app",
-            self.provider.name,
-            status,
-        )
+    def _handle_without_host(self, handle: Callable[[str], None] | None, status: str) -> bool:
+        """Handle the callback after the host answered it. Returns False if nobody may do that."""
+        if handle is None:
+            return False
         try:
-            answer()
+            handle(status)
         except Exception:
             logger.exception("A function of the app failed at a callback")
+        return True
 
     def _headers(self, host_headers: Headers) -> Headers:
         """Return the headers of our answer, and the headers that the host app added."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from collections.abc import Iterable
 from contextlib import suppress
 from functools import partial
@@ -11,6 +12,7 @@ from typing import Any
 from flask import Flask, Response, request
 
 from ..checks import exempt_views
+from ..logger import logger
 from ..runtime import Runtime
 from .callbacks import answer_without_hooks
 from .exchange import App, Environ, Exchange, StartResponse
@@ -20,6 +22,9 @@ HEADERS_KEY = "flask_imcallback.headers"
 """The key, in the WSGI environment, of the headers that the host app must not change."""
 ANSWERED_BY_HOST = "answered by something else in the app"
 """The reason of refusals that the host app caused. The HTTP status follows."""
+
+WARNING_SECONDS = 60
+"""Minimum time between two equal warnings."""
 
 
 class Middleware:
@@ -33,8 +38,9 @@ class Middleware:
        and the client of OpenIM loses a redirected event.
     3. It hides the secrets of callbacks from the hooks of the host app, and sends the answer of our
        view unchanged. See `Exchange`.
-    4. If the host app fails before our view is called, it lets our view handle the callback without
-       the functions of the host app. It reports callbacks that something else answered on purpose.
+    4. If the host app fails before our view is called, or answers with a 2xx, it lets our view
+       handle the callback without the functions of the host app. It reports callbacks that the host
+       app refused.
     5. It sends the headers of `set_headers` unchanged.
     """
 
@@ -46,6 +52,7 @@ class Middleware:
         names = "|".join(re.escape(name) for name in runtime.providers)
         self._callback_path = re.compile(f"({prefix}/({names}))(?:/(.*))?", re.DOTALL)
         self._is_checked = False
+        self._warned_at: dict[tuple[str, str], float] = {}
 
     def __call__(self, environ: Environ, start_response: StartResponse) -> Iterable[bytes]:
         self._prepare()
@@ -77,9 +84,25 @@ class Middleware:
         provider = self._runtime.providers[name]
         max_body = self._runtime.settings.max_body
         exchange = Exchange.begin(environ, provider, path, rest, max_body)
-        answer = partial(answer_without_hooks, self._app, environ, name)
+        settings = self._runtime.settings
+        # Without a guard of our own, the functions of the host app may be the only guard.
+        has_guard = not settings.allow_unauthenticated or bool(settings.allowed_networks)
+        handle = partial(self._handle_without_host, environ, name) if has_guard else None
         report = partial(self._report, name)
-        return exchange.run(self._inner_app, environ, start_response, answer, report)
+        return exchange.run(self._inner_app, environ, start_response, handle, report)
+
+    def _handle_without_host(self, environ: Environ, name: str, status: str) -> None:
+        """Handle a callback that something else in the app answered, and log it once a minute."""
+        now = time.monotonic()
+        if now - self._warned_at.get((name, status), -WARNING_SECONDS) >= WARNING_SECONDS:
+            self._warned_at[name, status] = now
+            logger.warning(
+                "Something else in the app answered a callback of %s with %s, so the extension "
+                "handles such callbacks without the functions of the app",
+                name,
+                status,
+            )
+        answer_without_hooks(self._app, environ, name)
 
     def _report(self, name: str, status: str, detail: str) -> None:
         """Count and log a callback that something else in the app answered."""

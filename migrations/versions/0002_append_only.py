@@ -25,11 +25,13 @@ DOOR_IS_SHUT = "NOT EXISTS (SELECT 1 FROM imcallback_door)"
 ACT_IS_MISSING = "NOT EXISTS (SELECT 1 FROM imcallback_act WHERE id = NEW.act_id)"
 DOOR_NEEDS_ACT = "imcallback_door needs the id of an act"
 
-SEARCH_TEMPORARY_TABLES_LAST = (
-    "SELECT set_config('search_path', "
-    "concat_ws(', ', nullif(current_setting('search_path'), ''), 'pg_temp'), true)"
+SEARCH_OUR_SCHEMA_FIRST = (
+    "SELECT set_config('search_path', quote_ident(nspname) || ', pg_temp', true) FROM pg_class "
+    "JOIN pg_namespace ON pg_namespace.oid = relnamespace "
+    "WHERE pg_class.oid = to_regclass('imcallback_door')"
 )
-"""PostgreSQL looks into temporary tables first. So anybody could make a door of his own."""
+"""By default PostgreSQL looks into temporary tables first, and then into the schema of the user. So
+anybody could make a door of his own."""
 
 FORBIDDEN = (1142, 1227, 1419)
 """Errors of MariaDB: the user has no right TRIGGER, or no right SUPER while there is a binary log.
@@ -121,7 +123,7 @@ def _create_postgresql() -> list[str]:
         for name in PROTECTED
     ]
     return [
-        SEARCH_TEMPORARY_TABLES_LAST,
+        SEARCH_OUR_SCHEMA_FIRST,
         function.format(
             "imcallback_append_only",
             "TG_OP <> 'TRUNCATE' AND EXISTS (SELECT 1 FROM imcallback_door)",

@@ -181,6 +181,18 @@ def test_an_entry_that_gets_no_position_is_a_problem(
     assert (result.exit_code, "the entry 5 has no log position" in result.output) == (1, True)
 
 
+def test_many_entries_are_sealed_without_a_pause(
+    app: Flask, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A full seal is followed by the next one. Otherwise a busy app would never be sealed."""
+    monkeypatch.setattr(sealer, "MAX_ENTRIES", 4)
+    store_many(9, MOMENT)
+    number()
+    own = make_sealer(app, 60)
+    assert [own.seal_if_due() for _ in range(3)] == [0, 0, None]
+    assert [seal.last for seal in stored_seals()] == [4, 8, 9]
+
+
 def test_a_host_whose_clock_is_behind_seals_no_more_often(app: Flask) -> None:
     """The other host has made the newest seal a minute ahead, as its clock says."""
     with time_machine.travel(datetime.now(UTC) + timedelta(minutes=1)):
