@@ -41,12 +41,6 @@ UNLOCKED_OPTIONS = {
 """Options of a SQLite URI with which connections ignore each other.
 See https://sqlite.org/uri.html."""
 
-PERMIT_WRITES_OF_POSTGRESQL = """
-SELECT set_config('default_transaction_read_only', 'off', false) FROM pg_settings
-WHERE name = 'default_transaction_read_only' AND source IN ('client', 'session')
-"""
-"""Only the host app may be overruled. An administrator who stops all writes has a reason."""
-
 SETTINGS_OF_MYSQL = (
     "sql_select_limit = 18446744073709551615, sql_safe_updates = 0, sql_big_selects = 1, "
     "completion_type = 0"
@@ -357,8 +351,6 @@ def _set_up_postgresql(driver: Any, dialect: Dialect, info: dict[str, Any]) -> N
         driver.set_client_encoding("UTF8")
     _use_tuples(driver, dialect)
     cursor = driver.cursor()
-    cursor.execute(PERMIT_WRITES_OF_POSTGRESQL)
-    cursor.fetchall()
     cursor.execute("SET client_encoding = 'UTF8'")
     cursor.execute("SELECT 1 WHERE current_setting('synchronous_commit') = 'off'")
     if cursor.fetchall():
@@ -398,11 +390,9 @@ def _set_up_mysql(driver: Any, dialect: Any) -> None:
     modes = ["STRICT_ALL_TABLES"]
     modes += ["ANSI_QUOTES"] if dialect._server_ansiquotes else []
     modes += [] if dialect._backslash_escapes else ["NO_BACKSLASH_ESCAPES"]
-    read_only = "tx_read_only" if dialect.is_mariadb else "transaction_read_only"
     cursor = driver.cursor()
-    cursor.execute(
-        f"SET sql_mode = '{','.join(modes)}', {read_only} = DEFAULT, {SETTINGS_OF_MYSQL}"
-    )
+    # A session that the host app makes read-only stays so: the host may only want to read.
+    cursor.execute(f"SET sql_mode = '{','.join(modes)}', {SETTINGS_OF_MYSQL}")
     cursor.close()
     dialect.set_isolation_level(driver, "REPEATABLE READ")
 

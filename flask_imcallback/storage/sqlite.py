@@ -51,7 +51,6 @@ def set_up_sqlite(driver: Any) -> None:
     driver.isolation_level = None
     driver.row_factory, driver.text_factory = None, str
     cursor = driver.cursor()
-    cursor.execute("PRAGMA query_only=OFF")
     # With FULL, a power cut can undo a commit in the journal mode DELETE, because SQLite does not
     # wait until the journal is gone from the disk. In the mode WAL, FULL and EXTRA are the same.
     cursor.execute("PRAGMA synchronous=EXTRA")

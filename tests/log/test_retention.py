@@ -15,7 +15,7 @@ from typing import Any
 
 import pytest
 from flask import Flask
-from sqlalchemy import URL, Engine, event, select
+from sqlalchemy import URL, event, select
 
 from flask_imcallback.log import Retention, names_account, read_acts, retention
 from flask_imcallback.log.batches import REMOVAL_BYTES
@@ -281,7 +281,7 @@ class CrashError(Exception):
 
 
 @contextmanager
-def crash_after(transactions: int) -> Iterator[None]:
+def crash_after(app: Flask, transactions: int) -> Iterator[None]:
     """Stop before another transaction opens the door."""
     left = [transactions]
 
@@ -291,11 +291,13 @@ def crash_after(transactions: int) -> Iterator[None]:
             if left[0] < 0:
                 raise CrashError
 
-    event.listen(Engine, "before_cursor_execute", stop)
+    with app.app_context():
+        engine = get_runtime().process.get().engines.occasional()
+    event.listen(engine, "before_cursor_execute", stop)
     try:
         yield
     finally:
-        event.remove(Engine, "before_cursor_execute", stop)
+        event.remove(engine, "before_cursor_execute", stop)
 
 
 @pytest.mark.parametrize("name", COMMANDS)
@@ -311,7 +313,7 @@ def test_an_interrupted_command_goes_on(
     kept = checkpoint(app)
     crashes = 0
     while True:
-        with crash_after(3):
+        with crash_after(app, 3):
             arguments = ["imcallback", *COMMANDS[name], "--yes"]
             result = app.test_cli_runner().invoke(args=arguments)
         if result.exit_code == 0:

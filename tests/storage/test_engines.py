@@ -419,12 +419,9 @@ HOST_SETTINGS = [
     ("mariadb", "SET SESSION completion_type = 'CHAIN'"),
     ("mariadb", "SET SESSION completion_type = 'RELEASE'"),
     ("mariadb", "SET SESSION max_join_size = 1, sql_big_selects = 0"),
-    ("mariadb", "SET SESSION tx_read_only = 1"),
     ("mariadb", "SET SESSION sql_mode = 'EMPTY_STRING_IS_NULL'"),
     ("mariadb", "SET SESSION sql_mode = 'ORACLE'"),
     ("mariadb", "SET SESSION sql_mode = ''"),
-    ("postgresql", "SET default_transaction_read_only = on"),
-    ("sqlite", "PRAGMA query_only = ON"),
 ]
 """Statements with which a host app prepares its connections."""
 
