@@ -8,6 +8,7 @@ import json
 import re
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
@@ -27,12 +28,12 @@ from prometheus_flask_exporter import PrometheusMetrics
 from sqlalchemy import NullPool, create_engine, make_url, text
 from werkzeug.test import TestResponse
 
-from flask_imcallback import ImCallback
+from flask_imcallback import ImCallback, removals_recorded, upgrade
 from flask_imcallback.runtime import get_runtime
 from flask_imcallback.web.access import RESPONSE_HEADERS
 from flask_imcallback.web.page.files import URL_PATHS
 from support import ROOT
-from support.apps import MakeApp, rows, save_counts, wait_until
+from support.apps import MakeApp, close_connections, rows, save_counts, wait_until
 from support.faults import locked
 from support.pages import TOKEN
 
@@ -329,6 +330,45 @@ def test_a_hook_that_needs_the_database_loses_no_callback_in_an_outage(app: Flas
         assert post_openim(app).get_json() == CONTINUE
         assert len(rows(app)[1]) == 1
     wait_until(lambda: len(rows(app)[1]) == 2)
+
+
+class TimeLimitError(BaseException):
+    """An error like `gevent.Timeout`, which is no `Exception`."""
+
+
+def test_a_callback_whose_view_has_begun_is_not_handled_again(tmp_path: Path) -> None:
+    """A time limit of the host ends the view, and the host answers 200. The IM server gets 503."""
+    app = Flask("host", instance_path=str(tmp_path / "instance"))
+    app.config.update(SETTINGS)
+    inner = app.wsgi_app
+
+    def limited(environ: Any, start_response: Any) -> Any:
+        try:
+            return inner(environ, start_response)
+        except TimeLimitError:
+            start_response("200 OK", [])
+            return [b"{}"]
+
+    def end_request(_: Flask, removals: object) -> None:
+        raise TimeLimitError
+
+    app.wsgi_app = limited  # type: ignore[method-assign]
+    ImCallback(app)
+    with app.app_context():
+        upgrade()
+    with removals_recorded.connected_to(end_request):
+        assert post_openim(app).status_code == 503
+    assert [row["status"] for row in rows(app)[0]] == ["recorded"]
+    close_connections(app)
+
+
+def test_without_a_guard_of_its_own_the_gate_of_the_host_decides(make_app: MakeApp) -> None:
+    """The gate may be all that keeps strangers out, also if it fails. A foreign 200 becomes 503."""
+    for answer, status in ((friendly_errors, 503), (maintenance, 503), (failing_hook, 500)):
+        app = make_app(IMCALLBACK_ALLOW_UNAUTHENTICATED=True)
+        answer(app)
+        assert app.test_client().post("/imcallback/openim", json=PACKET).status_code == status
+        assert rows(app) == ([], [])
 
 
 def test_a_browser_gets_the_error_of_the_host(app: Flask) -> None:
