@@ -187,6 +187,8 @@ class Writer:
             try:
                 with self._context():
                     self._write_in_turn(first, worker)
+                    # Direct writes need not wait for the end of the context.
+                    worker.busy_since = 0
             except Exception:  # the thread must survive, and its callers stop at their deadlines
                 logger.exception("The writer thread failed unexpectedly")
             worker.busy_since = 0
