@@ -5,11 +5,11 @@ from __future__ import annotations
 import json
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 from sqlalchemy import Connection, Engine, Select, and_, func, or_, select
 
-from ..storage import DELIVERIES_WITH_SOURCES, MAX_ID, WRITES, read_protection, storage_errors
+from ..storage import DELIVERIES_WITH_SOURCES, MAX_ID, for_reading, read_protection, storage_errors
 from ..storage import act as act_table
 from ..storage import delivery as delivery_table
 from ..storage import erasure as erasure_table
@@ -104,13 +104,10 @@ def verify_database(
 @contextmanager
 def _open_snapshot(engine: Engine) -> Iterator[Connection]:
     """Yield a connection that sees one state of the database, whatever others commit."""
-    options: dict[str, Any] = {WRITES: False}
+    reader = for_reading(engine)
     if engine.dialect.name == "postgresql":
-        options["isolation_level"] = "REPEATABLE READ"
-    with (
-        storage_errors("read the log"),
-        engine.execution_options(**options).connect() as connection,
-    ):
+        reader = reader.execution_options(isolation_level="REPEATABLE READ")
+    with storage_errors("read the log"), reader.connect() as connection:
         yield connection
 
 

@@ -39,11 +39,11 @@ from sqlalchemy.exc import SQLAlchemyError
 from ..errors import StorageError
 from ..removals import Relation
 from ..storage import (
-    WRITES,
     Fault,
     classify,
     commit_to_packet,
     file_lock,
+    for_reading,
     id_at,
     open_door,
     seed_of,
@@ -207,7 +207,7 @@ class Retention:
     # Connections
 
     def _read(self) -> Connection:
-        return self._engine.execution_options(**{WRITES: False}).connect()
+        return for_reading(self._engine).connect()
 
     def _begin(self, kind: ActKind, affected: int, detail: dict[str, Any]) -> int:
         """Store and seal the act. Return its id."""

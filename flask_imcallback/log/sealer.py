@@ -22,12 +22,12 @@ from sqlalchemy import Connection, Engine, func, insert, select
 from ..errors import ImCallbackError, StorageError
 from ..logger import logger
 from ..storage import (
-    WRITES,
     Fault,
     classify,
     describe,
     engine_mark,
     file_lock,
+    for_reading,
     is_read_only,
     sqlite_path,
     storage_errors,
@@ -235,7 +235,7 @@ class Sealer:
         with (
             storage_errors("read or write the seals"),
             # A transaction that may write would lock a SQLite file during the whole seal.
-            self._get_engine().execution_options(**{WRITES: False}).connect() as connection,
+            for_reading(self._get_engine()).connect() as connection,
         ):
             yield connection
 

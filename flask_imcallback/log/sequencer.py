@@ -18,13 +18,13 @@ from sqlalchemy.exc import DBAPIError
 
 from ..logger import logger
 from ..storage import (
-    WRITES,
     Fault,
     Signal,
     classify,
     describe,
     drop_idle_connections,
     file_lock,
+    for_reading,
     hold_connection,
     inbox,
     is_file_missing,
@@ -249,7 +249,7 @@ def number_entries(engine: Engine) -> None:
     SQLAlchemy.
     """
     # A read-only database allows this query, and it needs no lock.
-    with engine.connect().execution_options(**{WRITES: False}) as connection:
+    with for_reading(engine).connect() as connection:
         is_complete = find_unnumbered(connection) is None
     while not is_complete:
         # The lock lets the processes that write to a SQLite file take turns.

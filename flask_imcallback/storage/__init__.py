@@ -19,11 +19,11 @@ from .database_errors import (
 from .drain import Drain
 from .engines import (
     UNKNOWN_DATABASE,
-    WRITES,
     Engines,
     create_private_file,
     describe_url,
     drop_idle_connections,
+    for_reading,
     has_file,
 )
 from .entries import FINGERPRINT_BYTES, NONCE_BYTES, Delivery, Entry
@@ -35,7 +35,6 @@ from .inspection import (
     check_write,
     inspect_database,
     is_delivery_stored,
-    is_file_missing,
     read_clock,
 )
 from .key_conflicts import AlreadyStored, Repetition, TakenId, find_key_conflict
@@ -52,7 +51,7 @@ from .migrations import (
 from .recorder import Recorder
 from .spool import Spool, Waiting
 from .sqlite import use_wal
-from .sqlite_files import sqlite_path
+from .sqlite_files import is_file_missing, sqlite_path
 from .tables import (
     DELIVERIES_WITH_SOURCES,
     IS_NOT_RECORDED,
@@ -88,7 +87,6 @@ __all__ = [
     "SHARED_COLUMNS",
     "UNKNOWN_DATABASE",
     "VERSION_TABLE",
-    "WRITES",
     "AlreadyStored",
     "CallbackCount",
     "CallbackCounters",
@@ -128,6 +126,7 @@ __all__ = [
     "erasure",
     "file_lock",
     "find_key_conflict",
+    "for_reading",
     "has_file",
     "has_handler",
     "hold_connection",

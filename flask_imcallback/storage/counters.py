@@ -27,9 +27,8 @@ from ..logger import logger
 from ..storable_text import MAX_TEXT_LENGTH, make_storable
 from .database_errors import Fault, classify, describe
 from .file_lock import file_lock
-from .inspection import is_file_missing
 from .memory import hold_connection, uses_shared_connection
-from .sqlite_files import sqlite_path
+from .sqlite_files import is_file_missing, sqlite_path
 from .tables import counters as counter_table
 from .threads import new_lock, new_queue, runs_in_gevent, start_thread
 from .writer import interrupt

@@ -170,6 +170,11 @@ def is_in_memory(engine: Engine) -> bool:
     return not has_file(engine)
 
 
+def for_reading(engine: Engine) -> Engine:
+    """Return the engine for transactions that only read. On SQLite they take no write lock."""
+    return engine.execution_options(**{WRITES: False})
+
+
 def drop_idle_connections(engine: Engine) -> None:
     """Let the next connection of a pool be a new one.
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import secrets
 import sqlite3
 from collections.abc import Callable
@@ -20,7 +19,6 @@ from .encodings import encoding_problem, read_encoding
 from .ids import id_at
 from .memory import hold_connection, shares_connection
 from .migrations import is_head, read_revision
-from .sqlite_files import sqlite_path
 from .tables import counters, delivery
 from .threads import new_lock, new_signal, start_thread
 from .writer import interrupt
@@ -136,21 +134,6 @@ class DatabaseState:
     """The reason why a power cut loses callbacks, and the remedy. Empty without a problem."""
     max_packet_bytes: int | None
     """The size of the largest statement that MariaDB accepts. None for other databases."""
-
-
-def is_file_missing(engine: Engine) -> bool:
-    """Return True if the SQLite file does not exist, or is empty. A connection creates a file.
-
-    An empty file has no tables. A test of a host may have deleted the file just when a thread
-    opened it.
-    """
-    path = sqlite_path(engine)
-    try:
-        return path is not None and os.path.getsize(path) == 0
-    except FileNotFoundError:
-        return True
-    except OSError:  # the use of the file tells why
-        return False
 
 
 def inspect_database(connection: Connection) -> DatabaseState:

@@ -62,6 +62,21 @@ def uri_options(url: URL) -> dict[str, str]:
     return options
 
 
+def is_file_missing(engine: Engine) -> bool:
+    """Return True if the SQLite file does not exist, or is empty. A connection creates a file.
+
+    An empty file has no tables. A test of a host may have deleted the file just when a thread
+    opened it.
+    """
+    path = sqlite_path(engine)
+    try:
+        return path is not None and os.path.getsize(path) == 0
+    except FileNotFoundError:
+        return True
+    except OSError:  # the use of the file tells why
+        return False
+
+
 def file_identity(path: str) -> Identity | None:
     """Return the device and inode of the file, or None if it does not exist."""
     try:
